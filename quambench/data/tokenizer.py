@@ -1,0 +1,64 @@
+"""Text to token ids and back, for any folder that carries a tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer as _Tokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from quambench.errors import BadCheckpoint
+
+END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, as in GPT-NeoX's vocabulary
+
+
+class Tokenizer:
+    """A `tokenizers` tokenizer, and the id that stands where nothing came before."""
+
+    def __init__(self, inner: _Tokenizer) -> None:
+        start = inner.token_to_id(END_OF_TEXT)
+        if start is None:
+            raise BadCheckpoint(f"tokenizer.json has no {END_OF_TEXT} token, which every window starts with")
+        self._inner, self.start_id = inner, start
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """raises BadCheckpoint when the file is missing or unreadable."""
+        if not path.is_file():
+            raise BadCheckpoint(f"{path.parent} has no tokenizer.json")
+        try:
+            return cls(_Tokenizer.from_file(str(path)))
+        except BadCheckpoint:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {error}") from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Byte-level BPE over `texts`; every byte string can be encoded."""
+        inner = _Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        return cls(inner)
+
+    def save(self, path: Path) -> None:
+        self._inner.save(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._inner.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, no special token added."""
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._inner.decode(ids)

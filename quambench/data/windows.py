@@ -1,0 +1,112 @@
+"""Documents cut into windows of tokens, each token predicted exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quambench.data.corpus import Document
+from quambench.data.tokenizer import Tokenizer
+from quambench.errors import BadCorpus, BadParameter
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Windows of `length` targets; a document's last window may be shorter and is padded.
+
+    inputs     (W, L) int64   start token, then all targets but the last
+    targets    (W, L) int64   -1 where padded
+    documents  (W,)  int64    index into `names`
+    names      documents, in order
+    n_bytes    UTF-8 bytes of the text that the targets spell
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor
+    names: tuple[str, ...]
+    n_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """Hash of inputs, targets and document names: which tokens are judged."""
+        h = hashlib.sha256("\n".join(self.names).encode())
+        for tensor in (self.inputs, self.targets, self.documents):
+            h.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
+        return h.hexdigest()
+
+
+def full_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Windows:
+    """Non-overlapping windows over whole documents: every token of every document is a target."""
+    _positive(length)
+    rows, owners = [], []
+    for index, document in enumerate(documents):
+        ids = tokenizer.encode(document.text)
+        for start in range(0, len(ids), length):
+            rows.append(ids[start : start + length])
+            owners.append(index)
+    n_bytes = sum(len(d.text.encode()) for d in documents)
+    return _windows(rows, owners, documents, tokenizer, length, n_bytes)
+
+
+def spread_windows(
+    documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int
+) -> Windows:
+    """`count` complete windows, taken in turn from all documents and spaced evenly inside each.
+
+    raises BadCorpus when the documents together have fewer complete windows than one.
+    """
+    _positive(length)
+    _positive(count)
+    encoded = [tokenizer.encode(d.text) for d in documents]
+    room = [len(ids) // length for ids in encoded]
+    if sum(room) == 0:
+        longest = max((len(ids) for ids in encoded), default=0)
+        raise BadCorpus(f"no document is as long as a window of {length} tokens (the longest has {longest})")
+    quota = _quotas(room, min(count, sum(room)))
+    rows, owners = [], []
+    for index, (ids, n) in enumerate(zip(encoded, quota, strict=True)):
+        for k in range(n):
+            start = (room[index] * k // n) * length
+            rows.append(ids[start : start + length])
+            owners.append(index)
+    n_bytes = sum(len(tokenizer.decode(row).encode()) for row in rows)
+    return _windows(rows, owners, documents, tokenizer, length, n_bytes)
+
+
+def _quotas(room: list[int], count: int) -> list[int]:
+    """One window from each document in turn, until `count` are taken."""
+    quota = [0] * len(room)
+    while sum(quota) < count:
+        for index in range(len(room)):
+            if quota[index] < room[index] and sum(quota) < count:
+                quota[index] += 1
+    return quota
+
+
+def _windows(
+    rows: list[list[int]],
+    owners: list[int],
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    length: int,
+    n_bytes: int,
+) -> Windows:
+    if not rows:
+        raise BadCorpus("the documents hold no token at all")
+    targets = torch.full((len(rows), length), -1, dtype=torch.int64)
+    inputs = torch.full_like(targets, tokenizer.start_id)
+    for row, ids in enumerate(rows):
+        targets[row, : len(ids)] = torch.tensor(ids)
+        inputs[row, 1 : len(ids)] = torch.tensor(ids[:-1], dtype=torch.int64)
+    names = tuple(d.name for d in documents)
+    return Windows(inputs, targets, torch.tensor(owners), names, n_bytes)
+
+
+def _positive(value: int) -> None:
+    if value < 1:
+        raise BadParameter(f"a window length or count must be at least 1 (got {value})")

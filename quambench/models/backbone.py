@@ -1,0 +1,163 @@
+"""What Mamba and Mamba2 share: norm, causal convolution, decoding state, residual stream.
+
+A model is pre-norm blocks around a mixer: h <- h + mixer(norm(h)), then norm_f and lm_head.
+Every activation that a recipe may quantize passes through `tap(site, tensor)`, so that observers,
+fake quantization and dropout see exactly the tensors named in `models/sites.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quambench.models.config import ModelConfig
+
+Tap = Callable[[str, Tensor], Tensor]
+"""(site name, tensor) -> the tensor the model goes on with."""
+
+
+def no_tap(site: str, x: Tensor) -> Tensor:
+    """The tap that watches nothing."""
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """What one layer carries from token to token.
+
+    conv  (B, K-1, conv_channels)  the last inputs of the convolution, oldest first
+    ssm   (B, E, N) in Mamba, (B, H, P, N) in Mamba2
+    """
+
+    conv: Tensor
+    ssm: Tensor
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float, n_groups: int = 1) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * gain, the mean over each of n_groups equal parts of the last axis."""
+    parts = x.unflatten(-1, (n_groups, -1))
+    parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)
+    return parts.flatten(-2) * gain
+
+
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor) -> tuple[Tensor, Tensor]:
+    """Depthwise convolution over the past only, and the history that the next call needs.
+
+    x (B, L, C); weight (C, K); bias (C) or None; history (B, K-1, C), zeros at a sequence's start
+    returns y (B, L, C) with y[t] = sum_k weight[:, k] * x[t - K + 1 + k], and history (B, K-1, C)
+    """
+    length, width = x.shape[1], weight.shape[1]
+    padded = torch.cat([history, x], dim=1)
+    y = padded[:, :length] * weight[:, 0]
+    for k in range(1, width):
+        y = torch.addcmul(y, padded[:, k : k + length], weight[:, k])
+    if bias is not None:
+        y = y + bias
+    return y, padded[:, length:]
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with its gain."""
+
+    def __init__(self, width: int, eps: float, n_groups: int = 1) -> None:
+        super().__init__()
+        self.eps, self.n_groups = eps, n_groups
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps, self.n_groups)
+
+
+class DepthwiseConv(nn.Module):
+    """Parameters of the causal convolution, in the checkpoints' shape (C, 1, K)."""
+
+    def __init__(self, channels: int, width: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        bound = width**-0.5  # nn.Conv1d's own initialisation
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        return causal_conv1d(x, self.weight[:, 0], self.bias, history)
+
+
+class Mixer(nn.Module):
+    """One block's inner part; `mamba.py` and `mamba2.py` define it.
+
+    `out_rotation` turns out_proj's input; identity until `quant/fuse.py` sets a Hadamard there.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.out_rotation: nn.Module = nn.Identity()
+
+    def empty_state(self, batch: int) -> LayerState:
+        """The state before the first token: zeros."""
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
+        """hidden (B, L, D) -> (B, L, D) and the state after the last token.
+
+        With a state and L = 1 this is the decoding step; else the parallel form.
+        """
+        raise NotImplementedError
+
+
+class Block(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = mixer
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks, final norm; attribute names are those of the published checkpoints."""
+
+    def __init__(self, config: ModelConfig, make_mixer: Callable[[ModelConfig], Mixer]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # it is also lm_head: unit variance would start at 60 nats
+        self.layers = nn.ModuleList(Block(config, make_mixer(config)) for _ in range(config.n_layers))
+        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+
+
+class LanguageModel(nn.Module):
+    """Float Mamba or Mamba2 language model: the definition that everything else is measured against."""
+
+    def __init__(self, config: ModelConfig, make_mixer: Callable[[ModelConfig], Mixer]) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config, make_mixer)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
+
+    def forward(
+        self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
+    ) -> tuple[Tensor, list[LayerState]]:
+        """Prefill from the start (state None), or go on from a state; L = 1 is a decoding step.
+
+        tokens (B, L) int64 -> logits (B, L, vocab_size) and one LayerState per layer.
+        Sites are tapped as "layers.<i>.<site>" and "lm_head:input".
+        """
+        hidden = self.backbone.embedding(tokens)
+        states: list[LayerState] = []
+        for i, block in enumerate(self.backbone.layers):
+            inner, after = block.mixer(
+                block.norm(hidden),
+                None if state is None else state[i],
+                lambda site, x, i=i: tap(f"layers.{i}.{site}", x),
+            )
+            hidden = hidden + inner
+            states.append(after)
+        return self.lm_head(tap("lm_head:input", self.backbone.norm_f(hidden))), states
+
+

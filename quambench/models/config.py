@@ -1,0 +1,212 @@
+"""Shape of a model: one frozen value, read from either published layout of config.json.
+
+Legend used throughout `models/` (the papers' letters): B batch, L sequence, D d_model,
+E = expand * D inner width, H heads, P head_dim (E = H * P), G SSD groups, N d_state, K conv width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from quambench.errors import BadCheckpoint
+
+# Keys of state-spaces' ssm_cfg that only matter for initialising or for choosing a CUDA path.
+_TRAINING_ONLY = frozenset(
+    "A_init_range dt_min dt_max dt_init dt_scale dt_init_floor use_fast_path use_mem_eff_path "
+    "device dtype layer layer_idx process_group sequence_parallel d_model d_ssm activation conv_init".split()
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides a model's tensors and its function, and nothing else."""
+
+    architecture: str  # "mamba" or "mamba2"
+    d_model: int
+    n_layers: int
+    vocab_size: int  # rows of the embedding, padding included
+    d_state: int
+    expand: int = 2
+    conv_width: int = 4
+    conv_bias: bool = True
+    proj_bias: bool = False  # bias of in_proj and out_proj
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    # Mamba only
+    dt_rank: int = 0
+    # Mamba2 only
+    head_dim: int = 0
+    n_groups: int = 1
+    chunk_size: int = 256
+    d_per_channel: bool = False  # D of shape (E,) instead of (H,)
+    norm_before_gate: bool = False
+    dt_min: float = 0.0  # dt after softplus is clamped to [dt_min, dt_max]
+    dt_max: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ("mamba", "mamba2"):
+            raise BadCheckpoint(f"architecture must be 'mamba' or 'mamba2' (got {self.architecture!r})")
+        for name in ("d_model", "n_layers", "vocab_size", "d_state", "expand", "conv_width"):
+            if getattr(self, name) < 1:
+                raise BadCheckpoint(f"{name} must be at least 1 (got {getattr(self, name)})")
+        if self.architecture == "mamba2":
+            if self.head_dim < 1 or self.d_inner % self.head_dim:
+                raise BadCheckpoint(
+                    f"head_dim must divide the inner width {self.d_inner} (got {self.head_dim})"
+                )
+            if self.n_groups < 1 or self.n_heads % self.n_groups:
+                raise BadCheckpoint(f"n_groups must divide the {self.n_heads} heads (got {self.n_groups})")
+        elif self.dt_rank < 1:
+            raise BadCheckpoint(f"dt_rank must be at least 1 (got {self.dt_rank})")
+
+    @property
+    def d_inner(self) -> int:
+        """E: channels of the block's inner stream."""
+        return self.expand * self.d_model
+
+    @property
+    def n_heads(self) -> int:
+        """H: Mamba2's heads."""
+        return self.d_inner // self.head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels through the causal convolution: x alone in Mamba, x, B and C in Mamba2."""
+        if self.architecture == "mamba":
+            return self.d_inner
+        return self.d_inner + 2 * self.n_groups * self.d_state
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> ModelConfig:
+        """Read a config.json of state-spaces (`d_model`, `ssm_cfg`) or transformers (`model_type`).
+
+        raises BadCheckpoint for a missing key, an unknown one that could change the function,
+        or a hybrid model (attention or MLP blocks), which quambench does not define.
+        """
+        try:
+            return _from_transformers(raw) if "model_type" in raw else _from_state_spaces(raw)
+        except KeyError as missing:
+            raise BadCheckpoint(f"config.json lacks the key {missing}") from None
+        except (TypeError, ValueError) as wrong:
+            raise BadCheckpoint(f"config.json holds a value of the wrong type: {wrong}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The state-spaces layout of this config; `from_json` reads it back equal."""
+        ssm: dict[str, Any] = {"d_state": self.d_state, "d_conv": self.conv_width, "expand": self.expand}
+        ssm |= {"conv_bias": self.conv_bias, "bias": self.proj_bias}
+        if self.architecture == "mamba":
+            ssm |= {"layer": "Mamba1", "dt_rank": self.dt_rank}
+        else:
+            ssm |= {"layer": "Mamba2", "headdim": self.head_dim, "ngroups": self.n_groups}
+            ssm |= {"chunk_size": self.chunk_size, "D_has_hdim": self.d_per_channel}
+            ssm |= {"norm_before_gate": self.norm_before_gate}
+            ssm |= {"dt_limit": [self.dt_min, "inf" if math.isinf(self.dt_max) else self.dt_max]}
+        return {
+            "d_model": self.d_model,
+            "n_layer": self.n_layers,
+            "vocab_size": self.vocab_size,
+            "ssm_cfg": ssm,
+            "rms_norm": True,
+            "norm_epsilon": self.norm_eps,
+            "residual_in_fp32": True,
+            "pad_vocab_size_multiple": 1,
+            "tie_embeddings": self.tie_embeddings,
+        }
+
+
+def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
+    ssm = dict(raw.get("ssm_cfg") or {})
+    if raw.get("attn_layer_idx") or raw.get("d_intermediate"):
+        raise BadCheckpoint("hybrid models (attention or MLP blocks) are not supported")
+    if not raw.get("rms_norm", True):
+        raise BadCheckpoint("models with LayerNorm are not supported (rms_norm must be true)")
+    d_model, multiple = int(raw["d_model"]), int(raw.get("pad_vocab_size_multiple", 8))
+    layer = ssm.get("layer", "Mamba1")
+    if layer not in ("Mamba1", "Mamba2"):
+        raise BadCheckpoint(f"ssm_cfg.layer must be 'Mamba1' or 'Mamba2' (got {layer!r})")
+    common = {
+        "d_model": d_model,
+        "n_layers": int(raw["n_layer"]),
+        "vocab_size": -(-int(raw["vocab_size"]) // multiple) * multiple,
+        "norm_eps": float(raw.get("norm_epsilon", 1e-5)),
+        "tie_embeddings": bool(raw.get("tie_embeddings", True)),
+        "expand": int(ssm.pop("expand", 2)),
+        "conv_width": int(ssm.pop("d_conv", 4)),
+        "conv_bias": bool(ssm.pop("conv_bias", True)),
+        "proj_bias": bool(ssm.pop("bias", False)),
+    }
+    if layer == "Mamba1":
+        dt_rank = ssm.pop("dt_rank", "auto")
+        config = ModelConfig(
+            architecture="mamba",
+            d_state=int(ssm.pop("d_state", 16)),
+            dt_rank=math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank),
+            **common,
+        )
+    else:
+        low, high = ssm.pop("dt_limit", (0.0, math.inf))
+        if not ssm.pop("rmsnorm", True):
+            raise BadCheckpoint("Mamba2 without its gated norm (rmsnorm false) is not supported")
+        config = ModelConfig(
+            architecture="mamba2",
+            d_state=int(ssm.pop("d_state", 128)),
+            head_dim=int(ssm.pop("headdim", 64)),
+            n_groups=int(ssm.pop("ngroups", 1)),
+            chunk_size=int(ssm.pop("chunk_size", 256)),
+            d_per_channel=bool(ssm.pop("D_has_hdim", False)),
+            norm_before_gate=bool(ssm.pop("norm_before_gate", False)),
+            dt_min=float(low),
+            dt_max=float(high),
+            **common,
+        )
+    unknown = sorted(set(ssm) - _TRAINING_ONLY)
+    if unknown:
+        raise BadCheckpoint(f"config.json: ssm_cfg has keys that quambench does not know: {', '.join(unknown)}")
+    return config
+
+
+def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
+    kind = raw["model_type"]
+    if kind not in ("mamba", "mamba2"):
+        raise BadCheckpoint(f"model_type must be 'mamba' or 'mamba2' (got {kind!r})")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise BadCheckpoint(f"hidden_act must be 'silu' (got {raw['hidden_act']!r})")
+    d_model, expand = int(raw["hidden_size"]), int(raw.get("expand", 2))
+    common = {
+        "d_model": d_model,
+        "n_layers": int(raw["num_hidden_layers"]),
+        "vocab_size": int(raw["vocab_size"]),
+        "expand": expand,
+        "conv_width": int(raw.get("conv_kernel", 4)),
+        "conv_bias": bool(raw.get("use_conv_bias", True)),
+        "proj_bias": bool(raw.get("use_bias", False)),
+        "norm_eps": float(raw.get("layer_norm_epsilon", 1e-5)),
+    }
+    if kind == "mamba":
+        dt_rank = raw.get("time_step_rank", "auto")
+        return ModelConfig(
+            architecture="mamba",
+            d_state=int(raw.get("state_size", 16)),
+            dt_rank=math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank),
+            tie_embeddings=bool(raw.get("tie_word_embeddings", True)),
+            **common,
+        )
+    low, high = raw.get("time_step_limit") or (0.0, math.inf)
+    return ModelConfig(
+        architecture="mamba2",
+        d_state=int(raw.get("state_size", 128)),
+        head_dim=int(raw.get("head_dim", 64)),
+        n_groups=int(raw.get("n_groups", 8)),
+        chunk_size=int(raw.get("chunk_size", 256)),
+        dt_min=_limit(low),
+        dt_max=_limit(high),
+        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        **common,
+    )
+
+
+def _limit(value: Any) -> float:
+    """transformers writes infinity as {"__float__": "Infinity"}; plain JSON writers as a string."""
+    return float(value["__float__"]) if isinstance(value, dict) else float(value)

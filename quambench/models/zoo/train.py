@@ -1,0 +1,176 @@
+"""Training of the bundled models: resumable, seeded, logged.
+
+Nothing here depends on where a run was stopped: the order of windows follows from (seed, epoch) and
+the dropout masks from (seed, step), so a resumed run sees what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quambench.data.corpus import Corpus
+from quambench.data.tokenizer import Tokenizer
+from quambench.data.windows import Windows, full_windows
+from quambench.models import LanguageModel, build
+from quambench.models.backbone import Tap
+from quambench.models.zoo.recipe import VOCAB_SIZE, Recipe
+
+Progress = Callable[[int, int, str], None]
+"""(steps done, steps in all, one line of text) -> None"""
+
+SAVE_SECONDS = 60.0
+LOG_STEPS = 50
+
+
+def bits_per_byte(model: LanguageModel, windows: Windows, batch: int = 16) -> float:
+    """Summed negative log2-likelihood of all targets over the bytes they spell."""
+    device = model.lm_head.weight.device
+    nats = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(windows.inputs), batch):
+            part = slice(start, start + batch)
+            logits, _ = model(windows.inputs[part].to(device))
+            targets = windows.targets[part].to(device)
+            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+            nats += losses.double().sum().item()
+    return nats / math.log(2) / windows.n_bytes
+
+
+def train(
+    recipe: Recipe, corpus: Corpus, folder: Path, device: str = "cpu", progress: Progress = lambda *_: None
+) -> LanguageModel:
+    """Train by `recipe` in `folder`, going on from what an earlier run left there.
+
+    Writes tokenizer.json, state.pt (resumable), log.jsonl (one line per LOG_STEPS steps).
+    returns the trained float32 model on the CPU
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(folder / "tokenizer.json", corpus)
+    stream = _token_stream(corpus, tokenizer)
+    held_out = full_windows(corpus.part("validation"), tokenizer, recipe.window)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = build(recipe.config)
+    model.to(device)
+    optimizer = _optimizer(model, recipe)
+    per_epoch = len(stream) // (recipe.window * recipe.batch)
+    total = per_epoch * recipe.epochs
+    step, seconds = _resume(folder / "state.pt", model, optimizer, recipe)
+    stream = stream.to(device)
+    started = saved = time.monotonic()
+    running = 0.0
+    while step < total:
+        inputs, targets = _batch(stream, recipe, *divmod(step, per_epoch), tokenizer.start_id)
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(recipe, step, total)
+        model.train()
+        logits, _ = model(inputs, tap=_dropout(recipe, step, device))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        step += 1
+        running += loss.detach() / LOG_STEPS
+        if step % LOG_STEPS == 0 or step == total:
+            nats = float(running) if step % LOG_STEPS == 0 else float(loss.detach())
+            line = {"step": step, "tokens": step * recipe.batch * recipe.window, "train_nats": round(nats, 4)}
+            line["seconds"] = round(seconds + time.monotonic() - started, 1)
+            if step % (10 * LOG_STEPS) == 0 or step == total:
+                line["validation_bits_per_byte"] = round(bits_per_byte(model.eval(), held_out), 4)
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            progress(step, total, f"loss {nats:.3f} nats")
+            running = 0.0
+        if time.monotonic() - saved > SAVE_SECONDS or step == total:
+            saved = time.monotonic()
+            _save(folder / "state.pt", model, optimizer, recipe, step, seconds + saved - started)
+    return model.eval().cpu()
+
+
+def _tokenizer(path: Path, corpus: Corpus) -> Tokenizer:
+    if not path.exists():
+        Tokenizer.train((d.text for d in corpus.part("train")), VOCAB_SIZE).save(path)
+    return Tokenizer.load(path)
+
+
+def _token_stream(corpus: Corpus, tokenizer: Tokenizer) -> Tensor:
+    """All training documents, each followed by the start token."""
+    ids: list[int] = []
+    for document in corpus.part("train"):
+        ids += [*tokenizer.encode(document.text), tokenizer.start_id]
+    return torch.tensor(ids)
+
+
+def _batch(stream: Tensor, recipe: Recipe, epoch: int, index: int, start_id: int) -> tuple[Tensor, Tensor]:
+    """Windows of this step: the stream cut at an offset drawn per epoch, in an order drawn per epoch."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+    offset = int(torch.randint(recipe.window, (1,), generator=generator))
+    n_windows = (len(stream) - offset) // recipe.window
+    order = torch.randperm(n_windows, generator=generator)
+    chosen = order[(torch.arange(recipe.batch) + index * recipe.batch) % n_windows]
+    positions = offset + chosen[:, None] * recipe.window + torch.arange(recipe.window)
+    targets = stream[positions.to(stream.device)]
+    inputs = torch.cat([torch.full_like(targets[:, :1], start_id), targets[:, :-1]], dim=1)
+    return inputs, targets
+
+
+def _dropout(recipe: Recipe, step: int, device: str) -> Tap:
+    generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + step)
+    keep = 1 - recipe.dropout
+
+    def tap(site: str, x: Tensor) -> Tensor:
+        if recipe.dropout and site.endswith(("in_proj:input", "out_proj:input")):
+            mask = torch.rand(x.shape, generator=generator, device=x.device) < keep
+            return x * mask / keep
+        return x
+
+    return tap
+
+
+def _optimizer(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
+    """Weight decay on matrices; none on gains, biases, A_log and D."""
+    named = list(model.named_parameters())
+    matrices = [p for n, p in named if p.ndim >= 2 and not n.endswith("A_log")]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+
+
+def _learning_rate(recipe: Recipe, step: int, total: int) -> float:
+    warm = min(1.0, (step + 1) / recipe.warmup_steps)
+    return recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def _save(
+    path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, seconds: float
+) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    state |= {"seconds": seconds, "recipe": json.dumps(asdict(recipe))}
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _resume(
+    path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, recipe: Recipe
+) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, map_location=model.lm_head.weight.device, weights_only=True)
+    if state["recipe"] != json.dumps(asdict(recipe)):
+        raise ValueError(f"{path} was trained by another recipe; train in an empty folder")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["seconds"]
