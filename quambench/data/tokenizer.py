@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from quambench.errors import BadCheckpoint
 
@@ -59,6 +61,16 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special token added."""
         return self._inner.encode(text, add_special_tokens=False).ids
+
+    def byte_lengths(self) -> Tensor:
+        """(vocab_size,) int64: UTF-8 bytes that each token stands for; 0 for the start token.
+
+        A byte-level token is spelled with one character per byte, so a token that holds half a
+        character still counts right.
+        """
+        counts = torch.tensor([len(self._inner.id_to_token(i) or "") for i in range(self.vocab_size)])
+        counts[self.start_id] = 0
+        return counts
 
     def decode(self, ids: list[int]) -> str:
         return self._inner.decode(ids)

@@ -24,6 +24,11 @@ def no_tap(site: str, x: Tensor) -> Tensor:
     return x
 
 
+def in_layer(tap: Tap, layer: int) -> Tap:
+    """`tap` for one block's sites: names get the prefix "layers.<layer>."."""
+    return tap if tap is no_tap else lambda site, x: tap(f"layers.{layer}.{site}", x)
+
+
 @dataclass(frozen=True, slots=True)
 class LayerState:
     """What one layer carries from token to token.
@@ -124,7 +129,6 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig, make_mixer: Callable[[ModelConfig], Mixer]) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        nn.init.normal_(self.embedding.weight, std=0.02)  # it is also lm_head: unit variance would start at 60 nats
         self.layers = nn.ModuleList(Block(config, make_mixer(config)) for _ in range(config.n_layers))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
 
@@ -148,16 +152,21 @@ class LanguageModel(nn.Module):
         tokens (B, L) int64 -> logits (B, L, vocab_size) and one LayerState per layer.
         Sites are tapped as "layers.<i>.<site>" and "lm_head:input".
         """
+        hidden, after = self.hidden(tokens, state, tap)
+        return self.head(hidden, tap), after
+
+    def hidden(
+        self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
+    ) -> tuple[Tensor, list[LayerState]]:
+        """tokens (B, L) -> residual stream after the last block (B, L, D), and the states."""
         hidden = self.backbone.embedding(tokens)
         states: list[LayerState] = []
         for i, block in enumerate(self.backbone.layers):
-            inner, after = block.mixer(
-                block.norm(hidden),
-                None if state is None else state[i],
-                lambda site, x, i=i: tap(f"layers.{i}.{site}", x),
-            )
+            inner, after = block.mixer(block.norm(hidden), None if state is None else state[i], in_layer(tap, i))
             hidden = hidden + inner
             states.append(after)
-        return self.lm_head(tap("lm_head:input", self.backbone.norm_f(hidden))), states
+        return hidden, states
 
-
+    def head(self, hidden: Tensor, tap: Tap = no_tap) -> Tensor:
+        """Residual stream (..., D), at any positions -> logits (..., vocab_size)."""
+        return self.lm_head(tap("lm_head:input", self.backbone.norm_f(hidden)))

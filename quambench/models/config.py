@@ -13,10 +13,9 @@ from typing import Any
 from quambench.errors import BadCheckpoint
 
 # Keys of state-spaces' ssm_cfg that only matter for initialising or for choosing a CUDA path.
-_TRAINING_ONLY = frozenset(
-    "A_init_range dt_min dt_max dt_init dt_scale dt_init_floor use_fast_path use_mem_eff_path "
-    "device dtype layer layer_idx process_group sequence_parallel d_model d_ssm activation conv_init".split()
-)
+_TRAINING_ONLY = {"A_init_range", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_init"}
+_TRAINING_ONLY |= {"use_fast_path", "use_mem_eff_path", "process_group", "sequence_parallel"}
+_TRAINING_ONLY |= {"device", "dtype", "layer", "layer_idx", "d_model"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +50,17 @@ class ModelConfig:
         for name in ("d_model", "n_layers", "vocab_size", "d_state", "expand", "conv_width"):
             if getattr(self, name) < 1:
                 raise BadCheckpoint(f"{name} must be at least 1 (got {getattr(self, name)})")
+        if not 0 < self.norm_eps < math.inf:
+            raise BadCheckpoint(f"norm_eps must be positive and finite (got {self.norm_eps})")
         if self.architecture == "mamba2":
             if self.head_dim < 1 or self.d_inner % self.head_dim:
-                raise BadCheckpoint(
-                    f"head_dim must divide the inner width {self.d_inner} (got {self.head_dim})"
-                )
+                raise BadCheckpoint(f"head_dim must divide the inner width {self.d_inner} (got {self.head_dim})")
             if self.n_groups < 1 or self.n_heads % self.n_groups:
                 raise BadCheckpoint(f"n_groups must divide the {self.n_heads} heads (got {self.n_groups})")
+            if self.chunk_size < 1:
+                raise BadCheckpoint(f"chunk_size must be at least 1 (got {self.chunk_size})")
+            if not 0 <= self.dt_min <= self.dt_max:  # also refuses NaN
+                raise BadCheckpoint(f"dt's limits must be 0 <= low <= high (got {self.dt_min}, {self.dt_max})")
         elif self.dt_rank < 1:
             raise BadCheckpoint(f"dt_rank must be at least 1 (got {self.dt_rank})")
 
@@ -88,9 +91,9 @@ class ModelConfig:
         try:
             return _from_transformers(raw) if "model_type" in raw else _from_state_spaces(raw)
         except KeyError as missing:
-            raise BadCheckpoint(f"config.json lacks the key {missing}") from None
-        except (TypeError, ValueError) as wrong:
-            raise BadCheckpoint(f"config.json holds a value of the wrong type: {wrong}") from None
+            raise BadCheckpoint(f"the key {missing} is missing") from None
+        except (TypeError, ValueError, OverflowError) as wrong:
+            raise BadCheckpoint(f"a value is not what its key needs: {wrong}") from None
 
     def to_json(self) -> dict[str, Any]:
         """The state-spaces layout of this config; `from_json` reads it back equal."""
@@ -123,10 +126,12 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
     if not raw.get("rms_norm", True):
         raise BadCheckpoint("models with LayerNorm are not supported (rms_norm must be true)")
     d_model, multiple = int(raw["d_model"]), int(raw.get("pad_vocab_size_multiple", 8))
+    if multiple < 1:
+        raise BadCheckpoint(f"pad_vocab_size_multiple must be at least 1 (got {multiple})")
     layer = ssm.get("layer", "Mamba1")
     if layer not in ("Mamba1", "Mamba2"):
         raise BadCheckpoint(f"ssm_cfg.layer must be 'Mamba1' or 'Mamba2' (got {layer!r})")
-    common = {
+    common: dict[str, Any] = {
         "d_model": d_model,
         "n_layers": int(raw["n_layer"]),
         "vocab_size": -(-int(raw["vocab_size"]) // multiple) * multiple,
@@ -149,6 +154,10 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
         low, high = ssm.pop("dt_limit", (0.0, math.inf))
         if not ssm.pop("rmsnorm", True):
             raise BadCheckpoint("Mamba2 without its gated norm (rmsnorm false) is not supported")
+        if ssm.pop("activation", "swish") not in ("swish", "silu"):
+            raise BadCheckpoint("Mamba2 with an activation other than swish is not supported")
+        if ssm.pop("d_ssm", None) not in (None, common["expand"] * d_model):
+            raise BadCheckpoint("Mamba2 with an MLP beside the state space (d_ssm) is not supported")
         config = ModelConfig(
             architecture="mamba2",
             d_state=int(ssm.pop("d_state", 128)),
@@ -163,7 +172,7 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
         )
     unknown = sorted(set(ssm) - _TRAINING_ONLY)
     if unknown:
-        raise BadCheckpoint(f"config.json: ssm_cfg has keys that quambench does not know: {', '.join(unknown)}")
+        raise BadCheckpoint(f"ssm_cfg has keys that quambench does not know: {', '.join(unknown)}")
     return config
 
 
@@ -174,7 +183,7 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
     if raw.get("hidden_act", "silu") != "silu":
         raise BadCheckpoint(f"hidden_act must be 'silu' (got {raw['hidden_act']!r})")
     d_model, expand = int(raw["hidden_size"]), int(raw.get("expand", 2))
-    common = {
+    common: dict[str, Any] = {
         "d_model": d_model,
         "n_layers": int(raw["num_hidden_layers"]),
         "vocab_size": int(raw["vocab_size"]),

@@ -23,6 +23,7 @@ from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import Windows, full_windows
 from quambench.models import LanguageModel, build
 from quambench.models.backbone import Tap
+from quambench.models.checkpoint import save_checkpoint
 from quambench.models.zoo.recipe import VOCAB_SIZE, Recipe
 
 Progress = Callable[[int, int, str], None]
@@ -96,6 +97,11 @@ def train(
             saved = time.monotonic()
             _save(folder / "state.pt", model, optimizer, recipe, step, seconds + saved - started)
     return model.eval().cpu()
+
+
+def publish(model: LanguageModel, folder: Path) -> None:
+    """config.json and half-precision weights in the state-spaces layout, beside the tokenizer."""
+    save_checkpoint(folder, model, torch.float16)
 
 
 def _tokenizer(path: Path, corpus: Corpus) -> Tokenizer:

@@ -1,0 +1,76 @@
+"""int8_linear on a CPU: two implementations with the reference's signature, and the probe that chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from quambench_kernels.int8_linear.reference import int8_linear_ref
+
+# A product of two int8 is at most 128 * 128 = 2^14 in magnitude, so a sum of 2^10 products, and
+# every part of it, is an integer of at most 2^24: float32 holds all of these, in any order of
+# summation. One product more could lose a bit.
+CHUNK = 1024
+
+
+def int_mm(x_q: Tensor, w_q: Tensor) -> Tensor:
+    """x_q (M, K), w_q (N, K) contiguous -> (M, N) int32, by the CPU's int8 instructions.
+
+    The weight stays (N, K) and is passed as a view: for one row that is more than twice as fast as
+    a contiguous (K, N).
+
+    torch reads leading dimensions off the strides, but the stride of a dimension of size 1 may be
+    anything, 0 included, and the library then returns without having written a result
+    (pytorch/pytorch#195066). So the strides are set here, to what they are wherever they matter.
+    """
+    (m, k), n = x_q.shape, w_q.shape[0]
+    x = x_q.contiguous().as_strided((m, k), (k, 1))
+    return torch._int_mm(x, w_q.as_strided((k, n), (1, k) if k > 1 else (n, 1)))
+
+
+def chunked_float32(x_q: Tensor, w_q: Tensor) -> Tensor:
+    """x_q (M, K), w_q (N, K) -> (M, N) int32, by float32 products of at most CHUNK terms.
+
+    Exact on any machine, and also where float32 products are lowered to bfloat16 or TF32: int8
+    fits both, and their sums are taken in float32.
+    """
+    total = torch.zeros(x_q.shape[0], w_q.shape[0], dtype=torch.int32, device=x_q.device)
+    for x, w in zip(x_q.split(CHUNK, dim=1), w_q.split(CHUNK, dim=1), strict=True):
+        total += (x.float() @ w.float().t()).to(torch.int32)
+    return total
+
+
+def int_mm_is_exact(int_mm: Callable[[Tensor, Tensor], Tensor] = int_mm) -> bool:
+    """Whether `int_mm` agrees with the reference on values that break the known shortcuts.
+
+    On a CPU without VNNI the library adds pairs of products in saturating int16: silently wrong,
+    for large values only. K = 4,097 reaches sums that float32 cannot hold. One row, few rows and
+    many rows take different code paths.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for k, n in ((64, 64), (1029, 65), (4097, 48)):
+        x, w = _hard_rows(33, k, generator), _hard_rows(n, k, generator)
+        want = int8_linear_ref(x, w)
+        for rows in (*(slice(i, i + 1) for i in range(5)), slice(5), slice(33)):
+            if not torch.equal(int_mm(x[rows], w), want[rows]):
+                return False
+    return True
+
+
+def _hard_rows(rows: int, k: int, generator: torch.Generator) -> Tensor:
+    """(rows, k) int8: all 127, all -128, the two in turn, the two at random, anything; repeated."""
+    ends = torch.tensor([127, -128], dtype=torch.int8)
+    x = torch.randint(-128, 128, (rows, k), dtype=torch.int8, generator=generator)
+    x[0::5], x[1::5] = ends
+    x[2::5] = ends[torch.arange(k) % 2]
+    x[3::5] = ends[(x[3::5] < 0).long()]
+    return x
+
+
+@cache
+def why_not_int_mm() -> str | None:
+    """The probe, once in a process."""
+    return None if int_mm_is_exact() else "torch._int_mm is not exact on this CPU (it saturates without VNNI)"

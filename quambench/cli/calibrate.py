@@ -1,0 +1,53 @@
+"""quambench calibrate: model + text -> a saved Calibration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from tabulate import tabulate
+
+from quambench.case import Case, Protocol
+from quambench.cli.options import add_corpus, add_model, progress_bars
+from quambench.data.corpus import load_corpus
+from quambench.models.checkpoint import load_checkpoint
+from quambench.observers import ObserverSpec
+from quambench.runner import ModelRun
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    default = Protocol()
+    add_model(parser)
+    add_corpus(parser)
+    parser.add_argument(
+        "--observer", default="percentile", metavar="SPEC", help='at the percentile sites (default: "percentile")'
+    )
+    parser.add_argument("--policy", default="quamba", help="which site gets which observer (default: quamba)")
+    parser.add_argument("--windows", type=int, default=default.calib_windows, help="calibration windows (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=default.calib_length, help="tokens per window (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write scales.safetensors and calibration.json")
+    parser.add_argument("--json", action="store_true", help="print the scales as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    observer = ObserverSpec.parse(options.observer)
+    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
+    case = Case(model=checkpoint.name, observer=observer, policy=options.policy, protocol=protocol)
+    with progress_bars() as progress:
+        calibration = ModelRun(checkpoint, corpus, [case], progress).calibrations[case]
+    if options.out:
+        calibration.save(options.out)
+    if options.json:
+        print(json.dumps({site: scale.tolist() for site, scale in calibration.scales.items()}, indent=1))
+        return 0
+    table = [
+        [site, calibration.observers[site], scale.numel(), f"{scale.min().item():.6g}", f"{scale.max().item():.6g}"]
+        for site, scale in calibration.scales.items()
+    ]
+    print(tabulate(table, headers=["site", "observer", "scales", "smallest", "largest"], disable_numparse=True))
+    if options.out:
+        print(f"\nwritten: {options.out}")
+    return 0

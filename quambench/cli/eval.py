@@ -1,0 +1,82 @@
+"""quambench eval: what quantization costs, against the float model, without any baseline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from tabulate import tabulate
+
+from quambench.calibrate import Calibration
+from quambench.case import Case
+from quambench.cli.options import add_corpus, add_model, add_observers, progress_bars
+from quambench.data.corpus import load_corpus
+from quambench.errors import BadArtefact
+from quambench.evaluate import evaluate
+from quambench.metrics import METRICS, Measurement
+from quambench.models.checkpoint import load_checkpoint
+from quambench.observers import ObserverSpec
+from quambench.quant.quantized import Precision, QuantizedModel
+from quambench.runner import ModelRun
+
+SHOWN = (
+    "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",
+    "decode_kl_p99", "accuracy", "accuracy_float", "flips_to_wrong", "flips_to_right", "worst_local_sqnr",
+    "worst_accumulated_sqnr", "most_clipped",
+)  # fmt: skip
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_observers(parser)
+    add_corpus(parser)
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="use saved scales (quambench calibrate --out) instead of observers"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    specs = [ObserverSpec.parse(s) for s in options.observer or ["percentile"]]
+    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    cases = [Case(model=checkpoint.name, observer=spec) for spec in specs]
+    with progress_bars() as progress:
+        work = ModelRun(checkpoint, corpus, cases, progress)
+        if options.calibration:
+            found = {str(options.calibration): _with_saved(work, Calibration.load(options.calibration))}
+        else:
+            found = {case.id: dict(work.result(case).metrics) for case in cases}
+    if options.json:
+        document = {
+            name: {n: {"value": _number(m.value), "se": _number(m.standard_error)} for n, m in metrics.items()}
+            for name, metrics in found.items()
+        }
+        print(json.dumps(document, indent=1))
+        return 0
+    rows = [
+        [name, METRICS[name].unit, METRICS[name].better, *(_cell(metrics[name]) for metrics in found.values())]
+        for name in SHOWN
+    ]
+    headings = ["metric", "unit", "better", *(name.split("/", 1)[-1] for name in found)]
+    print(tabulate(rows, headers=headings, disable_numparse=True))
+    return 0
+
+
+def _with_saved(work: ModelRun, calibration: Calibration) -> dict[str, Measurement]:
+    if calibration.model_digest != work.checkpoint.digest:
+        raise BadArtefact(f"these scales were made for another model than {work.checkpoint.name!r}")
+    precision = Precision(act_bits=calibration.act_bits)
+    model = QuantizedModel(work.prepared, calibration, precision)
+    evidence = evaluate(model, work.reference, work.data, calibration, calibration.act_bits)
+    return {name: metric.measure(evidence) for name, metric in METRICS.items()}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _cell(measured: Measurement) -> str:
+    error = measured.standard_error
+    return f"{measured.value:.5g}" + (f" ± {error:.2g}" if error > 0 else "")

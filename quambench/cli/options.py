@@ -1,0 +1,44 @@
+"""Options and progress that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from quambench.runner import Progress as Report
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a bundled model, a folder with config.json and weights, or a hub name")
+
+
+def add_corpus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder of .txt or a .jsonl with 'text'")
+
+
+def add_observers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--observer", action="append", metavar="SPEC",
+        help='at the percentile sites, e.g. "percentile[alpha=0.9995,sigma=0.01]" (default); repeatable',
+    )
+
+
+@contextmanager
+def progress_bars() -> Iterator[Report]:
+    """Bars on stderr, one per kind of work; silent where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, object] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield report

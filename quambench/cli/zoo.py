@@ -1,0 +1,70 @@
+"""quambench zoo: train the bundled models, and check what they reach."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tabulate import tabulate
+
+from quambench.cli.options import progress_bars
+from quambench.data.corpus import load_corpus
+from quambench.data.windows import full_windows
+from quambench.errors import BadParameter
+from quambench.models.checkpoint import load_checkpoint
+from quambench.models.zoo.recipe import RECIPES
+from quambench.models.zoo.train import bits_per_byte, publish, train
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    trains = actions.add_parser("train", help="train by the recipe; goes on where an earlier run stopped")
+    trains.add_argument("name", help=f"one of {', '.join(sorted(RECIPES))}")
+    trains.add_argument("--out", type=Path, metavar="DIR", help="work folder (default: zoo-NAME)")
+    trains.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
+    check = actions.add_parser("check", help="held-out bits per byte over the whole test part")
+    check.add_argument("name", nargs="*", help="bundled names or folders (default: all bundled)")
+    check.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    return _train(options) if options.action == "train" else _check(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    recipe = RECIPES[options.name]
+    folder = options.out or Path(f"zoo-{options.name}")
+    with progress_bars() as progress:
+
+        def report(done: int, total: int, line: str) -> None:
+            progress(f"{options.name}", done, total)
+
+        try:
+            model = train(recipe, load_corpus(), folder, options.device, report)
+        except ValueError as error:
+            raise BadParameter(str(error)) from None
+    publish(model, folder)
+    print(f"written: {folder}; check it with: quambench zoo check {folder}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    test = load_corpus().part("test")
+    rows = []
+    for name in options.name or sorted(RECIPES):
+        checkpoint = load_checkpoint(name)
+        windows = full_windows(test, checkpoint.tokenizer, length=512)
+        rows.append(
+            {
+                "model": checkpoint.name,
+                "bits_per_byte": round(bits_per_byte(checkpoint.model, windows), 4),
+                "documents": len(windows.names),
+                "bytes": windows.n_bytes,
+                "tokens": int((windows.targets >= 0).sum()),
+                "data": windows.digest[:16],
+                "weights": checkpoint.digest[:16],
+            }
+        )
+    print(json.dumps(rows, indent=1) if options.json else tabulate(rows, headers="keys", floatfmt=".4f"))
+    return 0

@@ -1,0 +1,1 @@
+"""The gate: is this result the stored one, worse, better, or something else altogether?"""

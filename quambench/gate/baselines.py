@@ -1,0 +1,182 @@
+"""Stored results: <root>/<suite>/<machine class>/<model>.json, with the evidence beside it.
+
+The JSON holds what a reviewer reads: one case a block, sorted. Its evidence (arrays) is a
+safetensors file whose name carries its own hash, so that replacing the JSON is the one atomic step:
+killed at any moment, a write leaves the old pair or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from quambench.errors import BadArtefact
+from quambench.gate.record import Artefacts, Record
+from quambench.metrics import METRICS, Measurement
+
+SCHEMA = 1
+_SEPARATOR = "//"  # between case id and array name
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One baseline file's cases, and whether it is this machine class's own."""
+
+    path: Path
+    cases: Mapping[str, Record]
+    portable: bool
+
+
+class BaselineStore:
+    """All baselines under one folder."""
+
+    def __init__(self, root: Path, machine: str) -> None:
+        self.root, self.machine = root, machine
+        self._read: dict[Path, Stored] = {}
+
+    def path(self, suite: str, model: str, machine: str | None = None) -> Path:
+        return self.root / suite / (machine or self.machine) / f"{model}.json"
+
+    def find(self, suite: str, model: str) -> Stored | None:
+        """This class's file, else the nearest class's (marked portable), else None.
+
+        raises BadArtefact naming the file when it cannot be trusted
+        """
+        own = self.path(suite, model)
+        others = sorted((self.root / suite).glob(f"*/{model}.json"), key=self._distance)
+        for path in [own] if own.exists() else others[:1]:
+            if path not in self._read:
+                self._read[path] = Stored(path, read_baseline(path), portable=path != own)
+            return self._read[path]
+        return None
+
+    def _distance(self, path: Path) -> tuple[int, str]:
+        """Fewer shared leading words of the class name is farther; ties by name."""
+        words, mine = path.parent.name.split("-"), self.machine.split("-")
+        return -len(os.path.commonprefix([words, mine])), path.parent.name
+
+    def write(self, suite: str, model: str, records: Iterable[Record], keep: Iterable[str] | None = None) -> Path:
+        """Put `records` into this class's file.
+
+        keep  ids of stored cases that stay although they were not run; None keeps all
+        """
+        path = self.path(suite, model)
+        stored = dict(read_baseline(path)) if path.exists() else {}
+        if keep is not None:
+            wanted = set(keep)
+            stored = {i: r for i, r in stored.items() if i in wanted}
+        stored |= {record.case_id: record for record in records}
+        write_baseline(path, stored)
+        self._read.pop(path, None)
+        return path
+
+
+def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
+    """Replace `path` and its evidence in one atomic step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blob = save({k: v.contiguous() for case in cases.values() for k, v in _arrays(case).items()})
+    digest = hashlib.sha256(blob).hexdigest()
+    evidence = path.with_name(f"{path.stem}.{digest[:12]}.safetensors")
+    _replace(evidence, blob)
+    document = {
+        "schema": SCHEMA,
+        "evidence": {"file": evidence.name, "sha256": digest},
+        "cases": {case_id: _entry(cases[case_id]) for case_id in sorted(cases)},
+    }
+    _replace(path, _dump(document).encode())
+    for old in path.parent.glob(f"{path.stem}.*.safetensors"):
+        if old != evidence:
+            old.unlink()
+
+
+def read_baseline(path: Path) -> dict[str, Record]:
+    """raises BadArtefact when unreadable, corrupt, from another schema, or without its evidence"""
+    try:
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise BadArtefact(f"{path} has schema {document['schema']}, this version of quambench reads {SCHEMA}")
+        evidence = path.with_name(document["evidence"]["file"])
+        blob = evidence.read_bytes()
+        if hashlib.sha256(blob).hexdigest() != document["evidence"]["sha256"]:
+            raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; restore both from git")
+        arrays = load(blob)
+        return {case_id: _record(case_id, entry, arrays) for case_id, entry in document["cases"].items()}
+    except FileNotFoundError as error:
+        raise BadArtefact(f"{path}: {Path(error.filename).name} is missing; restore both files from git") from None
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
+        raise BadArtefact(f"{path} is not a readable baseline ({error!r}); restore it from git") from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _arrays(record: Record) -> dict[str, torch.Tensor]:
+    scales = record.artefacts.scales
+    named = dict(record.evidence) | {
+        "artefacts.scales": torch.cat(list(scales.values())),
+        "artefacts.sizes": torch.tensor([s.numel() for s in scales.values()], dtype=torch.int32),
+    }
+    return {f"{record.case_id}{_SEPARATOR}{name}": array for name, array in named.items()}
+
+
+def _entry(record: Record) -> dict[str, Any]:
+    return {
+        "protocol": record.protocol,
+        "artefacts": record.artefact_digest,
+        "metrics": {n: [_number(m.value), _number(m.standard_error)] for n, m in sorted(record.metrics.items())},
+        "noise": {n: _number(v) for n, v in sorted(record.noise.items())},
+        "settings": dict(sorted(record.settings.items())),
+        "provenance": dict(record.provenance),
+        "weights": dict(record.artefacts.digests),
+        "scales": list(record.artefacts.scales),
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN; 9 digits are more than any standard error here resolves."""
+    return None if math.isnan(value) else float(f"{value:.9g}")
+
+
+def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Record:
+    prefix = case_id + _SEPARATOR
+    own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
+    scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
+    record = Record(
+        case_id=case_id,
+        settings=entry["settings"],
+        metrics={n: METRICS[n].measure(own) for n in entry["metrics"] if n in METRICS},
+        evidence=own,
+        artefacts=Artefacts(scales, entry["weights"]),
+        provenance=entry["provenance"],
+        noise=entry["noise"],
+    )
+    if record.protocol != entry["protocol"] or record.artefact_digest != entry["artefacts"]:
+        raise ValueError(f"{case_id}: settings or artefacts were edited by hand")
+    return record
+
+
+def _dump(document: Mapping[str, Any]) -> str:
+    """One line per field of a case, so that a diff shows what moved."""
+    head = json.dumps({k: v for k, v in document.items() if k != "cases"}, indent=1)[:-2]
+    blocks = []
+    for case_id, entry in document["cases"].items():
+        lines = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in entry.items())
+        blocks.append(f"  {json.dumps(case_id)}: {{\n{lines}\n  }}")
+    return head + ',\n "cases": {\n' + ",\n".join(blocks) + "\n }\n}\n"

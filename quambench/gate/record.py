@@ -1,0 +1,86 @@
+"""A result as the gate keeps it: numbers, evidence, artefacts, settings, provenance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quambench.case import protocol_hash
+from quambench.metrics import Measurement
+from quambench.runner import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Artefacts:
+    """What calibration and weight quantization made, by name in forward order.
+
+    scales   "layers.0.x_proj:input" (a site) or "layers.0.in_proj.weight" -> float32, any shape
+    digests  weight name -> hash of its integers
+    """
+
+    scales: Mapping[str, Tensor]
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One judged or stored case. Evidence arrays are those of `evaluate`."""
+
+    case_id: str
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, Measurement]
+    evidence: Mapping[str, Tensor]
+    artefacts: Artefacts
+    provenance: Mapping[str, Any]
+    # Metric -> how far its mean moved under other threads and batches when this was stored.
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def protocol(self) -> str:
+        return protocol_hash(dict(self.settings))
+
+    @property
+    def artefact_digest(self) -> str:
+        """One hash over all artefacts: shows in a diff that something changed."""
+        h = hashlib.sha256()
+        for name, scale in self.artefacts.scales.items():
+            h.update(name.encode() + scale.contiguous().numpy().tobytes())
+        for name, digest in self.artefacts.digests.items():
+            h.update(f"{name} {digest}".encode())
+        return h.hexdigest()[:16]
+
+
+def record_of(result: Result, provenance: Mapping[str, Any], noise: Mapping[str, float] | None = None) -> Record:
+    """Flatten a Result; scales in the order in which a forward pass meets them."""
+    weight_scales = {name: w.scale for name, w in result.weights.items()}
+    named = {**weight_scales, **result.calibration.scales}
+    return Record(
+        case_id=result.case.id,
+        settings=result.settings,
+        metrics=result.metrics,
+        evidence=result.evidence,
+        artefacts=Artefacts(
+            scales={name: named[name].flatten().contiguous() for name in sorted(named, key=_forward_order)},
+            digests={name: weight.digest for name, weight in result.weights.items()},
+        ),
+        provenance=provenance,
+        noise=noise or {},
+    )
+
+
+def _forward_order(name: str) -> tuple[int, int]:
+    """Embedding, then each layer's weights before its sites, then lm_head. Stable within those."""
+    is_site = int(":" in name or not name.endswith((".weight", ".bias", ".A_log", ".D")))
+    if name.startswith("layers."):
+        return int(name.split(".")[1]), is_site
+    return (-1, is_site) if name.startswith("embedding") else (1 << 30, is_site)
+
+
+def scale_steps_apart(a: Tensor, b: Tensor) -> Tensor:
+    """Distance in float32 representable steps (ulp), for positive finite values; int64."""
+    return (a.view(torch.int32).long() - b.view(torch.int32).long()).abs()

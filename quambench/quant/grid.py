@@ -1,0 +1,71 @@
+"""The integer grid: the only place where a number is rounded to an integer.
+
+Symmetric, n bits: integers in [-2^(n-1), 2^(n-1) - 1], zero point 0, x ~ q * scale with
+q = clamp(round(x / scale)). Rounding is part of the definition: ties go to even. The others exist
+by name because parts of the original round so (`half_away` in its convolution, Hadamard and Mamba
+prefill state; `truncate` in its branch without Hadamard).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from quambench.errors import BadParameter
+
+MIN_SCALE = 1e-6  # an all-zero tensor still gets a legal scale
+
+
+def _half_away(x: Tensor) -> Tensor:
+    return torch.sign(x) * torch.floor(x.abs() + 0.5)
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "half_even": torch.round,
+    "half_away": _half_away,
+    "truncate": torch.trunc,
+}
+
+
+def q_max(bits: int) -> int:
+    """Largest integer of the grid: 127 at 8 bits."""
+    if not 2 <= bits <= 8:
+        raise BadParameter(f"bits must be from 2 to 8 (got {bits})")
+    return 2 ** (bits - 1) - 1
+
+
+def symmetric_scale(amax: Tensor, bits: int = 8) -> Tensor:
+    """Step of the symmetric grid, amax / q_max, at least MIN_SCALE.
+
+    amax     (*scale_shape), >= 0, in the tensor's own unit; divided in its own dtype
+    returns  (*scale_shape) float32, tensor units per integer step
+    """
+    return (amax / q_max(bits)).float().clamp(min=MIN_SCALE)
+
+
+def quantize(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even") -> Tensor:
+    """x (float, any shape) by a scale that broadcasts to it -> int8 of x's shape.
+
+    The quotient is taken in x's dtype, as the runtime takes it in float32.
+    """
+    top = q_max(bits)
+    return ROUNDINGS[rounding](x / scale).clamp_(-top - 1, top).to(torch.int8)
+
+
+def dequantize(q: Tensor, scale: Tensor) -> Tensor:
+    """int8 by a scale that broadcasts to it -> float of the scale's dtype."""
+    return q * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
+    """`dequantize(quantize(x))` in x's dtype: what the integer model knows of x."""
+    return dequantize(quantize(x, scale, bits), scale.to(x.dtype))
+
+
+def clipped_share(x: Tensor, scale: Tensor, bits: int = 8) -> float:
+    """Share of values that the grid's ends cut, i.e. whose rounded quotient lies outside it; 0 to 1."""
+    top = q_max(bits)
+    q = ROUNDINGS["half_even"](x / scale)
+    return ((q > top) | (q < -top - 1)).double().mean().item()

@@ -1,0 +1,9 @@
+"""Reports: pure functions of verdicts. Same verdicts, same bytes; no clock, no colour, no I/O."""
+
+from __future__ import annotations
+
+from quambench.report import json, markdown  # noqa: F401  (importing registers them)
+from quambench.report.base import REPORTS, format_of
+from quambench.report.table import terminal
+
+__all__ = ["REPORTS", "format_of", "terminal"]

@@ -1,0 +1,28 @@
+"""Report formats by file suffix. To add one: a module beside this one; import it in __init__.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quambench.errors import BadParameter
+from quambench.gate.verdicts import Verdict
+from quambench.registry import Registry
+
+Renderer = Callable[[Sequence[Verdict], Mapping[str, Any]], str]
+"""(verdicts, provenance) -> the report's text"""
+
+REPORTS: Registry[Renderer] = Registry("report format", "quambench/report/")
+
+
+def format_of(path: Path) -> str:
+    """The format named by a path's suffix: "md" or "json".
+
+    raises BadParameter for a suffix without a format
+    """
+    suffix = path.suffix.removeprefix(".")
+    if suffix not in REPORTS:
+        known = ", ".join(f".{name}" for name in sorted(REPORTS))
+        raise BadParameter(f"a report's format follows its suffix, {known} (got {str(path)!r})")
+    return suffix

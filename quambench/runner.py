@@ -1,0 +1,128 @@
+"""The only conductor: Case -> Result. Work that cases of a model share is done once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from quambench.calibrate import Calibration, calibrate
+from quambench.case import Case, protocol_hash
+from quambench.data.corpus import Corpus
+from quambench.data.windows import spread_windows
+from quambench.errors import BadParameter, UnknownName
+from quambench.evaluate import WINDOW_BATCH, EvalData, Reference, evaluate, reference
+from quambench.metrics import METRICS, Measurement
+from quambench.models.backbone import LanguageModel
+from quambench.models.checkpoint import Checkpoint
+from quambench.policy import POLICIES
+from quambench.quant.fuse import prepare
+from quambench.quant.quantized import QuantizedModel
+from quambench.quant.weights import QuantizedTensor
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all) -> None"""
+
+GROUPINGS = ("1x1",)  # one scale per tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one case came to."""
+
+    case: Case
+    settings: Mapping[str, object]  # the case's, and the digests of model and data
+    metrics: Mapping[str, Measurement]
+    evidence: Mapping[str, Tensor]
+    calibration: Calibration
+    weights: Mapping[str, QuantizedTensor]
+    seconds: float  # evaluation alone
+
+    @property
+    def protocol(self) -> str:
+        return protocol_hash(dict(self.settings))
+
+
+class ModelRun:
+    """All cases of one model on one corpus and protocol, in one process."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, corpus: Corpus, cases: Iterable[Case],
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        self.checkpoint, self.corpus = checkpoint, corpus
+        self.cases = tuple(dict.fromkeys(cases))
+        self._progress = progress
+        protocols = {case.protocol for case in self.cases}
+        if len(protocols) != 1:
+            raise BadParameter(f"the cases of a run must share one protocol (got {len(protocols)})")
+        (self.protocol,) = protocols
+        for case in self.cases:
+            if case.grouping not in GROUPINGS:
+                raise UnknownName("grouping", case.grouping, GROUPINGS)
+
+    @cached_property
+    def prepared(self) -> LanguageModel:
+        return prepare(self.checkpoint.model)
+
+    @cached_property
+    def data(self) -> EvalData:
+        return EvalData.of(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol)
+
+    @cached_property
+    def reference(self) -> Reference:
+        self._progress(f"{self.checkpoint.name}: float reference", 0, 1)
+        return reference(self.checkpoint.model, self.prepared, self.data)
+
+    @cached_property
+    def calibrations(self) -> dict[Case, Calibration]:
+        """One pass for all cases."""
+        p = self.protocol
+        sequences = spread_windows(
+            self.corpus.part("calibration"), self.checkpoint.tokenizer, p.calib_length, p.calib_windows
+        ).inputs
+        plans = {
+            case: (POLICIES[case.policy](self.checkpoint.config, case.observer), case.precision.act_bits)
+            for case in self.cases
+        }
+        title = f"{self.checkpoint.name}: calibration"
+        return calibrate(
+            self.prepared, sequences, plans, self.checkpoint.digest, lambda i, n: self._progress(title, i, n)
+        )
+
+    def quantized(self, case: Case) -> QuantizedModel:
+        return QuantizedModel(self.prepared, self.calibrations[case], case.precision)
+
+    def evidence(self, case: Case, window_batch: int = WINDOW_BATCH) -> dict[str, Tensor]:
+        """The measurement alone, e.g. again under other numerics."""
+        calibration = self.calibrations[case]
+        model = self.quantized(case)
+        return evaluate(model, self.reference, self.data, calibration, case.precision.act_bits, window_batch)
+
+    def settings(self, case: Case) -> dict[str, object]:
+        """What decides whether a stored number measured the same thing."""
+        versions = {f"metric.{m.name}": m.version for m in METRICS.values()}
+        digests = {
+            "model_digest": self.checkpoint.digest,
+            "calibration_data": self.calibrations[case].data_digest,
+            "evaluation_data": self.data.digest,
+        }
+        return case.settings() | digests | versions
+
+    def result(self, case: Case) -> Result:
+        calibration, _ = self.calibrations[case], self.reference
+        started = time.perf_counter()
+        self._progress(f"{case.id}: evaluation", 0, 1)
+        evidence = self.evidence(case)
+        return Result(
+            case=case,
+            settings=self.settings(case),
+            metrics={name: metric.measure(evidence) for name, metric in METRICS.items()},
+            evidence=evidence,
+            calibration=calibration,
+            weights=self.quantized(case).weights(),
+            seconds=time.perf_counter() - started,
+        )

@@ -1,0 +1,198 @@
+"""config.json in both published layouts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quambench.errors import BadCheckpoint
+from quambench.models.config import ModelConfig
+
+# As published with state-spaces/mamba-130m and state-spaces/mamba2-130m.
+MAMBA_130M = {
+    "d_model": 768,
+    "n_layer": 24,
+    "vocab_size": 50277,
+    "ssm_cfg": {},
+    "rms_norm": True,
+    "residual_in_fp32": True,
+    "fused_add_norm": True,
+    "pad_vocab_size_multiple": 8,
+}
+MAMBA2_130M = {
+    "d_model": 768,
+    "d_intermediate": 0,
+    "n_layer": 24,
+    "vocab_size": 50277,
+    "ssm_cfg": {"layer": "Mamba2"},
+    "attn_layer_idx": [],
+    "attn_cfg": {},
+    "rms_norm": True,
+    "residual_in_fp32": True,
+    "fused_add_norm": True,
+    "pad_vocab_size_multiple": 16,
+    "tie_embeddings": True,
+}
+TRANSFORMERS = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 264}
+TRANSFORMERS2 = TRANSFORMERS | {"model_type": "mamba2", "head_dim": 8, "n_groups": 2, "state_size": 5}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    small, flag = st.integers(1, 9), st.booleans()
+    common = {name: draw(small) for name in ("d_model", "n_layers", "vocab_size", "d_state", "expand", "conv_width")}
+    common |= {name: draw(flag) for name in ("conv_bias", "proj_bias", "tie_embeddings")}
+    common["norm_eps"] = draw(st.floats(0, 1, exclude_min=True))
+    if draw(flag):
+        return ModelConfig(architecture="mamba", dt_rank=draw(small), **common)
+    groups, heads_per_group, head_dim = draw(small), draw(small), draw(small)
+    common |= {"d_model": groups * heads_per_group * head_dim, "head_dim": head_dim, "n_groups": groups}
+    common |= {name: draw(flag) for name in ("d_per_channel", "norm_before_gate")}
+    low = draw(st.floats(0, 10))
+    limits = {"dt_min": low, "dt_max": draw(st.one_of(st.just(math.inf), st.floats(low, 100)))}
+    return ModelConfig(architecture="mamba2", chunk_size=draw(small), **common, **limits)
+
+
+@settings(derandomize=True, deadline=None)
+@given(configs())
+def test_json_round_trip(config: ModelConfig) -> None:
+    text = json.dumps(config.to_json(), allow_nan=False)  # infinity must not need Python's own JSON dialect
+    assert ModelConfig.from_json(json.loads(text)) == config
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+def test_the_written_layout_carries_every_field(architecture: str) -> None:
+    # A field that to_json forgets would come back as its default: change each, one at a time.
+    base = ModelConfig(architecture=architecture, d_model=8, n_layers=1, vocab_size=3, d_state=2, dt_rank=1, head_dim=2)
+    if architecture == "mamba2":
+        base = replace(base, dt_rank=0)
+        other = {"head_dim": 4, "n_groups": 2, "chunk_size": 7, "d_per_channel": True, "norm_before_gate": True}
+        other |= {"dt_min": 0.25, "dt_max": 0.5}
+    else:
+        base = replace(base, head_dim=0)
+        other = {"dt_rank": 3}
+    other |= {"d_model": 16, "n_layers": 2, "vocab_size": 5, "d_state": 3, "expand": 3, "conv_width": 3}
+    other |= {"conv_bias": False, "proj_bias": True, "norm_eps": 0.5, "tie_embeddings": False}
+    assert ModelConfig.from_json(base.to_json()) == base
+    for name, value in other.items():
+        changed = replace(base, **{name: value})
+        assert changed != base
+        assert ModelConfig.from_json(changed.to_json()) == changed, name
+    not_of_this_kind = {"dt_rank"} if architecture == "mamba2" else set(asdict(base)) - set(other)
+    assert set(asdict(base)) == set(other) | not_of_this_kind | {"architecture"}
+
+
+def test_reads_state_spaces_mamba() -> None:
+    config = ModelConfig.from_json(MAMBA_130M)
+    assert config == ModelConfig(
+        architecture="mamba", d_model=768, n_layers=24, vocab_size=50280, d_state=16, dt_rank=48
+    )
+    assert (config.d_inner, config.conv_channels) == (1536, 1536)
+
+
+def test_reads_state_spaces_mamba2() -> None:
+    config = ModelConfig.from_json(MAMBA2_130M)
+    assert config == ModelConfig(
+        architecture="mamba2", d_model=768, n_layers=24, vocab_size=50288, d_state=128, head_dim=64
+    )
+    assert (config.n_heads, config.conv_channels) == (24, 1536 + 2 * 128)
+
+
+@pytest.mark.parametrize("rank", ["auto", 2])
+def test_reads_transformers_mamba(rank: object) -> None:
+    extra = {"time_step_rank": rank, "use_cache": True, "conv_kernel": 3, "use_bias": True, "use_conv_bias": False}
+    assert ModelConfig.from_json(TRANSFORMERS | extra) == ModelConfig(
+        architecture="mamba",
+        d_model=32,
+        n_layers=2,
+        vocab_size=264,
+        d_state=16,
+        dt_rank=2,
+        conv_width=3,
+        proj_bias=True,
+        conv_bias=False,
+    )
+
+
+@pytest.mark.parametrize("infinity", [math.inf, "inf", {"__float__": "Infinity"}])
+def test_reads_transformers_mamba2(infinity: object) -> None:
+    extra = {"time_step_limit": [0.125, infinity], "layer_norm_epsilon": 1e-6, "chunk_size": 16}
+    assert ModelConfig.from_json(TRANSFORMERS2 | extra) == ModelConfig(
+        architecture="mamba2",
+        d_model=32,
+        n_layers=2,
+        vocab_size=264,
+        d_state=5,
+        head_dim=8,
+        n_groups=2,
+        chunk_size=16,
+        norm_eps=1e-6,
+        dt_min=0.125,
+        tie_embeddings=False,
+    )
+
+
+def mamba(**changes: Any) -> dict[str, Any]:
+    return MAMBA_130M | changes
+
+
+def mamba2(**ssm: Any) -> dict[str, Any]:
+    return MAMBA2_130M | {"ssm_cfg": {"layer": "Mamba2"} | ssm}
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({}, "the key 'd_model' is missing"),
+        ({"model_type": "mamba"}, "the key 'hidden_size' is missing"),
+        (mamba(d_model="wide"), "not what its key needs"),
+        (mamba(d_model=None), "not what its key needs"),
+        (mamba(n_layer=math.inf), "not what its key needs"),
+        (mamba(ssm_cfg=[1]), "not what its key needs"),
+        (mamba(n_layer=0), "n_layers must be at least 1 (got 0)"),
+        (mamba(pad_vocab_size_multiple=0), "pad_vocab_size_multiple must be at least 1 (got 0)"),
+        (mamba(norm_epsilon=0), "norm_eps must be positive and finite (got 0.0)"),
+        (mamba(norm_epsilon=math.nan), "norm_eps must be positive and finite (got nan)"),
+        (mamba(rms_norm=False), "LayerNorm"),
+        (mamba(attn_layer_idx=[3]), "hybrid"),
+        (mamba(d_intermediate=64), "hybrid"),
+        (mamba(ssm_cfg={"d_stat": 16, "turbo": 1}), "ssm_cfg has keys that quambench does not know: d_stat, turbo"),
+        (mamba(ssm_cfg={"headdim": 64}), "does not know: headdim"),
+        (mamba(ssm_cfg={"dt_rank": 0}), "dt_rank must be at least 1 (got 0)"),
+        (mamba(ssm_cfg={"layer": "Mamba3"}), "must be 'Mamba1' or 'Mamba2' (got 'Mamba3')"),
+        (mamba2(dt_rank=4), "does not know: dt_rank"),
+        (mamba2(learnable_init_states=True), "does not know: learnable_init_states"),
+        (mamba2(headdim=100), "head_dim must divide the inner width 1536 (got 100)"),
+        (mamba2(ngroups=5), "n_groups must divide the 24 heads (got 5)"),
+        (mamba2(chunk_size=0), "chunk_size must be at least 1 (got 0)"),
+        (mamba2(dt_limit=[0.5, 0.1]), "0 <= low <= high (got 0.5, 0.1)"),
+        (mamba2(dt_limit=[0.0, math.nan]), "0 <= low <= high (got 0.0, nan)"),
+        (mamba2(dt_limit=[0.0]), "not what its key needs"),
+        (mamba2(rmsnorm=False), "without its gated norm"),
+        (mamba2(activation="relu"), "activation"),
+        (mamba2(d_ssm=768), "d_ssm"),
+        (TRANSFORMERS | {"model_type": "llama"}, "must be 'mamba' or 'mamba2' (got 'llama')"),
+        (TRANSFORMERS | {"hidden_act": "gelu"}, "hidden_act must be 'silu' (got 'gelu')"),
+        (TRANSFORMERS2 | {"time_step_limit": [0.0, {"__float__": "x"}]}, "not what its key needs"),
+    ],
+)
+def test_refuses(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadCheckpoint) as refused:
+        ModelConfig.from_json(raw)
+    assert message in str(refused.value)
+
+
+def test_accepts_keys_that_leave_the_function_alone() -> None:
+    extra = {"dt_min": 0.001, "A_init_range": [1, 16], "use_fast_path": True, "activation": "silu", "d_ssm": 1536}
+    assert ModelConfig.from_json(mamba2(**extra)) == ModelConfig.from_json(MAMBA2_130M)
+
+
+def test_refuses_an_unknown_architecture() -> None:
+    with pytest.raises(BadCheckpoint, match="must be 'mamba' or 'mamba2'"):
+        ModelConfig(architecture="rwkv", d_model=8, n_layers=1, vocab_size=3, d_state=2)
