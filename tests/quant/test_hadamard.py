@@ -89,6 +89,26 @@ def test_powers_of_two_are_sylvesters(n):
     assert torch.equal(hadamard_matrix(n).sign(), signs)
 
 
+def test_the_other_bases_are_paleys():
+    """Which Hadamard matrix it is shows in every stored scale behind a rotation, so it is pinned."""
+    H12, H40 = hadamard_matrix(12).sign(), hadamard_matrix(40).sign()
+    H20 = H40[:20, :20]
+    assert torch.equal(H40, torch.kron(hadamard_matrix(2).sign(), H20))
+    for H in (H12, H20):
+        assert (H[0] == 1).all()
+        assert torch.equal(H + H.T, 2 * torch.eye(len(H), dtype=H.dtype))
+    # Row 1 by hand. q = 11: -1, then chi(-j), j from 0, with 1 for chi(0); squares 1 3 4 5 9.
+    assert H12[1].tolist() == [-1, 1, -1, 1, -1, -1, -1, 1, 1, 1, -1, 1]
+    # q = 19: squares 1 4 5 6 7 9 11 16 17.
+    assert H20[1].tolist() == [-1, 1, -1, 1, 1, -1, -1, -1, -1, 1, -1, 1, -1, 1, 1, 1, 1, -1, -1, 1]
+
+
+@pytest.mark.parametrize(("n", "m"), [(24, 12), (384, 12), (80, 40)])
+def test_doubling_is_sylvesters(n, m):
+    powers = torch.from_numpy(scipy_hadamard(n // m)).double()
+    assert torch.equal(hadamard_matrix(n).sign(), torch.kron(hadamard_matrix(m).sign(), powers))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("n", SIZES)
 def test_rotate_is_the_matrix_product(n, dtype):

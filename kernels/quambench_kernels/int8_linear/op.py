@@ -28,7 +28,7 @@ def int8_linear(x_q: Tensor, w_q: Tensor, *, impl: str = "auto") -> Tensor:
     _check(x_q, w_q)
     run = resolve("int8_linear", impl, x_q.device)
     out = run(x_q.reshape(-1, x_q.shape[-1]), w_q)
-    return out
+    return out.view(*x_q.shape[:-1], w_q.shape[0])
 
 
 def _check(x_q: Tensor, w_q: Tensor) -> None:
