@@ -108,9 +108,10 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Bring the cases of a model together, and announce them, so that they share one calibration."""
-    order = {name: i for i, name in enumerate(dict.fromkeys(c.model for i in session.items if (c := _case_of(i))))}
-    session.items.sort(key=lambda item: order.get(case.model, -1) if (case := _case_of(item)) else -1)
-    session.config.stash[SESSION].plan(c for i in session.items if (c := _case_of(i)))
+    cases = [_case_of(item) for item in session.items]
+    models = list(dict.fromkeys(case.model for case in cases if case))
+    session.items.sort(key=lambda item: models.index(case.model) if (case := _case_of(item)) else -1)
+    session.config.stash[SESSION].plan(case for case in cases if case)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Checkpoint:
     and any changed bit of any weight changes it.
     """
 
-    name: str  # as asked for
+    name: str  # a bundled name, or the last part of the folder or hub name
     config: ModelConfig
     model: LanguageModel  # float32, in evaluation mode, without gradients
     tokenizer: Tokenizer
@@ -69,8 +69,8 @@ def load_checkpoint(name_or_path: str) -> Checkpoint:
     elif not name_or_path or not folder.is_dir():
         if not _HUB_NAME.fullmatch(name_or_path):
             raise UnknownName("model", name_or_path, bundled_names())
-        return _load(name_or_path, *_fetch(name_or_path))
-    return _load(name_or_path, folder, folder / "tokenizer.json")
+        return _load(name_or_path.rpartition("/")[2], *_fetch(name_or_path))
+    return _load(folder.resolve().name, folder, folder / "tokenizer.json")
 
 
 def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = torch.float16) -> None:

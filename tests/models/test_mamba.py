@@ -81,6 +81,20 @@ def test_parity_catches_a_dropped_skip_connection(
         assert_parity(theirs, modeling_mamba, tokens_of(9, vocab_size=264))
 
 
+def test_parity_catches_lost_precision(
+    assert_parity: Callable[..., Any], randomize: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rounded(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        y, state = selective_scan(*inputs)
+        return (y, state) if y.dtype == torch.float64 else (y.bfloat16().float(), state)
+
+    theirs = MambaForCausalLM(MambaConfig(vocab_size=264, hidden_size=24, num_hidden_layers=2))
+    randomize(theirs, seed=0)
+    monkeypatch.setattr(mamba, "selective_scan", rounded)
+    with pytest.raises(AssertionError, match="float32 error"):
+        assert_parity(theirs, modeling_mamba, tokens_of(37, vocab_size=264))
+
+
 def test_decoding_equals_prefill(assert_decoding_is_prefill: Callable[..., None], model: LanguageModel) -> None:
     assert_decoding_is_prefill(model, tokens_of(40))
 
