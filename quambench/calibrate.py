@@ -63,9 +63,7 @@ class Calibration:
             "model_digest": self.model_digest,
             "data_digest": self.data_digest,
             "scales_digest": self.digest,
-            "sites": {
-                s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales
-            },
+            "sites": {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales},
         }
         save_file(dict(self.scales), folder / "scales.safetensors.partial")
         (folder / "calibration.json.partial").write_text(json.dumps(about, indent=1) + "\n")

@@ -22,8 +22,8 @@ from quambench.data.windows import Windows, spread_windows
 from quambench.errors import NonFinite
 from quambench.models.backbone import LanguageModel
 from quambench.models.sites import sites_of
-from quambench.quant.grid import clipped_share, fake_quantize
 from quambench.quant.granularity import GRANULARITIES
+from quambench.quant.grid import clipped_share, fake_quantize
 from quambench.quant.quantized import QuantizedModel, SiteScales
 
 Evidence = Mapping[str, Tensor]
@@ -93,7 +93,11 @@ def reference(model: LanguageModel, prepared: LanguageModel, data: EvalData) -> 
 
 @torch.inference_mode()
 def evaluate(
-    model: QuantizedModel, ref: Reference, data: EvalData, calibration: SiteScales, act_bits: int,
+    model: QuantizedModel,
+    ref: Reference,
+    data: EvalData,
+    calibration: SiteScales,
+    act_bits: int,
     window_batch: int = WINDOW_BATCH,
 ) -> dict[str, Tensor]:
     """Everything measured of one quantized model.
@@ -123,9 +127,7 @@ def evaluate(
     evidence |= _local_errors(ref.sites, calibration, act_bits, model)
     inside: dict[str, Tensor] = {}
     model(data.error.inputs, tap=_recorder(inside))
-    evidence["sites.accumulated"] = torch.stack(
-        [_energy_ratio(inside.get(s, x), x) for s, x in ref.sites.items()]
-    )
+    evidence["sites.accumulated"] = torch.stack([_energy_ratio(inside.get(s, x), x) for s, x in ref.sites.items()])
     return evidence
 
 
@@ -138,9 +140,7 @@ def _recorder(into: dict[str, Tensor], only: str = "") -> Callable[[str, Tensor]
     return tap
 
 
-def _compare(
-    phase: str, logits: Tensor, float_log_probs: Tensor, windows: Windows, skip: int = 0
-) -> dict[str, Tensor]:
+def _compare(phase: str, logits: Tensor, float_log_probs: Tensor, windows: Windows, skip: int = 0) -> dict[str, Tensor]:
     """Sums per window of what tells two next-token distributions apart."""
     if not torch.isfinite(logits).all():
         raise NonFinite(f"the quantized model's logits are not finite in {phase}")
@@ -177,7 +177,8 @@ def _decode(model: QuantizedModel, data: EvalData) -> tuple[Tensor, dict[str, Te
     prefix = data.decode_prefix
     _, state = model.hidden(data.decode.inputs[:, :prefix])
     steps = data.decode.inputs[:, prefix:]
-    logits, last = [], {}
+    logits: list[Tensor] = []
+    last: dict[str, Tensor] = {}
     for t in range(steps.shape[1]):
         final = t == steps.shape[1] - 1
         out, state = model(steps[:, t : t + 1], state, *((_recorder(last, only="ssm_state"),) if final else ()))

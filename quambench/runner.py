@@ -50,7 +50,10 @@ class ModelRun:
     """All cases of one model on one corpus and protocol, in one process."""
 
     def __init__(
-        self, checkpoint: Checkpoint, corpus: Corpus, cases: Iterable[Case],
+        self,
+        checkpoint: Checkpoint,
+        corpus: Corpus,
+        cases: Iterable[Case],
         progress: Progress = lambda what, done, total: None,
     ) -> None:
         self.checkpoint, self.corpus = checkpoint, corpus

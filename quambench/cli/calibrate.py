@@ -25,9 +25,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--observer", default="percentile", metavar="SPEC", help='at the percentile sites (default: "percentile")'
     )
     parser.add_argument("--policy", default="quamba", help="which site gets which observer (default: quamba)")
-    parser.add_argument("--windows", type=int, default=default.calib_windows, help="calibration windows (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=default.calib_length, help="tokens per window (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write scales.safetensors and calibration.json")
+    parser.add_argument(
+        "--windows", type=int, default=default.calib_windows, help="calibration windows (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--length", type=int, default=default.calib_length, help="tokens per window (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write scales.safetensors and calibration.json"
+    )
     parser.add_argument("--json", action="store_true", help="print the scales as JSON")
 
 

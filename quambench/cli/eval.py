@@ -33,7 +33,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_observers(parser)
     add_corpus(parser)
     parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="use saved scales (quambench calibrate --out) instead of observers"
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="use saved scales (quambench calibrate --out) instead of observers",
     )
     parser.add_argument("--json", action="store_true", help="for machines")
 

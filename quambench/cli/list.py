@@ -44,7 +44,13 @@ def _metrics() -> Rows:
 
 def _sites() -> Rows:
     return [
-        {"architecture": kind, "site": s.name, "tensor": s.tensor, "observer": s.observer, "allowed": ", ".join(s.allowed)}
+        {
+            "architecture": kind,
+            "site": s.name,
+            "tensor": s.tensor,
+            "observer": s.observer,
+            "allowed": ", ".join(s.allowed),
+        }
         for kind, sites in SITES.items()
         for s in sites
     ]

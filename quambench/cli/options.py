@@ -23,7 +23,9 @@ def add_corpus(parser: argparse.ArgumentParser) -> None:
 
 def add_observers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--observer", action="append", metavar="SPEC",
+        "--observer",
+        action="append",
+        metavar="SPEC",
         help='at the percentile sites, e.g. "percentile[alpha=0.9995,sigma=0.01]" (default); repeatable',
     )
 

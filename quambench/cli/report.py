@@ -13,7 +13,9 @@ from quambench.report import REPORTS, terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, nargs="?", default=Path("baselines"), help="a folder or a file (default: baselines/)")
+    parser.add_argument(
+        "path", type=Path, nargs="?", default=Path("baselines"), help="a folder or a file (default: baselines/)"
+    )
     parser.add_argument("--format", choices=["terminal", *sorted(REPORTS)], default="terminal")
 
 

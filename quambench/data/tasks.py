@@ -84,9 +84,7 @@ def _item(passage: str) -> Passage | None:
     return Passage(passage[: last.start() - 1], last[0], hits / len(earlier)) if hits else None
 
 
-def last_word_items(
-    documents: Sequence[Document], tokenizer: Tokenizer, max_items: int | None = None
-) -> LastWordItems:
+def last_word_items(documents: Sequence[Document], tokenizer: Tokenizer, max_items: int | None = None) -> LastWordItems:
     """All items of `documents`, or `max_items` of them spaced evenly.
 
     Context and word are tokenized apart and joined, as a reader would type the word after the

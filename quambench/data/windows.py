@@ -53,9 +53,7 @@ def full_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: in
     return _windows(rows, owners, documents, tokenizer, length, n_bytes)
 
 
-def spread_windows(
-    documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int
-) -> Windows:
+def spread_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int) -> Windows:
     """`count` complete windows, taken in turn from all documents and spaced evenly inside each.
 
     raises BadCorpus when the documents together have fewer complete windows than one.

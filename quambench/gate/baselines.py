@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 
 from quambench.errors import BadArtefact
 from quambench.gate.record import Artefacts, Record
-from quambench.metrics import METRICS, Measurement
+from quambench.metrics import METRICS
 
 SCHEMA = 1
 _SEPARATOR = "//"  # between case id and array name
@@ -61,9 +61,8 @@ class BaselineStore:
         return None
 
     def _distance(self, path: Path) -> tuple[int, str]:
-        """Fewer shared leading words of the class name is farther; ties by name."""
-        words, mine = path.parent.name.split("-"), self.machine.split("-")
-        return -len(os.path.commonprefix([words, mine])), path.parent.name
+        """Fewer shared words of the class name is farther; ties by name."""
+        return -len(set(path.parent.name.split("-")) & set(self.machine.split("-"))), path.parent.name
 
     def write(self, suite: str, model: str, records: Iterable[Record], keep: Iterable[str] | None = None) -> Path:
         """Put `records` into this class's file.

@@ -84,8 +84,11 @@ def judge(new: Record, old: Record | None, n_cases: int, portable: bool = False)
         return Verdict(new.case_id, Status.NEW, "no stored baseline; --qb-new-only records it", metrics=new.metrics)
     if new.protocol != old.protocol:
         return Verdict(
-            new.case_id, Status.STALE, f"the stored result measured something else: {changed_fields(old, new)}",
-            metrics=new.metrics, stored=old.metrics,
+            new.case_id,
+            Status.STALE,
+            f"the stored result measured something else: {changed_fields(old, new)}",
+            metrics=new.metrics,
+            stored=old.metrics,
         )
     level = FAMILY_LEVEL / (n_cases * (len(GATED) + len(new.evidence["sites.accumulated"])))
     comparisons = tuple(_compare(name, old, new, level) for name in GATED)

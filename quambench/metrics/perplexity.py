@@ -17,8 +17,14 @@ def _add(name: str, phase: str, *columns: str) -> None:
     terms = per_token(phase, *columns)
     METRICS.add(
         name,
-        Metric(name=name, unit="ppl" if len(columns) == 1 else "ratio", better="lower", version=1,
-               measure=lambda evidence: _exp(terms(evidence)), terms=terms),
+        Metric(
+            name=name,
+            unit="ppl" if len(columns) == 1 else "ratio",
+            better="lower",
+            version=1,
+            measure=lambda evidence: _exp(terms(evidence)),
+            terms=terms,
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,9 @@ class Mixer(nn.Module):
     `out_rotation` turns out_proj's input; identity until `quant/fuse.py` sets a Hadamard there.
     """
 
+    in_proj: nn.Linear
+    out_proj: nn.Linear
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -120,7 +124,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, mixer: Mixer) -> None:
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = mixer
+        self.mixer: Mixer = mixer
 
 
 class Backbone(nn.Module):
@@ -144,6 +148,11 @@ class LanguageModel(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast(list[Block], list(self.backbone.layers))
+
     def forward(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
     ) -> tuple[Tensor, list[LayerState]]:
@@ -161,7 +170,7 @@ class LanguageModel(nn.Module):
         """tokens (B, L) -> residual stream after the last block (B, L, D), and the states."""
         hidden = self.backbone.embedding(tokens)
         states: list[LayerState] = []
-        for i, block in enumerate(self.backbone.layers):
+        for i, block in enumerate(self.blocks):
             inner, after = block.mixer(block.norm(hidden), None if state is None else state[i], in_layer(tap, i))
             hidden = hidden + inner
             states.append(after)

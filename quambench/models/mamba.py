@@ -8,6 +8,7 @@ same function arranged so that a CPU can evaluate and train with it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class _LinearRecurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, decay: Tensor, drive: Tensor, initial: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, decay: Tensor, drive: Tensor, initial: Tensor) -> Tensor:
         states = torch.empty_like(drive)
         previous = initial
         for a, b, out in zip(decay.unbind(1), drive.unbind(1), states.unbind(1), strict=True):
@@ -54,7 +55,7 @@ class _LinearRecurrence(torch.autograd.Function):
         return states
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         decay, states, initial = ctx.saved_tensors
         total = torch.empty_like(grad)
         later = torch.zeros_like(initial)

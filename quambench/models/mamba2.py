@@ -16,9 +16,7 @@ from quambench.models.config import ModelConfig
 from quambench.models.mamba import initial_dt_bias
 
 
-def ssd_sequential(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def ssd_sequential(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence, one token at a time; also the decoding step (L = 1).
 
         h_t = exp(Δ_t A) h_{t-1} + Δ_t x_t B_t^T        y_t = h_t C_t
@@ -37,9 +35,7 @@ def ssd_sequential(
     return torch.stack(ys, dim=1), state
 
 
-def ssd(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
+def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """`ssd_sequential` by chunks: matrix products inside a chunk, a recurrence between chunks.
 
     A sequence that no chunk divides is padded with Δ = 0, which neither decays nor drives the

@@ -35,7 +35,7 @@ def prepare(model: LanguageModel) -> LanguageModel:
 
 def fuse_gains(model: LanguageModel) -> None:
     """Move the gain of every norm that feeds a Linear into that Linear's input side."""
-    pairs = [(block.norm, block.mixer.in_proj) for block in model.backbone.layers]
+    pairs = [(block.norm, block.mixer.in_proj) for block in model.blocks]
     for norm, linear in [*pairs, (model.backbone.norm_f, model.lm_head)]:
         linear.weight.mul_(norm.weight)
         norm.weight.fill_(1.0)
@@ -44,7 +44,7 @@ def fuse_gains(model: LanguageModel) -> None:
 def rotate_residual(model: LanguageModel) -> None:
     """h -> H h for every hidden vector h between blocks."""
     model.backbone.embedding.weight.copy_(rotate(model.backbone.embedding.weight))
-    for block in model.backbone.layers:
+    for block in model.blocks:
         mixer = block.mixer
         mixer.in_proj.weight.copy_(rotate(mixer.in_proj.weight))  # W H^T
         mixer.out_proj.weight.copy_(_rotate_outputs(mixer.out_proj.weight))  # H W
@@ -55,7 +55,7 @@ def rotate_residual(model: LanguageModel) -> None:
 
 def rotate_out_proj_input(model: LanguageModel) -> None:
     """y -> H y at run time, and W -> W H^T."""
-    for block in model.backbone.layers:
+    for block in model.blocks:
         block.mixer.out_rotation = Rotation()
         block.mixer.out_proj.weight.copy_(rotate(block.mixer.out_proj.weight))
 

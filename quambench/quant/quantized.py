@@ -122,10 +122,8 @@ class _Block:
     def empty_state(self, batch: int) -> LayerState:
         c = self.config
         ssm = (c.d_inner, c.d_state) if c.architecture == "mamba" else (c.n_heads, c.head_dim, c.d_state)
-        zeros = {"dtype": torch.int8}
-        return LayerState(
-            torch.zeros(batch, c.conv_width - 1, c.conv_channels, **zeros), torch.zeros(batch, *ssm, **zeros)
-        )
+        conv = (c.conv_width - 1, c.conv_channels)
+        return LayerState(*(torch.zeros((batch, *shape), dtype=torch.int8) for shape in (conv, ssm)))
 
     def project_out(self, y: Tensor, tap: Tap) -> Tensor:
         q = self.enter("out_proj:input", self.rotation(y), tap)
@@ -139,7 +137,8 @@ class _MambaBlock(_Block):
     def __init__(self, mixer: MambaMixer, grids: Mapping[str, SiteGrid], precision: Precision) -> None:
         super().__init__(mixer, grids, precision)
         self.in_proj = self.linear("in_proj", mixer.in_proj)
-        self.conv_weight = self.keep("conv1d.weight", quantize_tensor(mixer.conv1d.weight[:, 0], self.bits)).dequantize()
+        weight = quantize_tensor(mixer.conv1d.weight[:, 0], self.bits)
+        self.conv_weight = self.keep("conv1d.weight", weight).dequantize()
         self.conv_bias = None
         if mixer.conv1d.bias is not None:
             self.conv_bias = self.keep("conv1d.bias", quantize_tensor(mixer.conv1d.bias, self.bits)).dequantize()
@@ -160,7 +159,9 @@ class _MambaBlock(_Block):
         conv_in = torch.cat([before.conv, xz[..., : c.d_inner]], dim=1)
         z = self.read("in_proj:output", xz)[..., c.d_inner :]
         x, _ = causal_conv1d(
-            self._read_x(conv_in[:, c.conv_width - 1 :]), self.conv_weight, self.conv_bias,
+            self._read_x(conv_in[:, c.conv_width - 1 :]),
+            self.conv_weight,
+            self.conv_bias,
             self._read_x(conv_in[:, : c.conv_width - 1]),
         )
         x_q = self.enter("x_proj:input", F.silu(x), tap)
@@ -261,7 +262,7 @@ class QuantizedModel:
             self.lm_head = QuantizedLinear(self.top_weights["lm_head.weight"], None)
             self.head_grid = grids["lm_head:input"]
         self.blocks: list[_Block] = []
-        for i, block in enumerate(prepared.backbone.layers):
+        for i, block in enumerate(prepared.blocks):
             local = {s.removeprefix(f"layers.{i}."): g for s, g in grids.items() if s.startswith(f"layers.{i}.")}
             mixer = block.mixer
             make: Callable[..., _Block] = _MambaBlock if isinstance(mixer, MambaMixer) else _Mamba2Block
@@ -269,13 +270,11 @@ class QuantizedModel:
 
     def weights(self) -> dict[str, QuantizedTensor]:
         """All integer weights by name, embedding first and lm_head last."""
-        named = {
-            f"layers.{i}.{name}": weight
-            for i, block in enumerate(self.blocks)
-            for name, weight in block.weights.items()
-        }
-        top = self.top_weights
-        return {n: top[n] for n in top if n != "lm_head.weight"} | named | {n: top[n] for n in top if n == "lm_head.weight"}
+        named = dict(self.top_weights)
+        head = named.pop("lm_head.weight", None)
+        for i, block in enumerate(self.blocks):
+            named |= {f"layers.{i}.{name}": weight for name, weight in block.weights.items()}
+        return named if head is None else named | {"lm_head.weight": head}
 
     def __call__(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap

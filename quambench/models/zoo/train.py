@@ -69,7 +69,7 @@ def train(
     step, seconds = _resume(folder / "state.pt", model, optimizer, recipe)
     stream = stream.to(device)
     started = saved = time.monotonic()
-    running = 0.0
+    running = torch.zeros((), device=device)
     while step < total:
         inputs, targets = _batch(stream, recipe, *divmod(step, per_epoch), tokenizer.start_id)
         for group in optimizer.param_groups:
@@ -92,7 +92,7 @@ def train(
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             progress(step, total, f"loss {nats:.3f} nats")
-            running = 0.0
+            running.zero_()
         if time.monotonic() - saved > SAVE_SECONDS or step == total:
             saved = time.monotonic()
             _save(folder / "state.pt", model, optimizer, recipe, step, seconds + saved - started)
@@ -169,9 +169,7 @@ def _save(
     os.replace(partial, path)
 
 
-def _resume(
-    path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> tuple[int, float]:
+def _resume(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, map_location=model.lm_head.weight.device, weights_only=True)
