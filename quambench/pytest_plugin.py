@@ -150,10 +150,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         for suite, ids in sorted(_suites_in_scope(config, produced).items()):
             if any(not v.passes(state.allow_drift) for v in state.orphans(suite, ids)):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    config.stash[WRITTEN] = state.write(produced if full else None)
     for path in config.option.qb_report if state.verdicts else ():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(REPORTS[format_of(path)](state.verdicts, provenance()))
+    config.stash[WRITTEN] = state.write(produced if full else None)
 
 
 WRITTEN = pytest.StashKey[list[Path]]()

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from quambench.allocator import keep_freed_memory
 from quambench.calibrate import Calibration, calibrate
 from quambench.case import Case, protocol_hash
 from quambench.data.corpus import Corpus
@@ -56,6 +57,7 @@ class ModelRun:
         cases: Iterable[Case],
         progress: Progress = lambda what, done, total: None,
     ) -> None:
+        keep_freed_memory()
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
         self._progress = progress

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from quambench.allocator import keep_freed_memory
 from quambench.cli.options import progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.data.windows import full_windows
@@ -29,6 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    keep_freed_memory()
     return _train(options) if options.action == "train" else _check(options)
 
 

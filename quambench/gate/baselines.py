@@ -83,7 +83,8 @@ class BaselineStore:
 def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
     """Replace `path` and its evidence in one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    blob = save({k: v.contiguous() for case in cases.values() for k, v in _arrays(case).items()})
+    # Cases share arrays (documents, float losses); safetensors wants each stored apart.
+    blob = save({k: v.clone().contiguous() for case in cases.values() for k, v in _arrays(case).items()})
     digest = hashlib.sha256(blob).hexdigest()
     evidence = path.with_name(f"{path.stem}.{digest[:12]}.safetensors")
     _replace(evidence, blob)
