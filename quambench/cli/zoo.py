@@ -11,8 +11,10 @@ from tabulate import tabulate
 from quambench.allocator import keep_freed_memory
 from quambench.cli.options import progress_bars
 from quambench.data.corpus import load_corpus
+from quambench.data.tasks import last_word_items
 from quambench.data.windows import full_windows
 from quambench.errors import BadParameter
+from quambench.evaluate import last_word_correct
 from quambench.models.checkpoint import load_checkpoint
 from quambench.models.zoo.recipe import RECIPES
 from quambench.models.zoo.train import bits_per_byte, publish, train
@@ -24,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     trains.add_argument("name", help=f"one of {', '.join(sorted(RECIPES))}")
     trains.add_argument("--out", type=Path, metavar="DIR", help="work folder (default: zoo-NAME)")
     trains.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
-    check = actions.add_parser("check", help="held-out bits per byte over the whole test part")
+    check = actions.add_parser("check", help="bits per byte and last-word accuracy over the whole test part")
     check.add_argument("name", nargs="*", help="bundled names or folders (default: all bundled)")
     check.add_argument("--json", action="store_true", help="for machines")
 
@@ -57,10 +59,15 @@ def _check(options: argparse.Namespace) -> int:
     for name in options.name or sorted(RECIPES):
         checkpoint = load_checkpoint(name)
         windows = full_windows(test, checkpoint.tokenizer, length=512)
+        items = last_word_items(test, checkpoint.tokenizer)
+        correct = last_word_correct(checkpoint.model, items).double()
         rows.append(
             {
                 "model": checkpoint.name,
                 "bits_per_byte": round(bits_per_byte(checkpoint.model, windows), 4),
+                "accuracy": round(correct.mean().item(), 4),
+                "items": len(correct),
+                "guessing": round(items.chance.mean().item(), 4),
                 "documents": len(windows.names),
                 "bytes": windows.n_bytes,
                 "tokens": int((windows.targets >= 0).sum()),

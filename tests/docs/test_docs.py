@@ -16,7 +16,9 @@ from quambench.observers import OBSERVERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    p for p in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "build" for part in p.relative_to(ROOT).parts)
+    p
+    for p in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "build" for part in p.relative_to(ROOT).parts)
 )
 PLUGIN = (ROOT / "quambench" / "pytest_plugin.py").read_text(encoding="utf-8")
 
@@ -38,7 +40,9 @@ def test_options_and_commands_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_named_in_the_text_exist(page):
-    for name in set(re.findall(r"`((?:quambench|kernels|suites|tests|baselines)/[\w./-]+)`", page.read_text(encoding="utf-8"))):
+    for name in set(
+        re.findall(r"`((?:quambench|kernels|suites|tests|baselines)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    ):
         assert (ROOT / name).exists(), name
 
 

@@ -174,6 +174,8 @@ def test_the_digest_tells_apart(make: Callable[..., Path]) -> None:
         "in another precision": make(dtype=torch.bfloat16, folder="b"),
         "another config, same weights": make(replace(MAMBA, norm_eps=0.5), folder="c"),
         "exchanged": make(folder="d"),
+        "in half precision": make(dtype=torch.float16, folder="e"),
+        "the same bits read as another type": make(dtype=torch.float16, folder="f"),
     }
 
     def exchange(weights: dict[str, Tensor]) -> None:
@@ -181,8 +183,10 @@ def test_the_digest_tells_apart(make: Callable[..., Path]) -> None:
         weights[one], weights[other] = weights[other], weights[one]
 
     rewrite(folders["exchanged"], exchange)
+    reread = folders["the same bits read as another type"] / "model.safetensors"
+    save_file({name: tensor.view(torch.bfloat16) for name, tensor in weights_of(reread.parent).items()}, reread)
     assert len({digest(folder) for folder in folders.values()}) == len(folders)
-    assert digest(make(folder="e")) == digest(folders["as it is"])
+    assert digest(make(folder="again")) == digest(folders["as it is"])
 
 
 # --- saving ---------------------------------------------------------------------------------------
@@ -274,6 +278,13 @@ def index(content: Any) -> Callable[[Path], None]:
     return change
 
 
+class Trap:
+    """Pickles as code to run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("code of a checkpoint was run",)
+
+
 def torch_file(content: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         torch.save(content, folder / "pytorch_model.bin")
@@ -334,7 +345,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "torch file with odd names": (torch_file({1: torch.ones(1)}), ["must hold a dictionary of dense tensors"]),
     "torch file, sparse": (torch_file({GAIN: torch.eye(2).to_sparse()}), ["a dictionary of dense tensors"]),
     "torch file, no data": (torch_file({GAIN: torch.ones(2, device="meta")}), ["a dictionary of dense tensors"]),
-    "torch file with code": (torch_file(SimpleNamespace()), ["pytorch_model.bin is not a readable weight file"]),
+    "torch file with code": (torch_file(Trap()), ["pytorch_model.bin is not a readable weight file"]),
 }
 
 

@@ -1,0 +1,182 @@
+"""Evaluation: each number against a direct computation on a small random model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from quambench import evaluate as evaluation
+from quambench.case import Protocol
+from quambench.data.corpus import Document
+from quambench.data.tokenizer import Tokenizer
+from quambench.errors import BadCorpus, NonFinite
+from quambench.models import ModelConfig, build
+from quambench.models.sites import sites_of
+from quambench.quant.fuse import prepare
+from quambench.quant.quantized import Precision, QuantizedModel
+
+PROTOCOL = Protocol(
+    quality_windows=4, quality_length=24, decode_windows=3, decode_prefix=5, decode_steps=6, error_windows=2,
+    error_length=16,
+)  # fmt: skip
+
+
+class Fixed:
+    """Every site's own maximum over 127: little clips, everything rounds."""
+
+    def __init__(self, prepared, tokens: torch.Tensor) -> None:
+        seen: dict[str, torch.Tensor] = {}
+        with torch.inference_mode():
+            prepared(tokens, tap=lambda site, x: seen.setdefault(site, x))
+        self.scales = {site: (seen[site].abs().max() / 127).float() for site in sites_of(prepared.config)}
+        self.granularities = dict.fromkeys(self.scales, "tensor")
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    line = "the union of these states is stronger than any one of them and so the union must stand for all states. "
+    return [Document.of(f"d{i}", (line * (8 + i)).encode()) for i in range(3)]
+
+
+@pytest.fixture(scope="module", params=["mamba", "mamba2"])
+def setting(request, documents):
+    tokenizer = Tokenizer.train((d.text for d in documents), 300)
+    shape = {"d_model": 16, "n_layers": 2, "vocab_size": 300, "d_state": 4}
+    extra = {"dt_rank": 2} if request.param == "mamba" else {"head_dim": 8, "chunk_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(ModelConfig(architecture=request.param, **shape, **extra)).eval().requires_grad_(False)
+    for block in model.blocks:  # a freshly initialised Δ is so small that the state would hardly count
+        bias = block.mixer.dt_proj.bias if request.param == "mamba" else block.mixer.dt_bias
+        bias.add_(4.0)
+    data = evaluation.EvalData.of(documents, tokenizer, PROTOCOL)
+    prepared = prepare(model)
+    calibration = Fixed(prepared, data.decode.inputs)
+    quantized = QuantizedModel(prepared, calibration, Precision())
+    return model, prepared, quantized, calibration, data
+
+
+@pytest.fixture(scope="module")
+def measured(setting):
+    model, prepared, quantized, calibration, data = setting
+    ref = evaluation.reference(model, prepared, data)
+    return ref, evaluation.evaluate(quantized, ref, data, calibration, 8)
+
+
+def test_loss_and_divergence_are_their_definitions(setting, measured):
+    model, _, quantized, _, data = setting
+    _, evidence = measured
+    with torch.inference_mode():
+        p = F.log_softmax(model(data.quality.inputs)[0].double(), -1)
+        q = F.log_softmax(quantized(data.quality.inputs)[0].double(), -1)
+    targets = data.quality.targets
+    nll = F.nll_loss(q.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).sum(1)
+    kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    # Both sides are float32 log-softmax sums over at most 300 entries of magnitude < 10, then 24 tokens.
+    slack = 24 * 300 * 10 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(evidence["prefill.nll"], nll, atol=slack, rtol=0)
+    torch.testing.assert_close(evidence["prefill.kl"], kl.sum(1), atol=slack, rtol=0)
+    assert torch.equal(evidence["prefill.agree"], (p.argmax(-1) == q.argmax(-1)).double().sum(1))
+    assert evidence["prefill.kl_p99"][0].item() == pytest.approx(kl.flatten().quantile(0.99).item(), abs=slack)
+
+
+def test_the_float_model_against_itself_has_no_divergence(setting, measured):
+    *_, data = setting
+    ref, _ = measured
+    found = evaluation._compare("prefill", ref.quality_log_probs, ref.quality_log_probs, data.quality)
+    # log_softmax of log-probabilities is the identity up to one rounding of each entry.
+    assert found["prefill.kl"].max() <= 24 * 300 * torch.finfo(torch.float32).eps
+    assert torch.equal(found["prefill.agree"], found["prefill.tokens"])
+
+
+def test_decoding_reads_the_state_and_prefill_does_not(setting, measured):
+    _, prepared, _, calibration, data = setting
+    ref, evidence = measured
+    coarse = Fixed(prepared, data.decode.inputs)
+    coarse.scales = {s: x * 40 if s.endswith("ssm_state") else x for s, x in calibration.scales.items()}
+    other = evaluation.evaluate(QuantizedModel(prepared, coarse, Precision()), ref, data, coarse, 8)
+    assert torch.equal(other["prefill.kl"], evidence["prefill.kl"])
+    assert not torch.equal(other["decode.kl"], evidence["decode.kl"])
+    assert (other["decode.state_error"] > evidence["decode.state_error"]).float().mean() > 0.5
+
+
+def test_decoding_is_prefill_then_one_token_at_a_time(setting):
+    model, _, _, _, data = setting
+    logits, _ = evaluation._decode(model, data)
+    with torch.inference_mode():
+        whole = model.double()(data.decode.inputs)[0][:, data.decode_prefix :]
+        stepped, _ = evaluation._decode(model, data)
+        model.float()
+    # Float64: both sum the same terms in another order, a few hundred at most.
+    torch.testing.assert_close(stepped, whole, rtol=1000 * torch.finfo(torch.float64).eps, atol=1e-12)
+    assert logits.shape == whole.shape
+
+
+def test_last_word_is_right_exactly_when_greedy_decoding_spells_it(setting):
+    model, *_, data = setting
+    items = data.items
+    verdicts = evaluation.last_word_correct(model, items)
+    for i in range(0, len(verdicts), 7):
+        places = (items.targets[i] >= 0).nonzero()[:, 0]
+        tokens = items.inputs[i, : places[0] + 1].tolist()
+        spelled = []
+        for _ in places:
+            with torch.inference_mode():
+                spelled.append(int(model(torch.tensor([tokens]))[0][0, -1].argmax()))
+            tokens.append(spelled[-1])
+        assert bool(verdicts[i]) == (spelled == items.targets[i, places].tolist())
+
+
+def test_local_errors_are_round_trips_at_the_site_alone(setting, measured):
+    *_, calibration, _ = setting
+    ref, evidence = measured
+    for i, site in enumerate(calibration.scales):
+        x = ref.sites[site]
+        scale = float(calibration.scales[site].double())
+        q = (x.double() / scale).round().clamp(-128, 127)
+        assert evidence["sites.local_mse"][i].item() == (q * scale - x.double()).square().mean().item()
+        rounded = (x.double() / scale).round()
+        assert evidence["sites.clipped"][i].item() == (rounded != rounded.clamp(-128, 127)).double().mean().item()
+
+
+def test_accumulated_errors_stand_in_the_order_of_the_site_table(setting, measured):
+    _, _, quantized, _, data = setting
+    ref, evidence = measured
+    inside: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        quantized(data.error.inputs, tap=lambda site, x: inside.setdefault(site, x))
+    for i, site in enumerate(sites_of(quantized.config)):
+        x, truth = inside[site].double().flatten(1), ref.sites[site].double().flatten(1)
+        expected = (x - truth).square().sum(1) / truth.square().sum(1)
+        assert torch.equal(evidence["sites.accumulated"][i], expected), site
+
+
+def test_bytes_count_every_byte_of_the_windows(setting, documents):
+    *_, data = setting
+    assert data.quality_bytes.sum() == data.quality.n_bytes
+    assert 0 < data.quality.n_bytes <= sum(len(d.text.encode()) for d in documents)
+
+
+def test_non_finite_logits_are_an_error(setting, measured):
+    model, prepared, _, calibration, data = setting
+    ref, _ = measured
+    broken = QuantizedModel(prepared, calibration, Precision(lm_head=False))
+    broken.head_weight = broken.head_weight * math.nan
+    with pytest.raises(NonFinite, match="not finite"):
+        evaluation.evaluate(broken, ref, data, calibration, 8)
+
+
+def test_text_shorter_than_a_window_is_refused(documents):
+    tokenizer = Tokenizer.train((d.text for d in documents), 300)
+    with pytest.raises(BadCorpus, match="no document is as long as a window"):
+        evaluation.EvalData.of([Document.of("short", b"too short")], tokenizer, PROTOCOL)
+
+
+def test_the_99th_percentiles_error_is_the_jackknife(setting):
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    # Medians with one row left out: 4.5, 3.5, 2.5; their spread around 3.5, times 2/3, root.
+    found = evaluation._quantile_with_error(values, torch.tensor([0, 1, 2]), 0.5)
+    assert found.tolist() == pytest.approx([3.5, math.sqrt(2 * 2 / 3)])
