@@ -161,7 +161,7 @@ def test_bytes_count_every_byte_of_the_windows(setting, documents):
 
 
 def test_non_finite_logits_are_an_error(setting, measured):
-    model, prepared, _, calibration, data = setting
+    _, prepared, _, calibration, data = setting
     ref, _ = measured
     broken = QuantizedModel(prepared, calibration, Precision(lm_head=False))
     broken.head_weight = broken.head_weight * math.nan
