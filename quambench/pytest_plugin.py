@@ -10,7 +10,7 @@ A suite names observers by a mark; this plug-in makes one test per model and obs
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[SESSION], config.stash[PRODUCED] = session, {}
     config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer)
+    if getattr(option, "dist", "no") == "load":
+        option.dist = "loadgroup"  # xdist: cases of one model stay on one worker
     try:
         option.qb_model = [session.load(name).name for name in option.qb_model]
         for spec in option.qb_observer:
@@ -90,32 +92,37 @@ def _case_of(item: pytest.Item) -> Case | None:
     return found if isinstance(found, Case) else None
 
 
+def _model_of(item: pytest.Item) -> str:
+    case = _case_of(item)
+    return case.model if case else ""
+
+
 def _suite_of(item: pytest.Item) -> str:
     return item.path.stem.removeprefix("test_")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Note what was collected, before -k takes any away."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Note what was collected before -k takes any away; then bring the cases of a model together.
+
+    Together, and announced beforehand, they share one calibration pass.
+    """
     if any("::" in str(argument) for argument in config.args):
         config.stash[PARTIAL] = True
     for item in items:
         case = _case_of(item)
         if case is not None:
             config.stash[PRODUCED].setdefault(_suite_of(item), []).append(case.id)
+    yield
+    cases = [case for item in items if (case := _case_of(item))]
+    position = {name: i for i, name in enumerate(dict.fromkeys(case.model for case in cases))}
+    items.sort(key=lambda item: position.get(_model_of(item), -1))
+    config.stash[SESSION].plan(cases)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         item.config.stash[PARTIAL] = True
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Bring the cases of a model together, and announce them, so that they share one calibration."""
-    cases = [_case_of(item) for item in session.items]
-    models = list(dict.fromkeys(case.model for case in cases if case))
-    session.items.sort(key=lambda item: models.index(case.model) if (case := _case_of(item)) else -1)
-    session.config.stash[SESSION].plan(case for case in cases if case)
 
 
 @pytest.fixture

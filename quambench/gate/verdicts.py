@@ -90,7 +90,8 @@ def judge(new: Record, old: Record | None, n_cases: int, portable: bool = False)
             metrics=new.metrics,
             stored=old.metrics,
         )
-    level = FAMILY_LEVEL / (n_cases * (len(GATED) + len(new.evidence["sites.accumulated"])))
+    n_tests = len(GATED) + len(new.evidence["sites.accumulated"]) + len(new.evidence["decode.state_error"])
+    level = FAMILY_LEVEL / (n_cases * n_tests)
     comparisons = tuple(_compare(name, old, new, level) for name in GATED)
     changed = first_changed_artefact(old, new) or first_changed_local_error(old, new)
     drifted_site, site_worse = _first_accumulated(old, new, level)

@@ -265,7 +265,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place once the block ends well."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # what the umask gives; safetensors would leave a file for its owner alone
         yield part
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

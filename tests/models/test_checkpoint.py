@@ -206,6 +206,11 @@ def test_a_broken_save_leaves_the_old_files(make: Callable[..., Path], monkeypat
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_both_files_are_readable_by_the_same_people(make: Callable[..., Path]) -> None:
+    modes = {(make() / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
 def test_saving_refuses_a_weight_that_overflows(tmp_path: Path) -> None:
     model = build(MAMBA)
     with torch.no_grad():
