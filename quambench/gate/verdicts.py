@@ -171,6 +171,8 @@ def _first_accumulated(old: Record, new: Record, level: float) -> tuple[str, boo
     never reads it.
     """
     sites = [n for n in new.artefacts.scales if n not in new.artefacts.digests]
+    if list(old.artefacts.scales) != list(new.artefacts.scales):
+        return "", False  # other sites: already named as a changed artefact
     states = [n for n in sites if n.endswith("ssm_state")]
     rows: list[tuple[str, Tensor, Tensor]] = [
         *zip(sites, old.evidence["sites.accumulated"], new.evidence["sites.accumulated"], strict=True),
