@@ -73,6 +73,9 @@ class Calibration:
     @classmethod
     def load(cls, folder: Path) -> Calibration:
         """raises BadArtefact when a file is missing, corrupt, of another schema, or not the other's twin."""
+        for name in ("calibration.json", "scales.safetensors"):
+            if not (folder / name).is_file():
+                raise BadArtefact(f"{folder} holds no calibration: {name} is missing")
         try:
             about = json.loads((folder / "calibration.json").read_text())
             if about["schema"] != SCHEMA:
@@ -87,8 +90,6 @@ class Calibration:
                 model_digest=about["model_digest"],
                 data_digest=about["data_digest"],
             )
-        except FileNotFoundError as error:
-            raise BadArtefact(f"{folder} holds no calibration: {Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise BadArtefact(f"{folder} holds a corrupt calibration: {error!r}") from None
         if loaded.digest != about["scales_digest"]:

@@ -42,7 +42,7 @@ def terminal(verdicts: Sequence[Verdict]) -> str:
     """Table, then one line per verdict that needs one."""
     headings, cells = rows(verdicts)
     text = tabulate(cells, headers=headings, tablefmt="simple", disable_numparse=True, colalign=_aligned(headings))
-    notes = [f"{v.status} {v.case_id}: {v.reason}" for v in worst_first(verdicts) if v.reason]
+    notes = [f"{v.status} {v.case_id}: {v.reason}" for v in worst_first(verdicts) if v.reason and not v.written]
     return "\n".join([text, *([""] if notes else []), *notes]) + "\n"
 
 
