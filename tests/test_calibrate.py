@@ -52,6 +52,7 @@ def test_scales_are_the_observers_of_the_tapped_activations(prepared):
     watchers = {site: a.observer.build() for site, a in plan(prepared, PERCENTILE).items()}
     with torch.no_grad():
         for sequence in SEQUENCES:
+
             def watch(site, x):
                 watchers[site].update(x.float().reshape(1, -1))
                 return x

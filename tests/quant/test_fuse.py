@@ -72,12 +72,14 @@ def test_a_step_left_out_is_noticed(model, left_out, monkeypatch):
         return x
 
     if left_out == "fuse_gains":
+
         def only_reset(model):
             for block in model.blocks:
                 block.norm.weight.fill_(1.0)
 
         monkeypatch.setattr(fuse, "fuse_gains", only_reset)
     elif left_out == "rotate_out_proj_input":
+
         def only_online(model):
             for block in model.blocks:
                 block.mixer.out_rotation = fuse.Rotation()

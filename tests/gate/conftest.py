@@ -1,0 +1,80 @@
+"""Small synthetic records: a model of two sites and two weights, twelve windows, thirty items."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quambench.gate.record import Artefacts, Record
+from quambench.metrics import METRICS
+
+SITES = ("layers.0.x_proj:input", "layers.0.ssm_state", "layers.1.x_proj:input")
+WEIGHTS = ("embedding.weight", "layers.0.in_proj.weight")
+SETTINGS = {"model": "m", "act_bits": 8, "calib_length": 128}
+
+
+def make_record(seed: int = 0, case_id: str = "m/running_max/1x1", settings=None, noise=None) -> Record:
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    documents = torch.arange(12, dtype=torch.int32) // 2
+    evidence = {"prefill.bytes": torch.full((12,), 900.0, dtype=torch.float64)}
+    for phase in ("prefill", "decode"):
+        nll = 500 + 50 * rand(12)
+        evidence |= {
+            f"{phase}.nll": nll + rand(12),
+            f"{phase}.nll_float": nll,
+            f"{phase}.kl": 1 + 0.1 * rand(12),
+            f"{phase}.agree": (240 + 5 * rand(12)).round(),
+            f"{phase}.tokens": torch.full((12,), 256.0, dtype=torch.float64),
+            f"{phase}.document": documents,
+            f"{phase}.kl_p99": torch.tensor([0.1, 0.01], dtype=torch.float64),
+        }
+    evidence |= {
+        "decode.state_error": 0.01 * (1 + 0.1 * rand(1, 12)),
+        "items.correct": (rand(30) > 0.5).to(torch.uint8),
+        "items.correct_float": (rand(30) > 0.5).to(torch.uint8),
+        "items.document": torch.arange(30, dtype=torch.int32) // 5,
+        "sites.local_mse": torch.tensor([1e-4, 2e-4, 3e-4], dtype=torch.float64),
+        "sites.signal": torch.ones(3, dtype=torch.float64),
+        "sites.clipped": torch.zeros(3, dtype=torch.float64),
+        "sites.accumulated": 0.01 * (1 + 0.1 * rand(3, 8)),
+    }
+    order = (WEIGHTS[0], WEIGHTS[1], *SITES)
+    scales = {name: torch.tensor([0.01 * (i + 1)]) for i, name in enumerate(order)}
+    return Record(
+        case_id=case_id,
+        settings=dict(settings or SETTINGS),
+        metrics={name: metric.measure(evidence) for name, metric in METRICS.items()},
+        evidence=evidence,
+        artefacts=Artefacts(scales, {name: f"digest of {name}" for name in WEIGHTS}),
+        provenance={"machine": "cpu-test"},
+        noise=noise or {},
+    )
+
+
+def with_evidence(record: Record, **arrays) -> Record:
+    """Arrays by name, "prefill_kl" for "prefill.kl"; metrics follow."""
+    named = {k.replace("__", "."): v for k, v in arrays.items()}
+    evidence = dict(record.evidence) | named
+    return replace(record, evidence=evidence, metrics={n: m.measure(evidence) for n, m in METRICS.items()})
+
+
+def with_scale(record: Record, name: str, value: torch.Tensor) -> Record:
+    artefacts = Artefacts(dict(record.artefacts.scales) | {name: value}, record.artefacts.digests)
+    return replace(record, artefacts=artefacts)
+
+
+@pytest.fixture
+def record() -> Record:
+    return make_record()
+
+
+@pytest.fixture
+def change():
+    """(with_evidence, with_scale, make_record): ways to another record."""
+    return with_evidence, with_scale, make_record

@@ -1,0 +1,149 @@
+"""Stored results: read back equal, refused when harmed, never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from quambench.errors import BadArtefact
+from quambench.gate.baselines import BaselineStore, read_baseline, write_baseline
+from quambench.gate.verdicts import Status, judge
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "alpha" / "cpu-x86_64-avx512" / "m.json"
+
+
+@pytest.fixture
+def stored(path, record, change):
+    *_, make_record = change
+    cases = {record.case_id: record, "m/other/1x1": make_record(1, "m/other/1x1")}
+    write_baseline(path, cases)
+    return cases
+
+
+def test_reads_back_equal(path, stored):
+    found = read_baseline(path)
+    assert sorted(found) == sorted(stored)
+    for case_id, record in found.items():
+        assert judge(record, stored[case_id], 1).status is Status.SAME
+        assert record.artefact_digest == stored[case_id].artefact_digest
+        for name, array in stored[case_id].evidence.items():
+            assert torch.equal(record.evidence[name], array), name
+
+
+def test_the_same_cases_give_the_same_bytes_in_any_order(path, stored, tmp_path):
+    again = tmp_path / "again" / "m.json"
+    write_baseline(again, dict(reversed(stored.items())))
+    assert again.read_bytes() == path.read_bytes()
+    assert [p.name for p in sorted(again.parent.iterdir())] == [p.name for p in sorted(path.parent.iterdir())]
+
+
+def test_a_diff_shows_one_line_per_field(path, stored):
+    lines = path.read_text().splitlines()
+    assert sum('"metrics":' in line for line in lines) == len(stored)
+    assert json.loads(path.read_text())["schema"] == 1
+
+
+def evidence_of(path: Path) -> Path:
+    (found,) = path.parent.glob("*.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("harm", ["json", "truncated", "swapped", "missing", "schema", "edited", "list"])
+def test_a_harmed_baseline_is_one_line_that_names_it(path, stored, harm):
+    if harm == "json":
+        path.write_text(path.read_text()[:-20])
+    elif harm == "truncated":
+        evidence_of(path).write_bytes(evidence_of(path).read_bytes()[:-1])
+    elif harm == "swapped":
+        evidence_of(path).write_bytes(b"other")
+    elif harm == "missing":
+        evidence_of(path).unlink()
+    elif harm == "schema":
+        path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+    elif harm == "edited":
+        path.write_text(path.read_text().replace('"calib_length": 128', '"calib_length": 512'))
+    else:
+        path.write_text("[]")
+    with pytest.raises(BadArtefact) as caught:
+        read_baseline(path)
+    assert path.stem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_writing_keeps_the_cases_that_did_not_run(tmp_path, path, stored, record):
+    store = BaselineStore(tmp_path, "cpu-x86_64-avx512")
+    store.write("alpha", "m", [record])
+    assert sorted(read_baseline(path)) == sorted(stored)
+    store.write("alpha", "m", [record], keep=[record.case_id])
+    assert list(read_baseline(path)) == [record.case_id]
+
+
+def test_old_evidence_goes_with_the_baseline_it_belonged_to(tmp_path, path, stored, record):
+    BaselineStore(tmp_path, "cpu-x86_64-avx512").write("alpha", "m", [record], keep=[])
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_another_class_finds_the_nearest_and_says_so(tmp_path, stored, record):
+    for machine in ("cpu-aarch64-default", "cpu-x86_64-default"):
+        write_baseline(tmp_path / "alpha" / machine / "m.json", {record.case_id: record})
+    found = BaselineStore(tmp_path, "cpu-x86_64-avx2").find("alpha", "m")
+    assert found.portable
+    assert "x86_64" in found.path.parent.name
+    own = BaselineStore(tmp_path, "cpu-x86_64-avx512").find("alpha", "m")
+    assert not own.portable
+    assert BaselineStore(tmp_path, "cpu-x86_64-avx512").find("alpha", "unknown") is None
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from quambench.gate.baselines import read_baseline, write_baseline
+path = Path(sys.argv[1])
+cases = read_baseline(path)
+both = [cases, {k: v for k, v in cases.items() if "other" in k}]
+print("ready", flush=True)
+for turn in range(100_000):
+    write_baseline(path, both[turn % 2])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")
+def test_a_write_killed_at_any_moment_leaves_a_whole_baseline(path, stored):
+    allowed = [sorted(stored), [k for k in stored if "other" in k]]
+    for moment in range(8):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(0.003 * moment)  # not a deadline: only spreads the kills over the write
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        assert sorted(read_baseline(path)) in [sorted(a) for a in allowed]
+
+
+@pytest.mark.parametrize("call", range(2))
+def test_a_failure_at_either_replacement_leaves_the_old_one(path, stored, record, monkeypatch, call):
+    before, calls = path.read_bytes(), []
+    replace = os.replace
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == call + 1:
+            raise OSError("disk full")
+        return replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="disk full"):
+        write_baseline(path, {record.case_id: record})
+    assert path.read_bytes() == before
+    assert sorted(read_baseline(path)) == sorted(stored)

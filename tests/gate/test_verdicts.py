@@ -1,0 +1,214 @@
+"""Verdicts: every status, every place, and no alarm for what is the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quambench.gate.record import Artefacts
+from quambench.gate.verdicts import GATED, MAX_SCALE_ULP, SEVERITY, Status, Verdict, judge
+from quambench.metrics import METRICS
+
+
+def ulps(x, n):
+    return (x.view(torch.int32) + n).view(torch.float32)
+
+
+def test_the_same_record_is_the_same(record):
+    verdict = judge(record, record, n_cases=1)
+    assert verdict.status is Status.SAME
+    assert (verdict.place, verdict.reason) == ("", "")
+    assert verdict.passes()
+
+
+def test_nothing_stored_is_new_and_fails_with_the_command(record):
+    verdict = judge(record, None, n_cases=1)
+    assert verdict.status is Status.NEW
+    assert "--qb-new-only" in verdict.reason
+    assert not verdict.passes(allow_drift=True)
+
+
+def test_another_protocol_is_stale_and_names_the_field(record):
+    old = replace(record, settings=dict(record.settings) | {"calib_length": 256})
+    verdict = judge(record, old, n_cases=1)
+    assert verdict.status is Status.STALE
+    assert "calib_length 256 -> 128" in verdict.reason
+
+
+def test_a_scale_may_move_by_one_ulp_and_no_more(record, change):
+    _, with_scale, _ = change
+    name = "layers.0.x_proj:input"
+    near = with_scale(record, name, ulps(record.artefacts.scales[name], MAX_SCALE_ULP))
+    far = with_scale(record, name, ulps(record.artefacts.scales[name], MAX_SCALE_ULP + 1))
+    assert judge(near, record, 1).status is Status.SAME
+    verdict = judge(far, record, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, name)
+
+
+def test_drift_tells_what_it_could_have_seen_and_can_be_allowed(record, change):
+    _, with_scale, _ = change
+    verdict = judge(with_scale(record, "layers.0.ssm_state", torch.tensor([9.0])), record, 1)
+    assert verdict.status is Status.DRIFTED
+    assert "nats would show" in verdict.reason
+    assert not verdict.passes()
+    assert verdict.passes(allow_drift=True)
+
+
+def test_the_first_changed_artefact_in_forward_order_is_named(record, change):
+    _, with_scale, _ = change
+    new = with_scale(record, "layers.1.x_proj:input", torch.tensor([9.0]))
+    new = with_scale(new, "layers.0.ssm_state", torch.tensor([9.0]))
+    assert judge(new, record, 1).place == "layers.0.ssm_state"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(torch.tensor([0.01, 0.01]), "number of scales changed"), (torch.tensor([0.5]), "scale changed")],
+)
+def test_a_scale_says_how_it_changed(record, change, value, says):
+    _, with_scale, _ = change
+    assert says in judge(with_scale(record, "layers.0.x_proj:input", value), record, 1).reason
+
+
+def test_other_integers_at_the_same_scale_are_named(record):
+    digests = dict(record.artefacts.digests) | {"layers.0.in_proj.weight": "other"}
+    new = replace(record, artefacts=Artefacts(record.artefacts.scales, digests))
+    verdict = judge(new, record, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, "layers.0.in_proj.weight")
+
+
+def test_a_local_error_at_an_unchanged_scale_is_an_artefact(record, change):
+    with_evidence, *_ = change
+    mse = record.evidence["sites.local_mse"].clone()
+    mse[1] *= 4  # truncation instead of rounding
+    verdict = judge(with_evidence(record, sites__local_mse=mse), record, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, "layers.0.ssm_state")
+    assert "unchanged scale" in verdict.reason
+
+
+def test_a_local_error_may_follow_one_ulp_of_its_scale(record, change):
+    """The round trip of the same values at a scale one ulp away, measured, stays inside the bound."""
+    from quambench.quant.grid import fake_quantize
+
+    with_evidence, with_scale, _ = change
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    name = "layers.0.x_proj:input"
+    records = []
+    for n in (0, 1):
+        scale = ulps(torch.tensor([0.02]), n)
+        mse = record.evidence["sites.local_mse"].clone()
+        mse[0] = (fake_quantize(x, scale.double()) - x).square().mean()
+        records.append(with_scale(with_evidence(record, sites__local_mse=mse), name, scale))
+    assert records[0].evidence["sites.local_mse"][0] != records[1].evidence["sites.local_mse"][0]
+    assert judge(records[1], records[0], 1).status is Status.SAME
+
+
+@pytest.mark.parametrize("array", ["prefill.nll", "prefill.kl", "decode.nll", "decode.kl"])
+def test_worse_quality_is_a_regression_and_better_an_improvement(record, change, array):
+    with_evidence, *_ = change
+    key = array.replace(".", "__")
+    worse = with_evidence(record, **{key: record.evidence[array] + 0.5})
+    assert judge(worse, record, 1).status is Status.REGRESSED
+    assert judge(record, worse, 1).status is Status.IMPROVED
+
+
+def test_lost_items_are_a_regression(record, change):
+    with_evidence, *_ = change
+    all_right = with_evidence(record, items__correct=torch.ones(30, dtype=torch.uint8))
+    all_wrong = with_evidence(record, items__correct=torch.zeros(30, dtype=torch.uint8))
+    assert judge(all_wrong, all_right, 1).status is Status.REGRESSED
+
+
+def test_a_changed_artefact_with_worse_quality_is_a_regression_named_at_the_artefact(record, change):
+    with_evidence, with_scale, _ = change
+    new = with_scale(record, "layers.0.ssm_state", torch.tensor([9.0]))
+    new = with_evidence(new, decode__kl=record.evidence["decode.kl"] + 0.5)
+    verdict = judge(new, record, 1)
+    assert (verdict.status, verdict.place) == (Status.REGRESSED, "layers.0.ssm_state")
+    assert "decode_kl" in verdict.reason
+
+
+@pytest.mark.parametrize(("factor", "status"), [(2.0, Status.REGRESSED), (0.5, Status.IMPROVED)])
+def test_accumulated_error_alone_names_the_first_site(record, change, factor, status):
+    with_evidence, *_ = change
+    accumulated = record.evidence["sites.accumulated"].clone()
+    accumulated[1:] *= factor
+    verdict = judge(with_evidence(record, sites__accumulated=accumulated), record, 1)
+    assert (verdict.status, verdict.place) == (status, "layers.0.ssm_state")
+
+
+def test_an_error_in_the_decoded_state_alone_names_the_state(record, change):
+    with_evidence, *_ = change
+    new = with_evidence(record, decode__state_error=record.evidence["decode.state_error"] * 3)
+    verdict = judge(new, record, 1)
+    assert (verdict.status, verdict.place) == (Status.REGRESSED, "layers.0.ssm_state")
+
+
+def test_noise_around_zero_is_no_news(record, change):
+    with_evidence, *_ = change
+    generator = torch.Generator().manual_seed(1)
+
+    def jitter(x, size):
+        return x + size * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+
+    new = with_evidence(
+        record,
+        prefill__nll=jitter(record.evidence["prefill.nll"], 0.1),
+        prefill__kl=jitter(record.evidence["prefill.kl"], 0.01),
+        decode__kl=jitter(record.evidence["decode.kl"], 0.01),
+        sites__accumulated=record.evidence["sites.accumulated"] * jitter(torch.ones(3, 8), 0.01),
+    )
+    assert judge(new, record, 1).status is Status.SAME
+
+
+def test_a_difference_within_the_stored_noise_is_no_news(record, change):
+    with_evidence, *_ = change
+    new = with_evidence(record, prefill__kl=record.evidence["prefill.kl"] + 0.5)
+    assert judge(new, record, 1).status is Status.REGRESSED
+    forgiving = replace(record, noise={"kl": 0.5 / 256 * 1.01})
+    assert judge(new, forgiving, 1).status is Status.SAME
+
+
+def test_the_level_is_split_over_the_stored_cases(record, change):
+    with_evidence, *_ = change
+    generator = torch.Generator().manual_seed(2)
+    shift = 0.05 + 0.01 * torch.randn(12, generator=generator, dtype=torch.float64)
+    new = with_evidence(record, prefill__kl=record.evidence["prefill.kl"] + shift)
+    statuses = [judge(new, record, n).status for n in (1, 10**9)]
+    assert statuses == [Status.REGRESSED, Status.SAME]
+
+
+def test_records_of_other_sites_name_the_site(record):
+    scales = {n: s for n, s in record.artefacts.scales.items() if n != "layers.1.x_proj:input"}
+    old = replace(record, artefacts=Artefacts(scales, record.artefacts.digests))
+    verdict = judge(record, old, 1)
+    assert verdict.place == "layers.1.x_proj:input"
+    assert "appeared" in verdict.reason
+
+
+def test_order_of_documents_does_not_matter(record, change):
+    with_evidence, *_ = change
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+
+    def shuffled(r):
+        arrays = {
+            k.replace(".", "__"): r.evidence[k][order]
+            for k in r.evidence
+            if k.startswith("prefill.") and len(r.evidence[k]) == 12
+        }
+        return with_evidence(r, **arrays)
+
+    new = with_evidence(record, prefill__kl=record.evidence["prefill.kl"] + 0.5)
+    a, b = judge(new, record, 1), judge(shuffled(new), shuffled(record), 1)
+    assert (a.status, a.place) == (b.status, b.place)
+
+
+def test_every_gated_metric_can_be_paired_and_every_status_ranked():
+    assert all(METRICS[name].terms is not None for name in GATED)
+    assert set(SEVERITY) == set(Status)
+
+
+def test_a_written_verdict_passes(record):
+    assert Verdict("c", Status.REGRESSED, written=True).passes()
