@@ -1,0 +1,133 @@
+"""The command line: help, exit codes, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from quambench.case import Protocol
+from quambench.cli.main import COMMANDS, main
+from quambench.data.tokenizer import Tokenizer
+from quambench.models import ModelConfig, build
+from quambench.models.checkpoint import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a tiny model and a corpus long enough for the default protocol's windows."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "corpus").mkdir()
+    line = "The union of the people shall stand for all of the people, and the people shall stand for the union. "
+    for i in range(6):
+        (root / "corpus" / f"{i}.txt").write_text(f"Part {i}. " + line * 90)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(ModelConfig(architecture="mamba2", d_model=8, n_layers=1, vocab_size=300, d_state=4, head_dim=8))
+    save_checkpoint(root / "tiny", model, torch.float32)
+    Tokenizer.train([line, "Part 0123456789."], 300).save(root / "tiny" / "tokenizer.json")
+    return root
+
+
+def call(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "example: quambench" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_list_is_for_people_and_for_machines(capsys):
+    code, out, _ = call(capsys, "list", "observers")
+    assert code == 0
+    assert "percentile" in out
+    code, out, _ = call(capsys, "list", "--json")
+    assert {"mamba-tiny", "mamba2-tiny"} == {m["name"] for m in json.loads(out)["models"]}
+
+
+def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
+    scales, corpus = tmp_path / "scales", world / "corpus"
+    small = ("--windows", 4, "--length", 16)
+    code, out, _ = call(capsys, "calibrate", world / "tiny", "--corpus", corpus, "--out", scales, *small)
+    assert code == 0
+    assert "layers.0.x_conv_out" in out
+    code, out, _ = call(capsys, "calibrate", world / "tiny", "--corpus", corpus, "--json", *small)
+    assert set(json.loads(out)) >= {"layers.0.ssm_state", "lm_head:input"}
+    code, out, _ = call(capsys, "eval", world / "tiny", "--corpus", corpus, "--calibration", scales, "--json")
+    assert code == 0
+    (metrics,) = json.loads(out).values()
+    assert metrics["kl"]["value"] >= 0
+    code, _, err = call(capsys, "eval", "mamba-tiny", "--corpus", corpus, "--calibration", scales)
+    assert code == 2
+    assert "another model" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("calibrate", "mamba2-tin"), "Did you mean 'mamba2-tiny'"),
+        (("calibrate", "mamba2-tiny", "--observer", "percentile[alpha=0]"), "alpha must be in (0, 1]"),
+        (("calibrate", "mamba2-tiny", "--policy", "quamb"), "Did you mean 'quamba'"),
+        (("calibrate", "mamba2-tiny", "--windows", "0"), "must be at least 1"),
+        (("eval", "mamba2-tiny", "--observer", "maximum"), "no observer named 'maximum'"),
+        (("eval", "mamba2-tiny", "--corpus", "nowhere"), "no such corpus"),
+        (("eval", "mamba2-tiny", "--calibration", "nowhere"), "calibration.json is missing"),
+        (("report", "nowhere"), "holds no baseline"),
+        (("zoo", "train", "mamba3-tiny"), "no bundled model named 'mamba3-tiny'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, says, capsys):
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_a_corrupt_checkpoint_is_one_line(world, tmp_path, capsys):
+    for file in (world / "tiny").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    code, _, err = call(capsys, "calibrate", tmp_path)
+    assert code == 2
+    assert "model.safetensors" in err
+    assert err.count("\n") == 1
+
+
+def test_text_shorter_than_a_window_is_one_line(world, tmp_path, capsys):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"short {i}")
+    code, _, err = call(capsys, "eval", world / "tiny", "--corpus", tmp_path)
+    assert code == 2
+    assert f"a window of {Protocol().calib_length} tokens" in err
+
+
+def test_interruption_says_so(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quambench.cli.calibrate.load_checkpoint", interrupted)
+    code, _, err = call(capsys, "calibrate", "mamba2-tiny")
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_report_tabulates_what_is_stored(capsys):
+    code, out, _ = call(capsys, "report", "baselines/alpha")
+    assert code == 0
+    assert "mamba2-tiny/running_max/1x1" in out

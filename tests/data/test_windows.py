@@ -1,0 +1,149 @@
+"""Windows: every token a target once, every byte counted, and items that ask for the last word."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quambench.data.corpus import Document
+from quambench.data.tasks import MAX_WORDS, MIN_WORDS, last_word_items, passages
+from quambench.data.tokenizer import Tokenizer
+from quambench.data.windows import full_windows, spread_windows
+from quambench.errors import BadCheckpoint, BadCorpus, BadParameter
+
+LINE = "We the people hold that the union of the people shall stand, and shall stand for all of the people. "
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return [Document.of(f"d{i}", (f"Title {i}. " + LINE * (3 + 4 * i) + "Café — naïve.").encode()) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(documents):
+    return Tokenizer.train((d.text for d in documents), 300)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 10_000])
+def test_every_token_is_a_target_exactly_once(documents, tokenizer, length):
+    windows = full_windows(documents, tokenizer, length)
+    for index, document in enumerate(documents):
+        rows = windows.targets[windows.documents == index]
+        assert rows[rows >= 0].tolist() == tokenizer.encode(document.text)
+    assert windows.n_bytes == sum(len(d.text.encode()) for d in documents)
+    spelled = tokenizer.byte_lengths()[windows.targets[windows.targets >= 0]].sum()
+    assert spelled == windows.n_bytes
+
+
+def test_inputs_are_the_targets_shifted_behind_the_start_token(documents, tokenizer):
+    windows = full_windows(documents, tokenizer, 16)
+    assert (windows.inputs[:, 0] == tokenizer.start_id).all()
+    complete = (windows.targets >= 0).all(1)
+    assert torch.equal(windows.inputs[complete, 1:], windows.targets[complete, :-1])
+
+
+def test_spread_windows_are_complete_and_taken_in_turn(documents, tokenizer):
+    windows = spread_windows(documents, tokenizer, 16, 8)
+    assert (windows.targets >= 0).all()
+    counts = windows.documents.bincount(minlength=3)
+    assert counts.sum() == 8
+    assert counts.max() - counts[counts < counts.max()].min() <= 1 or counts.min() < 3  # the short one runs out first
+    starts = {tuple(row) for row in windows.targets.tolist()}
+    assert len(starts) >= 2
+
+
+def test_more_windows_than_there_are_gives_them_all(documents, tokenizer):
+    room = sum(len(tokenizer.encode(d.text)) // 16 for d in documents)
+    assert len(spread_windows(documents, tokenizer, 16, 10_000).inputs) == room
+
+
+def test_text_shorter_than_a_window_says_how_short(documents, tokenizer):
+    longest = max(len(tokenizer.encode(d.text)) for d in documents)
+    with pytest.raises(BadCorpus, match=f"the longest has {longest}"):
+        spread_windows(documents, tokenizer, longest + 1, 4)
+    with pytest.raises(BadParameter, match="at least 1"):
+        spread_windows(documents, tokenizer, 0, 4)
+
+
+def test_the_digest_follows_every_token_and_name(documents, tokenizer):
+    a = full_windows(documents, tokenizer, 16)
+    renamed = [Document(d.name + "x", d.text, d.digest) for d in documents]
+    assert a.digest == full_windows(documents, tokenizer, 16).digest
+    assert a.digest != full_windows(renamed, tokenizer, 16).digest
+    assert a.digest != full_windows(documents, tokenizer, 17).digest
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_survives_the_tokenizer_and_its_bytes_are_counted(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.byte_lengths()[torch.tensor(ids, dtype=torch.int64)].sum() == len(text.encode())
+
+
+def test_a_vocabulary_is_no_larger_than_asked(tokenizer):
+    assert tokenizer.vocab_size <= 300
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(BadCheckpoint, match="no tokenizer.json"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BadCheckpoint, match="not a readable tokenizer"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def words(n, last):
+    """n different filler words, then a sentence that ends in `last`."""
+    return " ".join(f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(n)) + f" {last}."
+
+
+def test_a_passage_needs_its_last_word_earlier_in_it():
+    last = words(MIN_WORDS - 2, "nation")  # one word short, so the passage reaches back a sentence
+    (found,) = passages("The nation stands. " + last)
+    assert found.word == "nation"
+    assert found.context == "The nation stands. " + last.removesuffix(" nation.")
+    assert found.chance == pytest.approx(1 / (MIN_WORDS + 1))  # once among the words before it
+    assert list(passages("The people stand. " + last)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The sea. " + words(MIN_WORDS, "sea"),  # three letters
+        "The nation. " + words(MAX_WORDS + 1, "nation"),  # too long
+        "The nation and nation.",  # too short
+        "",
+    ],
+)
+def test_what_is_no_passage(text):
+    assert list(passages(text)) == []
+
+
+def test_items_ask_for_the_word_after_the_context(tokenizer, documents):
+    items = last_word_items(documents, tokenizer)
+    found = [p for d in documents for p in passages(d.text)]
+    assert len(items.inputs) == len(found) > 0
+    spelled = []
+    for inputs, targets in zip(items.inputs, items.targets, strict=True):
+        places = (targets >= 0).nonzero()[:, 0]
+        context = tokenizer.decode(inputs[1 : places[0] + 1].tolist())
+        # Each target is the next input: the word follows its context without a gap.
+        assert inputs[places[1:]].tolist() == targets[places[:-1]].tolist()
+        spelled.append((context, tokenizer.decode(targets[places].tolist())))
+    assert sorted(spelled) == sorted((p.context, " " + p.word) for p in found)
+    assert ((items.chance > 0) & (items.chance < 1)).all()
+
+
+def test_items_come_by_length_and_can_be_fewer(tokenizer, documents):
+    items = last_word_items(documents, tokenizer)
+    ends = (items.targets >= 0).long().cumsum(1).argmax(1)
+    assert (ends.diff() >= 0).all()
+    assert len(last_word_items(documents, tokenizer, max_items=2).inputs) == 2
+
+
+def test_text_without_a_passage_is_refused(tokenizer):
+    with pytest.raises(BadCorpus, match="no passage of"):
+        last_word_items([Document.of("d", b"Too short.")], tokenizer)

@@ -1,0 +1,266 @@
+"""The plug-in as a user meets it: a tiny model, a small corpus, one suite, many runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from quambench.data.tokenizer import Tokenizer
+from quambench.models import ModelConfig, build
+from quambench.models.checkpoint import save_checkpoint
+
+SUITE = """
+import pytest
+
+@pytest.mark.observers("running_max", "percentile[alpha=0.9]")
+def test_alpha(case, judge):
+    judge(case)
+"""
+# Everything at the size of the model: the protocol's own counts are for real ones.
+CONFTEST = """
+from quambench import case
+case.Case.__dataclass_fields__  # imported before the plug-in builds a case
+import dataclasses
+small = case.Protocol(calib_windows=6, calib_length=16, quality_windows=8, quality_length=32, decode_windows=6,
+                      decode_prefix=8, decode_steps=6, error_windows=4, error_length=16, max_items=12)
+case.Protocol.__init__.__kwdefaults__.update(dataclasses.asdict(small))
+{fault}
+pytest_plugins = ["quambench.pytest_plugin"]
+"""
+Q_MAX = "from quambench.quant import grid; grid.q_max = lambda bits: 126"
+TRUNCATE = "from quambench.quant import grid; import torch; grid.ROUNDINGS['half_even'] = torch.trunc"
+COMPLEMENT = (
+    "from quambench.observers import percentile as p; q = p.upper_quantile; "
+    "p.upper_quantile = lambda x, alpha: q(x, 1 - alpha)"
+)
+STATE_TIMES_4 = (
+    "from quambench.quant import quantized as m; old = m._Block.read; "
+    "m._Block.read = lambda self, site, q: old(self, site, q) * (4 if site == 'ssm_state' else 1)"
+)
+BROKEN = "from quambench.observers import running_max as m; m.RunningMax.observe = lambda self, x: 1 / 0"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A folder with a model and a corpus."""
+    root = tmp_path_factory.mktemp("world")
+    chooser = random.Random(0)
+    nouns = ["nation", "people", "congress", "treasury", "union", "country", "labor", "commerce", "peace", "navy"]
+
+    def sentence() -> str:
+        return "The " + " of the ".join(chooser.choice(nouns) for _ in range(chooser.randint(4, 9))) + ". "
+
+    (root / "corpus").mkdir()
+    for i in range(9):
+        (root / "corpus" / f"{i}.txt").write_text("".join(sentence() for _ in range(60)))
+    model = root / "tiny-model"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = build(
+            ModelConfig(architecture="mamba", d_model=16, n_layers=1, vocab_size=300, d_state=4, dt_rank=2)
+        ).requires_grad_(False)
+    mixer = made.blocks[0].mixer
+    mixer.dt_proj.bias.add_(3.0)  # a state that counts
+    mixer.x_proj.weight.mul_(6.0)
+    save_checkpoint(model, made, torch.float32)
+    texts = [f.read_text() for f in sorted((root / "corpus").iterdir())]
+    Tokenizer.train(texts, 300).save(model / "tokenizer.json")
+    return root
+
+
+@pytest.fixture
+def run(pytester, world):
+    """run(*options, fault=""): pytest in a fresh process over one suite, model and corpus given."""
+    pytester.makeini("[pytest]")  # marks the root, where baselines/ and suites/ are looked for
+    suites = pytester.mkdir("suites")
+    (suites / "test_alpha.py").write_text(SUITE)
+
+    def go(*options, fault="", model=True):
+        pytester.makeconftest(CONFTEST.format(fault=fault))
+        fixed = ["--qb-corpus", str(world / "corpus"), "-p", "no:cacheprovider", "--import-mode=importlib"]
+        if model:
+            fixed += ["--qb-model", str(world / "tiny-model")]
+        return pytester.runpytest_subprocess("suites", *fixed, *options)
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def baselines(tmp_path_factory) -> Path:
+    """Filled by the first test that needs them recorded; the others copy."""
+    return tmp_path_factory.mktemp("recorded") / "baselines"
+
+
+@pytest.fixture
+def recorded(run, baselines, pytester):
+    if baselines.exists():
+        shutil.copytree(baselines, pytester.path / "baselines")
+    else:
+        run("--qb-new-only").assert_outcomes(passed=2)
+        shutil.copytree(pytester.path / "baselines", baselines)
+    return run
+
+
+def text(result) -> str:
+    return "\n".join(result.outlines + result.errlines)
+
+
+def test_a_case_without_a_baseline_fails_and_says_how_to_record_it(run):
+    result = run()
+    assert result.ret == 1
+    assert "NEW tiny-model/running_max/1x1" in text(result)
+    assert "add --qb-new-only to this command" in text(result)
+
+
+def test_recorded_once_it_passes_and_again_and_narrowed(recorded):
+    assert recorded().ret == 0
+    narrowed = recorded("-k", "percentile")
+    narrowed.assert_outcomes(passed=1, deselected=1)
+
+
+def test_an_update_stores_and_passes(recorded, pytester):
+    result = recorded("--qb-update", fault=Q_MAX)
+    assert result.ret == 0
+    assert "written:" in text(result)
+    assert recorded().ret == 1  # without the fault the stored results are another thing
+    assert recorded(fault=Q_MAX).ret == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "cases", "place"),
+    [
+        (Q_MAX, 2, "at embedding.weight"),
+        (TRUNCATE, 2, "at embedding.weight"),
+        (COMPLEMENT, 1, "at layers.0.x_proj:input"),
+        (STATE_TIMES_4, 2, "at layers.0.ssm_state"),
+    ],
+)
+def test_a_planted_fault_turns_red_and_names_the_place(recorded, fault, cases, place):
+    result = recorded(fault=fault)
+    result.assert_outcomes(failed=cases, passed=2 - cases)
+    assert result.ret == 1
+    reasons = [line for line in result.outlines if line.startswith(("REGRESSED", "DRIFTED", "IMPROVED"))]
+    assert len(reasons) == cases
+    assert all(place in line for line in reasons)
+
+
+def test_drift_passes_where_allowed_and_a_regression_never(recorded):
+    assert recorded("--qb-allow-drift", fault=STATE_TIMES_4).ret == 1
+
+
+def test_a_crash_in_calibration_is_an_error_verdict_without_a_traceback(recorded):
+    result = recorded(fault=BROKEN)
+    assert result.ret == 1
+    assert "ERROR tiny-model/running_max/1x1: ZeroDivisionError" in text(result)
+    assert "Traceback" not in text(result)
+
+
+def test_a_baseline_that_cannot_be_read_is_an_error_and_an_update_replaces_it(recorded, pytester):
+    (file,) = pytester.path.glob("baselines/alpha/*/tiny-model.json")
+    file.write_text(file.read_text()[:-30])
+    result = recorded()
+    assert result.ret == 1
+    assert "is not a readable baseline" in text(result)
+    assert "Traceback" not in text(result)
+    assert recorded("--qb-update").ret == 0
+    assert recorded().ret == 0
+
+
+def test_another_machine_class_is_compared_portably(recorded, pytester):
+    (own,) = pytester.path.glob("baselines/alpha/*")
+    own.rename(own.with_name("cpu-another-class"))
+    result = recorded()
+    assert result.ret == 0
+    assert "SAME (portable)" in text(result)
+
+
+def test_new_only_touches_nothing_that_is_stored(recorded, pytester):
+    (file,) = pytester.path.glob("baselines/alpha/*/tiny-model.json")
+    before = file.read_bytes()
+    recorded("--qb-new-only", fault=Q_MAX)
+    assert file.read_bytes() == before
+
+
+def test_reports_are_written_by_suffix(recorded, pytester):
+    recorded("--qb-report", "out/x.md", "--qb-report", "out/x.json")
+    assert "| tiny-model/running_max/1x1" in (pytester.path / "out" / "x.md").read_text()
+    document = json.loads((pytester.path / "out" / "x.json").read_text())
+    assert [v["status"] for v in document["verdicts"]] == ["SAME", "SAME"]
+
+
+def test_two_workers_agree_with_one_process(run, pytester):
+    result = run("-n", "2", "--qb-new-only")
+    result.assert_outcomes(passed=2)
+    assert len(list(pytester.path.glob("baselines/alpha/*/tiny-model.json"))) == 1
+    assert run().ret == 0
+    both = run("-n", "2", fault=Q_MAX)
+    both.assert_outcomes(failed=2)
+    assert "at embedding.weight" in text(both)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--qb-model", "mamba2-tin"], "Did you mean 'mamba2-tiny'"),
+        (["--qb-observer", "percentil"], "Did you mean 'percentile'"),
+        (["--qb-observer", "percentile[alpha=2]"], "alpha must be in (0, 1]"),
+        (["--qb-report", "x.pdf"], "a report's format follows its suffix"),
+        (["--qb-corpus", "nowhere"], "no such corpus"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_4(run, options, says):
+    result = run(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert says in text(result)
+    assert "Traceback" not in text(result)
+
+
+def test_text_shorter_than_a_window_is_exit_code_4(run, pytester):
+    short = pytester.mkdir("short")
+    for i in range(4):
+        (short / f"{i}.txt").write_text(f"short text {i}")
+    result = run("--qb-corpus", str(short))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "as long as a window" in text(result)
+    assert "Traceback" not in text(result)
+
+
+def test_a_corrupt_checkpoint_is_exit_code_4(run, world, pytester):
+    broken = pytester.mkdir("broken")
+    for file in (world / "tiny-model").iterdir():
+        (broken / file.name).write_bytes(file.read_bytes()[: -9 if file.suffix == ".safetensors" else None])
+    result = run("--qb-model", str(broken), model=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "Traceback" not in text(result)
+
+
+ORPHANS = """
+import pytest
+
+@pytest.mark.observers({observers})
+def test_alpha(case, judge):
+    judge(case)
+"""
+
+
+def test_a_stored_case_that_nothing_produces_is_an_orphan_on_full_runs_only(run, pytester, world):
+    """Full means no --qb-model either, so the tiny model stands in for the bundled ones."""
+    as_bundled = (
+        "from quambench.models import checkpoint as c; from pathlib import Path; "
+        f"c.bundled_names = lambda: ('tiny-model',); c._zoo = lambda: Path({str(world)!r})"
+    )
+    suite = pytester.path / "suites" / "test_alpha.py"
+    assert run("--qb-new-only", fault=as_bundled, model=False).ret == 0
+    suite.write_text(ORPHANS.format(observers="'running_max'"))
+    result = run(fault=as_bundled, model=False)
+    assert result.ret == 1
+    assert "ORPHAN tiny-model/percentile[alpha=0.9]/1x1" in text(result)
+    assert run("-k", "running_max", fault=as_bundled, model=False).ret == 0
+    assert run("suites/test_alpha.py::test_alpha", fault=as_bundled, model=False).ret in (0, 1)
+    assert run("--qb-update", fault=as_bundled, model=False).ret == 0
+    assert run(fault=as_bundled, model=False).ret == 0
