@@ -85,7 +85,7 @@ def names(corpus):
 def test_a_folder_is_split_into_disjoint_parts(tmp_path, n):
     found = names(load_corpus(write(tmp_path, texts(n))))
     assert all(found.values())
-    assert sorted(sum(found.values(), [])) == sorted(texts(n))
+    assert sorted(name for part in found.values() for name in part) == sorted(texts(n))
 
 
 def test_a_jsonl_gives_the_same_split_as_a_folder_of_its_texts(tmp_path):
@@ -129,7 +129,7 @@ def test_other_bad_paths(tmp_path):
     with pytest.raises(BadCorpus, match="no such corpus"):
         load_corpus(tmp_path / "nowhere")
     (tmp_path / "x.csv").write_text("a,b")
-    with pytest.raises(BadCorpus, match="folder of .txt files or a .jsonl"):
+    with pytest.raises(BadCorpus, match=r"folder of \.txt files or a \.jsonl"):
         load_corpus(tmp_path / "x.csv")
     (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"no": 1}\n')
     with pytest.raises(BadCorpus, match=r"x\.jsonl:2"):

@@ -88,7 +88,7 @@ def test_a_vocabulary_is_no_larger_than_asked(tokenizer):
 
 
 def test_a_tokenizer_that_cannot_be_read_is_one_line(tmp_path):
-    with pytest.raises(BadCheckpoint, match="no tokenizer.json"):
+    with pytest.raises(BadCheckpoint, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BadCheckpoint, match="not a readable tokenizer"):
