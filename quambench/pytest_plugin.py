@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         allow_drift=option.qb_allow_drift,
     )
     config.stash[SESSION], config.stash[PRODUCED] = session, {}
-    config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer)
+    config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer or option.keyword or option.markexpr)
     if getattr(option, "dist", "no") == "load":
         option.dist = "loadgroup"  # xdist: cases of one model stay on one worker
     try:
