@@ -197,6 +197,8 @@ def last_word_correct(model: LanguageModel | QuantizedModel, items: LastWordItem
     ones before it, so one prefill per item tells.
     """
     correct = torch.ones(len(items.inputs), dtype=torch.bool)
+    if not len(correct):
+        return correct
     lengths = (items.targets >= 0).int().argmax(1) + (items.targets >= 0).sum(1)
     for rows in torch.arange(len(items.inputs)).split(ITEM_BATCH):
         longest = int(lengths[rows].max())

@@ -5,6 +5,7 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,7 @@ class Session:
         finally:
             torch.set_num_threads(threads)
         pairs = ((n, METRICS[n].measure(other).value, record.metrics[n].value) for n in GATED)
-        return {name: abs(a - b) for name, a, b in pairs}
+        return {name: abs(a - b) for name, a, b in pairs if math.isfinite(a - b)}  # no items, no accuracy
 
     def orphans(self, suite: str, produced: Sequence[str]) -> list[Verdict]:
         """Stored cases of a suite that a full run did not produce; also kept as verdicts."""

@@ -44,7 +44,11 @@ def row(module: str) -> int:
     raise AssertionError(f"quambench.{module} stands in no row of ORDER; where does it belong?")
 
 
-def modules():
+def modules() -> list:
+    return list(_modules())
+
+
+def _modules():
     for file in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
         if name not in ("__init__", "data"):

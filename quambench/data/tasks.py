@@ -18,7 +18,6 @@ from torch import Tensor
 
 from quambench.data.corpus import Document
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadCorpus
 
 MIN_WORDS, MAX_WORDS = 36, 90  # a longer passage (its last sentence alone is so long) is left out
 MIN_LETTERS = 4
@@ -89,19 +88,14 @@ def last_word_items(documents: Sequence[Document], tokenizer: Tokenizer, max_ite
 
     Context and word are tokenized apart and joined, as a reader would type the word after the
     context; a byte-level BPE that splits words off with their space gives the same tokens.
-    raises BadCorpus when no passage qualifies
+    Text without such a passage (code, another script) gives no item: its accuracy is then unknown.
     """
     found = [(index, p) for index, document in enumerate(documents) for p in passages(document.text)]
-    if not found:
-        raise BadCorpus(
-            f"no passage of {MIN_WORDS} words ends in a word that stands earlier in it: the text is too short "
-            "for last-word prediction"
-        )
     if max_items is not None and len(found) > max_items:
         found = [found[i * len(found) // max_items] for i in range(max_items)]
     encoded = [(i, tokenizer.encode(p.context), tokenizer.encode(" " + p.word), p.chance) for i, p in found]
     encoded.sort(key=lambda item: len(item[1]) + len(item[2]))  # stable: ties stay in document order
-    length = len(encoded[-1][1]) + len(encoded[-1][2])
+    length = len(encoded[-1][1]) + len(encoded[-1][2]) if encoded else 1
     inputs = torch.full((len(encoded), length), tokenizer.start_id, dtype=torch.int64)
     targets = torch.full((len(encoded), length), -1, dtype=torch.int64)
     for row, (_, context, word, _) in enumerate(encoded):
@@ -111,7 +105,7 @@ def last_word_items(documents: Sequence[Document], tokenizer: Tokenizer, max_ite
     return LastWordItems(
         inputs=inputs,
         targets=targets,
-        documents=torch.tensor([index for index, *_ in encoded]),
+        documents=torch.tensor([index for index, *_ in encoded], dtype=torch.int64),
         names=tuple(d.name for d in documents),
         chance=torch.tensor([chance for *_, chance in encoded], dtype=torch.float64),
     )

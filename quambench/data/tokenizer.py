@@ -22,6 +22,7 @@ class Tokenizer:
         start = inner.token_to_id(END_OF_TEXT)
         if start is None:
             raise BadCheckpoint(f"tokenizer.json has no {END_OF_TEXT} token, which every window starts with")
+        inner.encode_special_tokens = True  # a text that spells a special token is still text, byte by byte
         self._inner, self.start_id = inner, start
 
     @classmethod

@@ -130,6 +130,16 @@ def test_a_changed_artefact_with_worse_quality_is_a_regression_named_at_the_arte
     assert "decode_kl" in verdict.reason
 
 
+def test_text_without_items_is_judged_by_the_rest(record, change):
+    with_evidence, *_ = change
+    none = {"correct": torch.uint8, "correct_float": torch.uint8, "document": torch.int32}
+    empty = {f"items__{name}": torch.empty(0, dtype=dtype) for name, dtype in none.items()}
+    old = with_evidence(record, **empty)
+    assert judge(old, old, 1).status is Status.SAME
+    worse = with_evidence(old, prefill__kl=record.evidence["prefill.kl"] + 0.5)
+    assert judge(worse, old, 1).status is Status.REGRESSED
+
+
 @pytest.mark.parametrize(("factor", "status"), [(2.0, Status.REGRESSED), (0.5, Status.IMPROVED)])
 def test_accumulated_error_alone_names_the_first_site(record, change, factor, status):
     with_evidence, *_ = change
