@@ -51,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "observers(*specs): the observers a suite runs, one case each per model")
+    config.addinivalue_line("markers", "xdist_group(name): cases of one model; pytest-xdist may not be there to say so")
     option = config.option
     session = Session(
         baselines=option.qb_baselines or config.rootpath / "baselines",
