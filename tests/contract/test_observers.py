@@ -35,6 +35,10 @@ def run(observer, batches):
     return observer.scale()
 
 
+def same_state(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_shape_type_and_sign(make, lay_out):
     batches = [lay_out(x) for x in stream()]
     scale = run(make(), batches)
@@ -70,41 +74,86 @@ def test_an_empty_batch_changes_nothing(make, lay_out):
     batches = [lay_out(x) for x in stream()]
     observer = make()
     scale = run(observer, batches)
+    before = observer.state_dict()
     observer.update(batches[0][:0])
     assert torch.equal(observer.scale(), scale)
+    assert same_state(before, observer.state_dict())
 
 
-def test_a_constant_is_its_own_maximum(make):
-    scale = run(make(), [torch.full((3, 4), -2.0)] * 3)
-    assert abs(scale.item() * 127 - 2.0) <= 2 * 2.0 * EPS32
+def test_a_constant_is_its_own_maximum(make, lay_out):
+    scale = run(make(), [lay_out(torch.full((1, 3, 4), -2.0))] * 3)
+    assert ((scale * 127 - 2.0).abs() <= 2 * 2.0 * EPS32).all()
 
 
-def test_one_element(make):
-    assert abs(run(make(), [torch.tensor([[3.0]])]).item() * 127 - 3.0) <= 2 * 3.0 * EPS32
+def test_one_element(make, lay_out):
+    scale = run(make(), [lay_out(torch.tensor([[[3.0]]]))])
+    assert ((scale * 127 - 3.0).abs() <= 2 * 3.0 * EPS32).all()
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-42])
-def test_huge_and_subnormal_values_give_a_legal_scale(make, size):
-    scale = run(make(), [torch.full((2, 3), size)] * 2).item()
-    assert math.isfinite(scale)
-    assert scale >= 1e-6 * (1 - EPS32)
+def test_huge_and_subnormal_values_give_a_legal_scale(make, lay_out, size):
+    scale = run(make(), [lay_out(torch.full((1, 2, 3), size))] * 2)
+    floor = 1e-6 * (1 - EPS32)
+    assert scale.isfinite().all() and (scale >= floor).all()
+    if size > 1:
+        assert ((scale * 127 / size - 1).abs() <= 2 * EPS32).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_refused_and_leaves_no_trace(make, bad):
+def test_a_value_that_is_not_finite_is_refused_and_leaves_no_trace(make, lay_out, bad):
     observer = make()
-    scale = run(observer, [torch.ones(2, 3), torch.full((2, 3), 2.0)])
+    run(observer, [lay_out(torch.ones(1, 2, 3)), lay_out(torch.full((1, 2, 3), 2.0))])
+    before = observer.state_dict()
     with pytest.raises(NonFinite, match="1 of 6"):
-        observer.update(torch.tensor([[1.0, 2.0, 3.0], [4.0, bad, 6.0]]))
-    assert torch.equal(observer.scale(), scale)
+        observer.update(lay_out(torch.tensor([[[1.0, 2.0, 3.0], [4.0, bad, 6.0]]])))
+    assert same_state(before, observer.state_dict())
+
+
+def test_a_first_batch_that_is_refused_leaves_the_observer_fresh(make, lay_out):
+    observer = make()
+    with pytest.raises(NonFinite):
+        observer.update(lay_out(torch.full((1, 2, 3), math.nan)))
+    assert same_state(observer.state_dict(), make().state_dict())
+    with pytest.raises(SiteUnseen):
+        observer.scale()
+
+
+def test_batches_are_counted(make, lay_out):
+    observer = make()
+    run(observer, [lay_out(x) for x in stream(4)])
+    assert observer.n_batches == 4
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_bits_divide_the_same_amax(make, lay_out, bits):
+    observer = make()
+    observer.bits = bits
+    scale = run(observer, [lay_out(x) for x in stream()])
+    eight = run(make(), [lay_out(x) for x in stream()])
+    top = 2 ** (bits - 1) - 1
+    assert ((scale * top / (eight * 127) - 1).abs() <= 4 * EPS32).all()  # two roundings to float32 each side
 
 
 def test_a_saved_state_goes_on_as_if_nothing_had_happened(make, lay_out):
     batches = [lay_out(x) for x in stream()]
     first, second = make(), make()
     run(first, batches[:3])
-    second.load_state_dict(first.state_dict())
+    saved = first.state_dict()
+    second.load_state_dict(saved)
     assert torch.equal(run(first, batches[3:]), run(second, batches[3:]))
+    assert same_state(first.state_dict(), second.state_dict())
+    third = make()
+    third.load_state_dict(saved)  # what was saved did not move with the observers
+    assert torch.equal(run(third, batches[3:]), first.scale())
+
+
+def test_the_state_of_a_fresh_observer_is_saved_too(make):
+    used = make()
+    run(used, [torch.ones(2, 3)])
+    used.load_state_dict(make().state_dict())
+    assert used.n_batches == 0
+    with pytest.raises(SiteUnseen):
+        used.scale()
 
 
 def test_doubling_the_data_doubles_the_scale(make, lay_out):
@@ -112,10 +161,12 @@ def test_doubling_the_data_doubles_the_scale(make, lay_out):
     assert torch.equal(run(make(), [2 * b for b in batches]), 2 * run(make(), batches))  # exact: a power of two
 
 
-def test_twenty_million_elements(make):
-    x = torch.linspace(-1, 1, 20_000_000).view(1, -1)
+def test_twenty_million_elements(make, lay_out):
+    x = torch.linspace(-1, 1, 20_000_000).view(1, -1, 4)
     # All but the last few order statistics of |x| lie below 1, all above α at the default α.
-    assert 0.99 / 127 < run(make(), [x]).item() <= 1 / 127 * (1 + EPS32)
+    scale = run(make(), [lay_out(x)])
+    assert (scale > 0.99 / 127).all()
+    assert (scale <= 1 / 127 * (1 + EPS32)).all()
 
 
 def test_views_with_strides_are_read_right(make):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from quambench.errors import BadParameter
 from quambench.models import ModelConfig, build
 from quambench.quant import fuse
 from quambench.quant.hadamard import hadamard_matrix
@@ -27,18 +30,26 @@ CONFIGS = {
         architecture="mamba2", d_model=16, n_layers=2, vocab_size=40, d_state=4, head_dim=8, chunk_size=4,
         norm_before_gate=True, d_per_channel=True, proj_bias=True,
     ),
+    "mamba2-40-untied": ModelConfig(
+        architecture="mamba2", d_model=40, n_layers=1, vocab_size=40, d_state=4, head_dim=16, n_groups=5, chunk_size=4,
+        tie_embeddings=False, conv_bias=False,
+    ),
 }  # fmt: skip
+
+
+def made(config):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = build(config).double().eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if "norm" in name:  # gains of one would hide a gain that was not fused
+                parameter.uniform_(0.5, 2.0)
+    return model
 
 
 @pytest.fixture(params=CONFIGS)
 def model(request):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        made = build(CONFIGS[request.param]).double().eval().requires_grad_(False)
-        for name, parameter in made.named_parameters():
-            if "norm" in name:  # gains of one would hide a gain that was not fused
-                parameter.uniform_(0.5, 2.0)
-    return made
+    return made(CONFIGS[request.param])
 
 
 TOKENS = torch.randint(40, (2, 11), generator=torch.Generator().manual_seed(0))
@@ -66,44 +77,117 @@ def test_gains_are_one_and_the_head_is_untied_afterwards(model):
     assert prepared.lm_head.weight is not prepared.backbone.embedding.weight
 
 
-@pytest.mark.parametrize("left_out", ["fuse_gains", "rotate_out_proj_input", "_rotate_outputs"])
-def test_a_step_left_out_is_noticed(model, left_out, monkeypatch):
-    def nothing(x):
-        return x
+@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if not c.tie_embeddings])
+def test_an_untied_head_keeps_its_own_weight(name):
+    prepared = fuse.prepare(made(CONFIGS[name]))
+    embedding, head = prepared.backbone.embedding.weight, prepared.lm_head.weight
+    assert (embedding - head).abs().max() > 0.1 * head.abs().max()
 
-    if left_out == "fuse_gains":
 
-        def only_reset(model):
-            for block in model.blocks:
-                block.norm.weight.fill_(1.0)
+@pytest.mark.parametrize("size", [10, 14])
+def test_a_width_without_a_hadamard_matrix_is_refused(size):
+    config = replace(CONFIGS["mamba-2^k"], d_model=size)
+    with torch.random.fork_rng():
+        model = build(config)
+    with pytest.raises(BadParameter, match=f"got {size}"):
+        fuse.prepare(model)
 
-        monkeypatch.setattr(fuse, "fuse_gains", only_reset)
-    elif left_out == "rotate_out_proj_input":
 
-        def only_online(model):
-            for block in model.blocks:
-                block.mixer.out_rotation = fuse.Rotation()
+def prepared_with(model, monkeypatch, **patches):
+    """The prepared model where functions of the module are replaced, or not called at all (None)."""
+    for name, patch in patches.items():
+        monkeypatch.setattr(fuse, name, patch or (lambda model: None))
+    return fuse.prepare(model)
 
-        monkeypatch.setattr(fuse, "rotate_out_proj_input", only_online)
-    else:
-        monkeypatch.setattr(fuse, "_rotate_outputs", nothing)
+
+def only_reset_block_norms(model):
+    for block in model.blocks:
+        block.norm.weight.fill_(1.0)
+
+
+def only_reset_final_norm(model):
+    for block in model.blocks:
+        block.mixer.in_proj.weight.mul_(block.norm.weight)
+        block.norm.weight.fill_(1.0)
+    model.backbone.norm_f.weight.fill_(1.0)
+
+
+def online_rotation_alone(model):
+    for block in model.blocks:
+        block.mixer.out_rotation = fuse.Rotation()
+
+
+def fused_rotation_alone(model):
+    for block in model.blocks:
+        block.mixer.out_proj.weight.copy_(fuse.rotate(block.mixer.out_proj.weight))
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        {"fuse_gains": None},  # a rotation does not commute with the gains that stay
+        {"fuse_gains": only_reset_block_norms},
+        {"fuse_gains": only_reset_final_norm},
+        {"rotate_out_proj_input": online_rotation_alone},
+        {"rotate_out_proj_input": fused_rotation_alone},
+        {"_rotate_outputs": lambda weight: weight},
+    ],
+    ids=["gains left", "block gains lost", "final gain lost", "online alone", "fused alone", "outputs left"],
+)
+def test_a_step_left_out_is_noticed(model, patches, monkeypatch):
+    prepared = prepared_with(model, monkeypatch, **patches)
     with pytest.raises(AssertionError):
-        assert_same_function(model, fuse.prepare(model))
+        assert_same_function(model, prepared)
+
+
+@pytest.mark.parametrize("step", ["rotate_residual", "rotate_out_proj_input"])
+def test_each_step_leaves_the_function_alone_by_itself(model, step, monkeypatch):
+    assert_same_function(model, prepared_with(model, monkeypatch, **{step: None}))
+
+
+PLACES = {  # every tensor that the rotations touch
+    "embedding": lambda m: m.backbone.embedding.weight,
+    "lm_head": lambda m: m.lm_head.weight,
+    "in_proj": lambda m: m.blocks[0].mixer.in_proj.weight,
+    "out_proj": lambda m: m.blocks[0].mixer.out_proj.weight,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_tensor_that_was_not_rotated_is_noticed(model, place):
+    prepared = fuse.prepare(model)
+    weight = PLACES[place](prepared)
+    weight.copy_(weight @ hadamard_matrix(weight.shape[1]))  # back from W H^T
+    with pytest.raises(AssertionError):
+        assert_same_function(model, prepared)
+
+
+@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if c.proj_bias])
+def test_a_bias_that_was_not_rotated_is_noticed(name):
+    model = made(CONFIGS[name])
+    prepared = fuse.prepare(model)
+    prepared.blocks[0].mixer.out_proj.bias.copy_(model.blocks[0].mixer.out_proj.bias)
+    with pytest.raises(AssertionError):
+        assert_same_function(model, prepared)
 
 
 def test_a_rotation_without_its_normalisation_is_noticed(model, monkeypatch):
-    monkeypatch.setattr(fuse, "rotate", lambda x: x @ hadamard_matrix(x.shape[-1]).T * x.shape[-1] ** 0.5)
+    prepared = prepared_with(
+        model, monkeypatch, rotate=lambda x: x @ hadamard_matrix(x.shape[-1]).T * x.shape[-1] ** 0.5
+    )
     with pytest.raises(AssertionError):
-        assert_same_function(model, fuse.prepare(model))
+        assert_same_function(model, prepared)
 
 
-def test_the_transposed_matrix_is_noticed_where_it_differs():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = build(CONFIGS["mamba-12"]).double().eval().requires_grad_(False)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["mamba-12", "mamba-40-bias-untied", "mamba2-24"])
+def test_the_transposed_matrix_is_noticed_where_it_differs(name, place):
+    """W H for W H^T, in the families whose matrix is not symmetric."""
+    model = made(CONFIGS[name])
     prepared = fuse.prepare(model)
-    for block in prepared.blocks:  # W H instead of W H^T on in_proj's input side
-        h = hadamard_matrix(12)
-        block.mixer.in_proj.weight.copy_(block.mixer.in_proj.weight @ h @ h)
+    weight = PLACES[place](prepared)
+    h = hadamard_matrix(weight.shape[1])
+    assert not torch.equal(h, h.T)
+    weight.copy_(weight @ h @ h)
     with pytest.raises(AssertionError):
         assert_same_function(model, prepared)

@@ -66,12 +66,38 @@ def test_round_trip_is_within_half_a_step(xs, bits):
     assert_half_step(x, grid.quantize(x, scale, bits), scale, bits)
 
 
-@given(values)
-def test_quantizing_twice_changes_nothing(xs):
+@given(values, st.integers(2, 8))
+def test_fake_quantization_is_within_half_a_step_and_one_rounding(xs, bits):
     x = torch.tensor(xs)
-    scale = grid.symmetric_scale(x.abs().max())
+    scale = grid.symmetric_scale(x.abs().max(), bits)
+    error = (x.double() - grid.fake_quantize(x, scale, bits).double()).abs().max().item()
+    # Beside the half step: the quotient's rounding, and the product's; both of at most q_max steps.
+    assert error <= scale.item() * (0.5 + grid.q_max(bits) * EPS32)
+
+
+@given(values, st.integers(2, 8))
+def test_quantizing_twice_changes_nothing(xs, bits):
+    x = torch.tensor(xs)
+    scale = grid.symmetric_scale(x.abs().max(), bits)
+    q = grid.quantize(x, scale, bits)
+    assert torch.equal(grid.quantize(grid.dequantize(q, scale), scale, bits), q)
+    once = grid.fake_quantize(x, scale, bits)
+    assert torch.equal(grid.fake_quantize(once, scale, bits), once)
+
+
+@given(values, st.floats(2**-10, 100.0, width=32))
+def test_beyond_the_range_the_ends_are_taken(xs, step):
+    x, scale = torch.tensor(xs), torch.tensor(step)
     q = grid.quantize(x, scale)
-    assert torch.equal(grid.quantize(grid.dequantize(q, scale), scale), q)
+    assert (q[x > 128 * scale] == 127).all()
+    assert (q[x < -129 * scale] == -128).all()
+
+
+def test_a_float64_value_keeps_its_precision():
+    # 0.5 + 2^-40 steps is no tie in float64, and one in float32.
+    x = torch.tensor([0.5 + 2**-40], dtype=torch.float64)
+    assert grid.quantize(x, torch.tensor(1.0, dtype=torch.float64)).tolist() == [1]
+    assert grid.fake_quantize(x, torch.tensor(1.0)).dtype == torch.float64
 
 
 def test_the_named_roundings_differ_on_ties_alone_or_truncate():
