@@ -83,7 +83,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.option
     specs = option.qb_observer or (mark.args if mark else ())
     observers = [ObserverSpec.parse(spec) for spec in specs]
-    cases = [Case(model=m, observer=o) for m in option.qb_model or bundled_names() for o in observers]
+    cases = [Case(model=m, observer=o) for m in option.qb_model or bundled_names("prose") for o in observers]
     metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases])
 
 

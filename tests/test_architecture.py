@@ -15,7 +15,7 @@ PACKAGE = ROOT / "quambench"
 # Left to right: a module may import its own row and the rows above it, never one below.
 ORDER = (
     {"errors", "registry", "allocator"},
-    {"models.config", "data.corpus", "data.tokenizer", "data.windows", "data.tasks"},
+    {"models.config", "data"},
     {"models", "models.backbone", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
     {"quant.grid", "quant.granularity", "quant.hadamard", "quant.weights", "quant"},
     {"observers"},

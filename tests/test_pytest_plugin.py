@@ -253,7 +253,7 @@ def test_a_stored_case_that_nothing_produces_is_an_orphan_on_full_runs_only(run,
     """Full means no --qb-model either, so the tiny model stands in for the bundled ones."""
     as_bundled = (
         "from quambench.models import checkpoint as c; from pathlib import Path; "
-        f"c.bundled_names = lambda: ('tiny-model',); c._zoo = lambda: Path({str(world)!r})"
+        f"c.bundled_names = lambda language='': ('tiny-model',); c._zoo = lambda: Path({str(world)!r})"
     )
     suite = pytester.path / "suites" / "test_alpha.py"
     assert run("--qb-new-only", fault=as_bundled, model=False).ret == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -50,6 +50,15 @@ class Tokenizer:
             show_progress=False,
         )
         inner.train_from_iterator(texts, trainer)
+        return cls(inner)
+
+    @classmethod
+    def of_words(cls, words: Sequence[str]) -> Tokenizer:
+        """One token a word, words apart by spaces; the start token first."""
+        entries = {word: i for i, word in enumerate([END_OF_TEXT, *words])}
+        inner = _Tokenizer(models.WordLevel(entries, unk_token=words[0]))
+        inner.add_special_tokens([END_OF_TEXT])
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return cls(inner)
 
     def save(self, path: Path) -> None:

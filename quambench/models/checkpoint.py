@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from quambench.data import recall
 from quambench.data.tokenizer import Tokenizer
 from quambench.errors import BadCheckpoint, MissingExtra, NonFinite, UnknownName
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Mixer
 
+RECALL_FILE = "recall.json"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the first found is read
 
 _EMBEDDING, _HEAD = "backbone.embedding.weight", "lm_head.weight"
@@ -51,11 +53,15 @@ class Checkpoint:
     model: LanguageModel  # float32, in evaluation mode, without gradients
     tokenizer: Tokenizer
     digest: str
+    # A recall model: task -> the rung at which it is scored (recall.json). Empty for prose.
+    recall: Mapping[str, int] = field(default_factory=dict)
 
 
-def bundled_names() -> tuple[str, ...]:
-    """Models that come with quambench."""
-    return tuple(sorted(config.parent.name for config in _zoo().glob("*/config.json")))
+def bundled_names(language: str = "") -> tuple[str, ...]:
+    """Models that come with quambench; those of one language, "prose" or "recall", where it is given."""
+    names = sorted(config.parent.name for config in _zoo().glob("*/config.json"))
+    spoken = {True: "recall", False: "prose"}
+    return tuple(n for n in names if not language or spoken[(_zoo() / n / RECALL_FILE).is_file()] == language)
 
 
 def load_checkpoint(name_or_path: str) -> Checkpoint:
@@ -106,7 +112,23 @@ def _load(name: str, folder: Path, tokenizer_file: Path) -> Checkpoint:
         )
     source, stored = _read_weights(folder)
     model, weights = _assemble(config, source, stored)
-    return Checkpoint(name, config, model, tokenizer, _digest(config, weights))
+    return Checkpoint(name, config, model, tokenizer, _digest(config, weights), _read_recall(folder / RECALL_FILE))
+
+
+def _read_recall(path: Path) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    rungs = _read_json(path)
+    if set(rungs) != set(recall.LADDERS):
+        raise BadCheckpoint(f"{path} must give a rung to each of {', '.join(recall.LADDERS)} (got {_listed(rungs)})")
+    for task, rung in rungs.items():
+        if rung not in recall.LADDERS[task]:
+            raise BadCheckpoint(f"{path}: {task} must be one of {_listed(recall.LADDERS[task])} (got {rung!r})")
+    return rungs
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names)) or "nothing"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

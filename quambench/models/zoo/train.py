@@ -1,7 +1,7 @@
 """Training of the bundled models: resumable, seeded, logged.
 
-Nothing here depends on where a run was stopped: the order of windows follows from (seed, epoch) and
-the dropout masks from (seed, step), so a resumed run sees what an unbroken one would have seen.
+Nothing here depends on where a run was stopped: what is learned from follows from (seed, step), and
+so do the dropout masks, so a resumed run sees what an unbroken one would have seen.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quambench.data.corpus import Corpus
-from quambench.data.tokenizer import Tokenizer
-from quambench.data.windows import Windows, full_windows
 from quambench.models import LanguageModel, build
 from quambench.models.backbone import Tap
-from quambench.models.checkpoint import save_checkpoint
-from quambench.models.zoo.recipe import VOCAB_SIZE, Recipe
+from quambench.models.checkpoint import RECALL_FILE, load_checkpoint, save_checkpoint
+from quambench.models.zoo.recipe import Recall, Recipe
+from quambench.models.zoo.source import scored_rungs, source_of
 
 Progress = Callable[[int, int, str], None]
 """(steps done, steps in all, one line of text) -> None"""
@@ -33,50 +32,34 @@ SAVE_SECONDS = 60.0
 LOG_STEPS = 50
 
 
-def bits_per_byte(model: LanguageModel, windows: Windows, batch: int = 16) -> float:
-    """Summed negative log2-likelihood of all targets over the bytes they spell."""
-    device = model.lm_head.weight.device
-    nats = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(windows.inputs), batch):
-            part = slice(start, start + batch)
-            logits, _ = model(windows.inputs[part].to(device))
-            targets = windows.targets[part].to(device)
-            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-            nats += losses.double().sum().item()
-    return nats / math.log(2) / windows.n_bytes
-
-
 def train(
     recipe: Recipe, corpus: Corpus, folder: Path, device: str = "cpu", progress: Progress = lambda *_: None
 ) -> LanguageModel:
     """Train by `recipe` in `folder`, going on from what an earlier run left there.
 
+    corpus  what prose recipes learn from; recall recipes make their own
     Writes tokenizer.json, state.pt (resumable), log.jsonl (one line per LOG_STEPS steps).
     returns the trained float32 model on the CPU
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(folder / "tokenizer.json", corpus)
-    stream = _token_stream(corpus, tokenizer)
-    held_out = full_windows(corpus.part("validation"), tokenizer, recipe.window)
+    source = source_of(recipe, corpus, folder)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         model = build(recipe.config)
+        model.backbone.embedding.weight.data.mul_(recipe.embedding_std)
     model.to(device)
     optimizer = _optimizer(model, recipe)
-    per_epoch = len(stream) // (recipe.window * recipe.batch)
-    total = per_epoch * recipe.epochs
+    total = source.total_steps
     step, seconds = _resume(folder / "state.pt", model, optimizer, recipe)
-    stream = stream.to(device)
     started = saved = time.monotonic()
     running = torch.zeros((), device=device)
     while step < total:
-        inputs, targets = _batch(stream, recipe, *divmod(step, per_epoch), tokenizer.start_id)
+        inputs, targets = (t.to(device) for t in source.batch(step))
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(recipe, step, total)
         model.train()
         logits, _ = model(inputs, tap=_dropout(recipe, step, device))
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -85,10 +68,10 @@ def train(
         running += loss.detach() / LOG_STEPS
         if step % LOG_STEPS == 0 or step == total:
             nats = float(running) if step % LOG_STEPS == 0 else float(loss.detach())
-            line = {"step": step, "tokens": step * recipe.batch * recipe.window, "train_nats": round(nats, 4)}
+            line = {"step": step, **source.seen(step), "train_nats": round(nats, 4)}
             line["seconds"] = round(seconds + time.monotonic() - started, 1)
             if step % (10 * LOG_STEPS) == 0 or step == total:
-                line["validation_bits_per_byte"] = round(bits_per_byte(model.eval(), held_out), 4)
+                line |= source.validate(model.eval())
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             progress(step, total, f"loss {nats:.3f} nats")
@@ -99,36 +82,16 @@ def train(
     return model.eval().cpu()
 
 
-def publish(model: LanguageModel, folder: Path) -> None:
-    """config.json and half-precision weights in the state-spaces layout, beside the tokenizer."""
+def publish(model: LanguageModel, recipe: Recipe, folder: Path) -> None:
+    """config.json and half-precision weights in the state-spaces layout, beside the tokenizer.
+
+    A recall model gets recall.json: the rung of each task at which it is scored.
+    raises ValueError when a recall model has not learned a task
+    """
     save_checkpoint(folder, model, torch.float16)
-
-
-def _tokenizer(path: Path, corpus: Corpus) -> Tokenizer:
-    if not path.exists():
-        Tokenizer.train((d.text for d in corpus.part("train")), VOCAB_SIZE).save(path)
-    return Tokenizer.load(path)
-
-
-def _token_stream(corpus: Corpus, tokenizer: Tokenizer) -> Tensor:
-    """All training documents, each followed by the start token."""
-    ids: list[int] = []
-    for document in corpus.part("train"):
-        ids += [*tokenizer.encode(document.text), tokenizer.start_id]
-    return torch.tensor(ids)
-
-
-def _batch(stream: Tensor, recipe: Recipe, epoch: int, index: int, start_id: int) -> tuple[Tensor, Tensor]:
-    """Windows of this step: the stream cut at an offset drawn per epoch, in an order drawn per epoch."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    offset = int(torch.randint(recipe.window, (1,), generator=generator))
-    n_windows = (len(stream) - offset) // recipe.window
-    order = torch.randperm(n_windows, generator=generator)
-    chosen = order[(torch.arange(recipe.batch) + index * recipe.batch) % n_windows]
-    positions = offset + chosen[:, None] * recipe.window + torch.arange(recipe.window)
-    targets = stream[positions.to(stream.device)]
-    inputs = torch.cat([torch.full_like(targets[:, :1], start_id), targets[:, :-1]], dim=1)
-    return inputs, targets
+    if isinstance(recipe.data, Recall):
+        rungs = scored_rungs(load_checkpoint(str(folder)).model)
+        (folder / RECALL_FILE).write_text(json.dumps(rungs, indent=1) + "\n")
 
 
 def _dropout(recipe: Recipe, step: int, device: str) -> Tap:

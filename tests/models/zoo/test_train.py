@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from quambench.data import recall
 from quambench.data.corpus import Corpus, Document
 from quambench.models import ModelConfig
 from quambench.models.checkpoint import load_checkpoint
+from quambench.models.zoo import source as zoo_source
 from quambench.models.zoo import train as training
-from quambench.models.zoo.recipe import RECIPES, VOCAB_SIZE, Recipe
+from quambench.models.zoo.recipe import RECIPES, VOCAB_SIZE, Prose, Recall, Recipe
+from quambench.models.zoo.source import source_of
 
 TINY = {
     "mamba": ModelConfig(architecture="mamba", d_model=16, n_layers=1, vocab_size=VOCAB_SIZE, d_state=4, dt_rank=2),
@@ -24,8 +27,15 @@ TINY = {
 
 
 def recipe(architecture: str, **changes) -> Recipe:
-    base = Recipe(config=TINY[architecture], epochs=2, window=16, batch=4, warmup_steps=2)
+    """Changes to the recipe, or `epochs` of its prose."""
+    data = Prose(epochs=changes.pop("epochs", 2), window=16, batch=4)
+    base = Recipe(config=TINY[architecture], data=data, warmup_steps=2)
     return replace(base, **changes)
+
+
+def recall_recipe(architecture: str, **changes) -> Recipe:
+    config = replace(TINY[architecture], vocab_size=recall.VOCAB_SIZE)
+    return replace(Recipe(config=config, data=Recall(steps=6, batch=4), embedding_std=0.1), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +52,19 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("architecture", TINY)
-def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(architecture, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [recipe, recall_recipe], ids=["prose", "recall"])
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(make, architecture, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "LOG_STEPS", 1)
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)  # after every step
-    whole = training.train(recipe(architecture), corpus, tmp_path / "whole")
+    whole = training.train(make(architecture), corpus, tmp_path / "whole")
 
     def stop_in_the_middle(done: int, total: int, line: str) -> None:
         if done == total // 2:
             raise Stopped
 
     with pytest.raises(Stopped):
-        training.train(recipe(architecture), corpus, tmp_path / "broken", progress=stop_in_the_middle)
-    resumed = training.train(recipe(architecture), corpus, tmp_path / "broken")
+        training.train(make(architecture), corpus, tmp_path / "broken", progress=stop_in_the_middle)
+    resumed = training.train(make(architecture), corpus, tmp_path / "broken")
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -77,7 +88,7 @@ def test_training_learns_and_logs_and_publishes(corpus, tmp_path, monkeypatch):
     assert lines[-1]["train_nats"] < lines[0]["train_nats"] / 2  # the text repeats: half is far less than it can learn
     assert lines[-1]["tokens"] == lines[-1]["step"] * 4 * 16
     assert "validation_bits_per_byte" in lines[-1]
-    training.publish(model, tmp_path)
+    training.publish(model, recipe("mamba2"), tmp_path)
     loaded = load_checkpoint(str(tmp_path))
     assert torch.equal(loaded.model.lm_head.weight, model.lm_head.weight.half().float())
 
@@ -101,3 +112,47 @@ def test_recipes_meet_what_groups_will_need():
     assert config.n_heads // config.n_groups >= 16
     assert all(r.config.vocab_size <= 2048 for r in RECIPES.values())
     assert all(Path(name).name == name for name in RECIPES)  # names are folder names
+
+
+def test_recall_batches_climb_their_ladders(corpus, tmp_path):
+    made = recall_recipe("mamba2", data=Recall(steps=1000, batch=2))
+    source = source_of(made, corpus, tmp_path)
+    widths = [source.batch(step)[0].shape[1] for step in range(0, 1000, 5)]  # associative alone
+    assert max(widths[:2]) <= 4 * 2 + 1
+    assert max(widths) > 2 * recall.LADDERS["associative"][-2]
+    inputs, targets = source.batch(3)
+    assert (inputs[:, 0] == recall.START).all()
+    assert ((targets >= 0).sum(1) >= 1).all()
+
+
+def test_an_unlearned_recall_model_is_not_published(corpus, tmp_path):
+    made = recall_recipe("mamba2")
+    model = training.train(made, corpus, tmp_path)
+    with pytest.raises(ValueError, match="does not reach 99%"):
+        training.publish(model, made, tmp_path)
+    assert not (tmp_path / "recall.json").exists()
+
+
+def test_the_scored_rung_is_the_hardest_one_reached(monkeypatch):
+    lengths = {
+        task: [recall.sequences(task, r, 1, "test").inputs.shape[1] for r in recall.LADDERS[task]]
+        for task in recall.TASKS
+    }
+    known = {length for found in lengths.values() for length in found[:3]}
+    monkeypatch.setattr(zoo_source, "recall_accuracy", lambda model, made: float(made.inputs.shape[1] in known))
+    assert zoo_source.scored_rungs(None, count=1) == {task: recall.LADDERS[task][2] for task in recall.TASKS}
+
+
+def test_accuracy_counts_sequences_with_every_answer_right():
+    class Half:
+        """Right about everything in the first sequence, wrong once in the second."""
+
+        lm_head = torch.nn.Linear(1, 1)
+
+        def __call__(self, inputs):
+            guesses = made.tokens.clone()
+            guesses[1, int(made.answers[1].nonzero()[0])] = 0
+            return torch.nn.functional.one_hot(guesses, recall.VOCAB_SIZE).float(), None
+
+    made = recall.sequences("associative", 4, 2, "test")
+    assert zoo_source.recall_accuracy(Half(), made) == 0.5
