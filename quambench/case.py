@@ -12,7 +12,10 @@ from quambench.quant.quantized import Precision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """What is measured on, and how much of it. Counts are of windows, lengths of tokens."""
+    """What is measured on, and how much of it. Counts are of windows, lengths of tokens.
+
+    The default is what `pytest suites/` can afford for every case; `FULL` is for a closer look.
+    """
 
     calib_windows: int = 256
     calib_length: int = 128
@@ -23,7 +26,14 @@ class Protocol:
     decode_steps: int = 64
     error_windows: int = 8  # local and accumulated error per site
     error_length: int = 256
-    max_items: int = 0  # last-word items; 0 takes all
+    max_items: int = 160  # last-word items; 0 takes all
+    recall_sequences: int = 100  # of each recall task, for models that know them
+    long_windows: int = 4  # sequences of 8 times the training length, for the same models
+
+
+FULL = Protocol(quality_windows=192, decode_windows=120, error_windows=16, max_items=0, recall_sequences=400)
+"""--qb-full: about four times the default; standard errors half as large."""
+FULL_SUFFIX = "full"  # of such a case's id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +58,8 @@ class Case:
             parts.append(self.policy)
         if self.precision != Precision():
             parts.append(self.precision.id)
+        if self.protocol == FULL:
+            parts.append(FULL_SUFFIX)
         return "/".join(parts)
 
     def settings(self) -> dict[str, object]:

@@ -7,8 +7,8 @@ quantized and the float model take the same calls; what is judged is fixed by `E
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,17 @@ from torch import Tensor
 
 from quambench.case import Protocol
 from quambench.data.corpus import Document
+from quambench.data.recall import RecallSequences, long_sequences
+from quambench.data.recall import sequences as recall_sequences
 from quambench.data.tasks import LastWordItems, last_word_items
 from quambench.data.tokenizer import Tokenizer
-from quambench.data.windows import Windows, spread_windows
+from quambench.data.windows import Windows, sequence_windows, spread_windows
+from quambench.decoding import answers_right, decode, states_along
 from quambench.errors import NonFinite
-from quambench.models.backbone import LanguageModel
+from quambench.models.backbone import LanguageModel, LayerState
 from quambench.models.sites import sites_of
 from quambench.quant.granularity import GRANULARITIES
-from quambench.quant.grid import clipped_share, fake_quantize
+from quambench.quant.grid import clipped_share, fake_quantize, q_max
 from quambench.quant.quantized import QuantizedModel, SiteScales
 
 Evidence = Mapping[str, Tensor]
@@ -31,6 +34,7 @@ Evidence = Mapping[str, Tensor]
 
 WINDOW_BATCH = 16
 ITEM_BATCH = 64
+KL_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,13 @@ class EvalData:
     decode: Windows  # decode_prefix tokens of prefill, then decode_steps tokens one by one
     decode_prefix: int
     error: Windows
-    items: LastWordItems
     quality_bytes: Tensor  # (W,) float64, bytes that each quality window's targets spell
+    items: LastWordItems | None = None  # prose
+    recall: Mapping[str, RecallSequences] = field(default_factory=dict)  # task -> its scored rung
+    long: Tensor | None = None  # (W, L) int64, sequences far longer than those trained on
 
     @classmethod
-    def of(cls, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol) -> EvalData:
+    def of_prose(cls, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol) -> EvalData:
         """raises BadCorpus when the documents are too short for the protocol's windows"""
         quality = spread_windows(documents, tokenizer, protocol.quality_length, protocol.quality_windows)
         decode_length = protocol.decode_prefix + protocol.decode_steps
@@ -58,10 +64,33 @@ class EvalData:
             quality_bytes=tokenizer.byte_lengths()[quality.targets].sum(1).double(),
         )
 
+    @classmethod
+    def of_recall(cls, rungs: Mapping[str, int], protocol: Protocol) -> EvalData:
+        """Sequences of the tasks at `rungs`; the associative ones also serve as text, each its own document."""
+        quality, decode, error = (
+            sequence_windows(recall_sequences("associative", rungs["associative"], count, "test", seed))
+            for seed, count in enumerate(
+                (protocol.quality_windows, protocol.decode_windows, protocol.error_windows), start=2
+            )
+        )
+        return cls(
+            quality=quality,
+            decode=decode,
+            decode_prefix=1,
+            error=error,
+            quality_bytes=torch.full((len(quality.inputs),), torch.nan, dtype=torch.float64),
+            recall={t: recall_sequences(t, rung, protocol.recall_sequences, "test") for t, rung in rungs.items()},
+            long=long_sequences(protocol.long_windows),
+        )
+
     @property
     def digest(self) -> str:
-        parts = (self.quality, self.decode, self.error, self.items)
-        return hashlib.sha256("".join(p.digest for p in parts).encode()).hexdigest()
+        h = hashlib.sha256()
+        for part in (self.quality, self.decode, self.error, self.items, *self.recall.values()):
+            h.update(part.digest.encode() if part is not None else b"none")
+        if self.long is not None:
+            h.update(self.long.numpy().tobytes())
+        return h.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +101,9 @@ class Reference:
     decode_log_probs: Tensor  # (W, steps, V) float32
     correct: Tensor  # (I,) bool
     sites: Mapping[str, Tensor]  # site -> float32 tensor of the prepared model on the error windows
-    decode_states: Mapping[str, Tensor]  # "layers.i.ssm_state" -> prepared state after the last step
+    decode_sites: Mapping[str, Tensor]  # site -> the prepared model's, at the last decoding step
+    recall_right: Mapping[str, Tensor]  # task -> (S,) answers right
+    long_states: Tensor | None  # (n_layers, CHECKPOINTS, W, ...) of the prepared model
 
 
 @torch.inference_mode()
@@ -84,11 +115,19 @@ def reference(model: LanguageModel, prepared: LanguageModel, data: EvalData) -> 
     """
     sites: dict[str, Tensor] = {}
     prepared(data.error.inputs, tap=_recorder(sites))
-    states: dict[str, Tensor] = {}
-    prepared(data.decode.inputs, tap=_recorder(states, only="ssm_state"))
+    at_last_step: dict[str, Tensor] = {}
+    prepared(data.decode.inputs, tap=_recorder(at_last_step, last_only=True))
     quality = [F.log_softmax(model(rows)[0].float(), -1) for rows in data.quality.inputs.split(WINDOW_BATCH)]
-    decode = F.log_softmax(model(data.decode.inputs)[0][:, data.decode_prefix :].float(), -1)
-    return Reference(torch.cat(quality), decode, last_word_correct(model, data.items), sites, states)
+    decode_log_probs = F.log_softmax(model(data.decode.inputs)[0][:, data.decode_prefix :].float(), -1)
+    return Reference(
+        quality_log_probs=torch.cat(quality),
+        decode_log_probs=decode_log_probs,
+        correct=_items_correct(model, data),
+        sites=sites,
+        decode_sites=at_last_step,
+        recall_right={t: answers_right(model, s, by_steps=False) for t, s in data.recall.items()},
+        long_states=None if data.long is None else _stack(states_along(prepared, data.long, step=data.long.shape[1])),
+    )
 
 
 @torch.inference_mode()
@@ -104,11 +143,16 @@ def evaluate(
 
     prefill.* and decode.*  nll, nll_float, kl, agree, tokens: sums per window (W,); document (W,);
                             prefill.bytes (W,)
-                            kl_p99: (2,) the 99 % quantile over tokens, its standard error
-    items.*                 correct, correct_float (I,); document (I,)
-    sites.*                 in `sites_of` order, (S,): local_mse, signal (mean square), clipped (share);
+                            kl_quantiles: (4, 2) the KL_QUANTILES over tokens, their standard errors
+    decode.kl_prefill       (W,) and
+    decode.kl_by_step       (steps,): KL of this model's own decoding to its own prefill, summed and by position
+    decode.accumulated      (S, W): as sites.accumulated, at the last decoding step
+    items.*                 correct, correct_float (I,); document (I,); prose alone
+    recall.<task>.*         right, right_float, asked (S,): answers per sequence, decoded; recall alone
+    long.state_error        (n_layers, CHECKPOINTS, W): error energy of the INT8 state along a long sequence
+    sites.*                 in `sites_of` order, (S,): local_mse, signal (mean square), clipped, range_used (shares);
                             accumulated (S, windows): error energy over signal energy inside the INT8 model
-    decode.state_error      (n_layers, W): the same for the INT8 state after the last step
+    scales.count, scales.bytes, model.bytes   () each
 
     raises NonFinite when the model's output is not finite
     """
@@ -116,28 +160,65 @@ def evaluate(
     logits = torch.cat([model(rows)[0] for rows in data.quality.inputs.split(window_batch)])
     evidence |= _compare("prefill", logits, ref.quality_log_probs, data.quality)
     evidence["prefill.bytes"] = data.quality_bytes
-    logits, states = _decode(model, data)
+    at_last_step: dict[str, Tensor] = {}
+    logits = decode(model, data.decode.inputs, data.decode_prefix, _recorder(at_last_step))
     evidence |= _compare("decode", logits, ref.decode_log_probs, data.decode, skip=data.decode_prefix)
-    evidence["decode.state_error"] = torch.stack(
-        [_energy_ratio(states[s], ref.decode_states[s]) for s in ref.decode_states]
-    )
-    evidence["items.correct"] = last_word_correct(model, data.items).to(torch.uint8)
-    evidence["items.correct_float"] = ref.correct.to(torch.uint8)
-    evidence["items.document"] = data.items.documents.to(torch.int32)
+    evidence |= _decode_against_prefill(model, logits, data)
+    evidence["decode.accumulated"] = _accumulated(model, at_last_step, ref.decode_sites)
+    if data.items is not None:
+        evidence["items.correct"] = _items_correct(model, data).to(torch.uint8)
+        evidence["items.correct_float"] = ref.correct.to(torch.uint8)
+        evidence["items.document"] = data.items.documents.to(torch.int32)
+    for task, asked in data.recall.items():
+        evidence[f"recall.{task}.right"] = answers_right(model, asked, by_steps=True)
+        evidence[f"recall.{task}.right_float"] = ref.recall_right[task]
+        evidence[f"recall.{task}.asked"] = asked.answers.sum(1).int()
+    if data.long is not None and ref.long_states is not None:
+        evidence["long.state_error"] = _state_errors(model, states_along(model, data.long, step=1), ref.long_states)
     evidence |= _local_errors(ref.sites, calibration, act_bits, model)
     inside: dict[str, Tensor] = {}
     model(data.error.inputs, tap=_recorder(inside))
-    evidence["sites.accumulated"] = torch.stack(
-        # A site that stays float in the INT8 model (lm_head:input, where asked) is never tapped there.
-        [_energy_ratio(inside.get(s, ref.sites[s]), ref.sites[s]) for s in sites_of(model.config)]
-    )
+    evidence["sites.accumulated"] = _accumulated(model, inside, ref.sites)
+    evidence["scales.count"] = torch.tensor(sum(s.numel() for s in calibration.scales.values()))
+    evidence["scales.bytes"] = torch.tensor(sum(s.nbytes for s in calibration.scales.values()))
+    evidence["model.bytes"] = torch.tensor(model.n_bytes)
     return evidence
 
 
-def _recorder(into: dict[str, Tensor], only: str = "") -> Callable[[str, Tensor], Tensor]:
+def _accumulated(model: QuantizedModel, found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> Tensor:
+    """(S, W) energy ratios. A site that stays float in the INT8 model is never tapped there: no error."""
+    return torch.stack([_energy_ratio(found.get(s, truth[s]), truth[s]) for s in sites_of(model.config)])
+
+
+def _decode_against_prefill(model: QuantizedModel, logits: Tensor, data: EvalData) -> dict[str, Tensor]:
+    """What carrying an INT8 state costs, with everything else equal."""
+    prefill = F.log_softmax(model(data.decode.inputs)[0][:, data.decode_prefix :].float(), -1)
+    kl = (prefill.exp() * (prefill - F.log_softmax(logits.float(), -1))).sum(-1).double().clamp(min=0)
+    return {"decode.kl_prefill": kl.sum(-1), "decode.kl_by_step": kl.mean(0)}
+
+
+def _items_correct(model: LanguageModel | QuantizedModel, data: EvalData) -> Tensor:
+    return torch.zeros(0, dtype=torch.bool) if data.items is None else last_word_correct(model, data.items)
+
+
+def _stack(along: Iterable[Sequence[LayerState]]) -> Tensor:
+    """(n_layers, CHECKPOINTS, W, ...) of SSM states."""
+    return torch.stack([torch.stack([layer.ssm for layer in states]) for states in along], dim=1)
+
+
+def _state_errors(model: QuantizedModel, along: Iterable[Sequence[LayerState]], truth: Tensor) -> Tensor:
+    columns = []
+    for checkpoint, states in enumerate(along):
+        read = [block.read_state(layer.ssm) for block, layer in zip(model.blocks, states, strict=True)]
+        columns.append(torch.stack([_energy_ratio(x, t) for x, t in zip(read, truth[:, checkpoint], strict=True)]))
+    return torch.stack(columns, dim=1)
+
+
+def _recorder(into: dict[str, Tensor], last_only: bool = False) -> Callable[[str, Tensor], Tensor]:
+    """A tap that keeps every site; of a sequence's activations the last position alone, where asked."""
+
     def tap(site: str, x: Tensor) -> Tensor:
-        if site.endswith(only):
-            into[site] = x.float()
+        into[site] = (x[:, -1:] if last_only and not site.endswith("ssm_state") else x).float()
         return x
 
     return tap
@@ -158,7 +239,7 @@ def _compare(phase: str, logits: Tensor, float_log_probs: Tensor, windows: Windo
         "agree": agree.double().sum(-1),
         "tokens": torch.full((len(targets),), float(targets.shape[1]), dtype=torch.float64),
         "document": windows.documents.to(torch.int32),
-        "kl_p99": _quantile_with_error(kl, windows.documents, 0.99),
+        "kl_quantiles": torch.stack([_quantile_with_error(kl, windows.documents, q) for q in KL_QUANTILES.values()]),
     }
     return {f"{phase}.{name}": value for name, value in sums.items()}
 
@@ -173,20 +254,6 @@ def _quantile_with_error(values: Tensor, documents: Tensor, q: float) -> Tensor:
     n = len(groups)
     spread = ((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt()
     return torch.stack([whole, spread])
-
-
-def _decode(model: QuantizedModel, data: EvalData) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of the decoded positions (W, steps, V), and the INT8 states after the last step."""
-    prefix = data.decode_prefix
-    _, state = model.hidden(data.decode.inputs[:, :prefix])
-    steps = data.decode.inputs[:, prefix:]
-    logits: list[Tensor] = []
-    last: dict[str, Tensor] = {}
-    for t in range(steps.shape[1]):
-        final = t == steps.shape[1] - 1
-        out, state = model(steps[:, t : t + 1], state, *((_recorder(last, only="ssm_state"),) if final else ()))
-        logits.append(out)
-    return torch.cat(logits, dim=1), last
 
 
 @torch.inference_mode()
@@ -220,9 +287,10 @@ def _local_errors(
         x = sites[site].double()
         scale = GRANULARITIES[calibration.granularities[site]].expand(calibration.scales[site].double(), x)
         error = (fake_quantize(x, scale, act_bits) - x).square().mean()
-        rows.append([error.item(), x.square().mean().item(), clipped_share(x, scale, act_bits)])
+        used = (x.abs() / scale).amax().item() / q_max(act_bits)
+        rows.append([error.item(), x.square().mean().item(), clipped_share(x, scale, act_bits), used])
     columns = torch.tensor(rows, dtype=torch.float64).T.contiguous()
-    return {f"sites.{n}": c for n, c in zip(("local_mse", "signal", "clipped"), columns, strict=True)}
+    return {f"sites.{n}": c for n, c in zip(("local_mse", "signal", "clipped", "range_used"), columns, strict=True)}
 
 
 def _energy_ratio(x: Tensor, truth: Tensor) -> Tensor:

@@ -10,18 +10,19 @@ A suite names observers by a mark; this plug-in makes one test per model and obs
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quambench.case import Case
+from quambench.case import FULL, Case, Protocol
 from quambench.errors import QuambenchError
 from quambench.gate.verdicts import Verdict
 from quambench.models.checkpoint import bundled_names
 from quambench.observers import ObserverSpec
 from quambench.provenance import provenance
+from quambench.quant.quantized import Precision
 from quambench.report import REPORTS, format_of, terminal
 from quambench.session import INPUT_ERRORS, Session
 
@@ -45,12 +46,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
     add("--qb-update", action="store_true", help="store what runs as the new baselines")
     add("--qb-new-only", action="store_true", help="store only what has no baseline yet")
+    add("--qb-accept", metavar="REASON", default="", help="with --qb-update: store worse results too, and why")
+    add("--qb-full", action="store_true", help="measure about four times as much (other baselines: other protocol)")
     add("--qb-allow-drift", action="store_true", help="DRIFTED and IMPROVED pass")
     add("--qb-report", action="append", default=[], metavar="PATH", type=Path, help="write .md or .json; repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "observers(*specs): the observers a suite runs, one case each per model")
+    config.addinivalue_line(
+        "markers",
+        "observers(*specs, language='prose', precision=None): the observers a suite runs, one case each per model",
+    )
     config.addinivalue_line("markers", "xdist_group(name): cases of one model; pytest-xdist may not be there to say so")
     option = config.option
     session = Session(
@@ -58,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         corpus_path=option.qb_corpus,
         update=option.qb_update,
         new_only=option.qb_new_only,
+        accept=option.qb_accept,
         allow_drift=option.qb_allow_drift,
     )
     config.stash[SESSION], config.stash[PRODUCED] = session, {}
@@ -80,11 +87,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("observers")
-    option = metafunc.config.option
-    specs = option.qb_observer or (mark.args if mark else ())
-    observers = [ObserverSpec.parse(spec) for spec in specs]
-    cases = [Case(model=m, observer=o) for m in option.qb_model or bundled_names("prose") for o in observers]
+    cases = _cases(metafunc.config, mark.args if mark else (), **(mark.kwargs if mark else {}))
     metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases])
+
+
+def _cases(
+    config: pytest.Config, specs: Sequence[str], language: str = "prose", precision: Precision | None = None
+) -> list[Case]:
+    """One case per model and observer; named models stand in for the bundled ones of their language."""
+    option = config.option
+    observers = [ObserverSpec.parse(spec) for spec in option.qb_observer or specs]
+    if option.qb_model:
+        spoken = {name: "recall" if c.recall else "prose" for name, c in config.stash[SESSION].checkpoints.items()}
+        models = [name for name in option.qb_model if spoken[name] == language]
+    else:
+        models = list(bundled_names(language))
+    protocol = FULL if option.qb_full else Protocol()
+    made = precision or Precision()
+    return [Case(model=m, observer=o, precision=made, protocol=protocol) for m in models for o in observers]
 
 
 def _case_of(item: pytest.Item) -> Case | None:
@@ -156,7 +176,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     full = not config.stash[PARTIAL] and bool(produced)
     if full:
         for suite, ids in sorted(_suites_in_scope(config, produced).items()):
-            if any(not v.passes(state.allow_drift) for v in state.orphans(suite, ids)):
+            if any(not v.passes(state.allow_drift) for v in state.orphans(suite, ids, config.option.qb_full)):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
     for path in config.option.qb_report if state.verdicts else ():
         path.parent.mkdir(parents=True, exist_ok=True)

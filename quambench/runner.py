@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from quambench.allocator import keep_freed_memory
 from quambench.calibrate import Calibration, calibrate
 from quambench.case import Case, protocol_hash
 from quambench.data.corpus import Corpus
+from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
 from quambench.errors import BadParameter, UnknownName
 from quambench.evaluate import WINDOW_BATCH, EvalData, Reference, evaluate, reference
@@ -21,7 +24,7 @@ from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
 from quambench.policy import POLICIES
 from quambench.quant.fuse import prepare
-from quambench.quant.quantized import QuantizedModel
+from quambench.quant.quantized import Disturb, Precision, QuantizedModel, undisturbed
 from quambench.quant.weights import QuantizedTensor
 
 Progress = Callable[[str, int, int], None]
@@ -61,6 +64,7 @@ class ModelRun:
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
         self._progress = progress
+        self._measured: dict[tuple[str, Precision], dict[str, Tensor]] = {}
         protocols = {case.protocol for case in self.cases}
         if len(protocols) != 1:
             raise BadParameter(f"the cases of a run must share one protocol (got {len(protocols)})")
@@ -75,7 +79,18 @@ class ModelRun:
 
     @cached_property
     def data(self) -> EvalData:
-        return EvalData.of(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol)
+        if self.checkpoint.recall:
+            return EvalData.of_recall(self.checkpoint.recall, self.protocol)
+        return EvalData.of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol)
+
+    @cached_property
+    def calibration_sequences(self) -> Tensor:
+        """(S, L) int64, in the order in which observers see them."""
+        p = self.protocol
+        if self.checkpoint.recall:
+            return mixed_sequences(self.checkpoint.recall, p.calib_windows, p.calib_length, "calibration")
+        documents = self.corpus.part("calibration")
+        return spread_windows(documents, self.checkpoint.tokenizer, p.calib_length, p.calib_windows).inputs
 
     @cached_property
     def reference(self) -> Reference:
@@ -85,26 +100,35 @@ class ModelRun:
     @cached_property
     def calibrations(self) -> dict[Case, Calibration]:
         """One pass for all cases."""
-        p = self.protocol
-        sequences = spread_windows(
-            self.corpus.part("calibration"), self.checkpoint.tokenizer, p.calib_length, p.calib_windows
-        ).inputs
         plans = {
             case: (POLICIES[case.policy](self.checkpoint.config, case.observer), case.precision.act_bits)
             for case in self.cases
         }
         title = f"{self.checkpoint.name}: calibration"
         return calibrate(
-            self.prepared, sequences, plans, self.checkpoint.digest, lambda i, n: self._progress(title, i, n)
+            self.prepared,
+            self.calibration_sequences,
+            plans,
+            self.checkpoint.digest,
+            lambda i, n: self._progress(title, i, n),
         )
 
-    def quantized(self, case: Case) -> QuantizedModel:
-        return QuantizedModel(self.prepared, self.calibrations[case], case.precision)
+    def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
+        return QuantizedModel(self.prepared, self.calibrations[case], case.precision, disturb)
 
-    def evidence(self, case: Case, window_batch: int = WINDOW_BATCH) -> dict[str, Tensor]:
-        """The measurement alone, e.g. again under other numerics."""
+    def evidence(self, case: Case) -> dict[str, Tensor]:
+        """The measurement. Cases whose scales and precision are equal are the same model, measured once."""
+        key = (self.calibrations[case].digest, case.precision)
+        if key not in self._measured:
+            self._measured[key] = self.measure_again(case)
+        return self._measured[key]
+
+    def measure_again(
+        self, case: Case, window_batch: int = WINDOW_BATCH, disturb: Disturb = undisturbed
+    ) -> dict[str, Tensor]:
+        """The measurement, not remembered: under other numerics or other batches."""
         calibration = self.calibrations[case]
-        model = self.quantized(case)
+        model = self.quantized(case, disturb)
         return evaluate(model, self.reference, self.data, calibration, case.precision.act_bits, window_batch)
 
     def settings(self, case: Case) -> dict[str, object]:
@@ -131,3 +155,10 @@ class ModelRun:
             weights=self.quantized(case).weights(),
             seconds=time.perf_counter() - started,
         )
+
+
+def _saved_and_loaded(calibration: Calibration) -> Calibration:
+    """What is judged is what a user would load, so that a fault in saving shows like any other."""
+    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
+        calibration.save(Path(folder))
+        return Calibration.load(Path(folder))

@@ -5,22 +5,19 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from quambench.case import Case
+from quambench.case import FULL_SUFFIX, Case
 from quambench.data.corpus import Corpus, load_corpus
 from quambench.errors import BadArtefact, BadCheckpoint, BadCorpus, BadParameter, MissingExtra, UnknownName
-from quambench.evaluate import WINDOW_BATCH
 from quambench.gate.baselines import BaselineStore, Stored
+from quambench.gate.noise import Evidence, disturbance, largest, spread
 from quambench.gate.record import Record, record_of
+from quambench.gate.rerun import Job, rerun
 from quambench.gate.verdicts import GATED, Status, Verdict, judge
-from quambench.metrics import METRICS
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.provenance import machine_class, provenance
 from quambench.runner import ModelRun, Progress
@@ -41,18 +38,20 @@ class Session:
     corpus_path: Path | None = None
     update: bool = False
     new_only: bool = False
+    accept: str = ""  # why worse results may be stored
     allow_drift: bool = False
     progress: Progress = no_progress
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     # (suite, model name) -> what --qb-update or --qb-new-only will write
-    to_write: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
+    to_write: dict[tuple[str, str], list[tuple[Case, Record]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.store = BaselineStore(self.baselines, machine_class())
         self._cases: dict[str, list[Case]] = {}
         self._runs: dict[str, ModelRun] = {}
         self._corpus: Corpus | None = None
+        self._given: dict[str, str] = {}  # model name -> as it was asked for
 
     @property
     def corpus(self) -> Corpus:
@@ -66,6 +65,7 @@ class Session:
         known = self.checkpoints.setdefault(checkpoint.name, checkpoint)
         if known.digest != checkpoint.digest:
             raise BadParameter(f"two different models are both named {checkpoint.name!r}; rename a folder")
+        self._given.setdefault(checkpoint.name, name_or_path)
         return known
 
     def plan(self, cases: Iterable[Case]) -> None:
@@ -102,11 +102,18 @@ class Session:
         old = stored.cases.get(case.id) if stored else None
         verdict = judge(record, old, len(stored.cases) if stored else 1, bool(stored and stored.portable))
         own = self.store.path(suite, case.model).exists()
-        if self.update or (self.new_only and (old is None or not own)):
-            noisy = replace(record, noise=self._noise(run, case, record))
-            self.to_write.setdefault((suite, case.model), []).append(noisy)
-            verdict = replace(verdict, written=True)
-        return verdict
+        if not (self.update or (self.new_only and (old is None or not own))):
+            return verdict
+        if verdict.status is Status.REGRESSED and not self.accept:
+            return replace(verdict, reason=f'not stored, being worse (--qb-accept "why" stores it): {verdict.reason}')
+        disturbed = run.measure_again(case, disturb=disturbance(seed=0))
+        record = replace(
+            record,
+            noise=spread(record.evidence, disturbed, GATED),
+            accepted=self.accept if verdict.status is Status.REGRESSED else "",
+        )
+        self.to_write.setdefault((suite, case.model), []).append((case, record))
+        return replace(verdict, written=True)
 
     def _stored(self, suite: str, model: str) -> Stored | None:
         """The baseline; one that cannot be read is no obstacle to replacing it."""
@@ -117,19 +124,11 @@ class Session:
                 return None
             raise
 
-    def _noise(self, run: ModelRun, case: Case, record: Record) -> dict[str, float]:
-        """How far each gated metric moves with one thread and another batch composition."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            other = run.evidence(case, window_batch=WINDOW_BATCH - 5)
-        finally:
-            torch.set_num_threads(threads)
-        pairs = ((n, METRICS[n].measure(other).value, record.metrics[n].value) for n in GATED)
-        return {name: abs(a - b) for name, a, b in pairs if math.isfinite(a - b)}  # no items, no accuracy
+    def orphans(self, suite: str, produced: Sequence[str], full_size: bool = False) -> list[Verdict]:
+        """Stored cases of a suite that a whole run did not produce; also kept as verdicts.
 
-    def orphans(self, suite: str, produced: Sequence[str]) -> list[Verdict]:
-        """Stored cases of a suite that a full run did not produce; also kept as verdicts."""
+        full_size  the run was of --qb-full's cases: those and the others are judged apart
+        """
         found = []
         models = {path.stem for path in (self.baselines / suite).glob("*/*.json")}
         for model in sorted(models):
@@ -138,7 +137,8 @@ class Session:
             except BadArtefact as error:
                 found.append(Verdict(f"{suite}/{model}", Status.ERROR, str(error)))
                 continue
-            for case_id in sorted(set(stored.cases) - set(produced)) if stored else ():
+            of_this_size = {i for i in stored.cases if i.endswith(f"/{FULL_SUFFIX}") == full_size} if stored else set()
+            for case_id in sorted(of_this_size - set(produced)):
                 reason = "stored, but no case produces it any more; a full run with --qb-update removes it"
                 found.append(Verdict(case_id, Status.ORPHAN, reason, written=self.update))
         self.verdicts += found
@@ -150,11 +150,41 @@ class Session:
         produced  suite -> ids of all its cases, on full runs: others are removed under update
         """
         paths = []
-        for (suite, model), records in sorted(self.to_write.items()):
-            keep = produced.get(suite) if produced is not None and self.update else None
+        self._runs.clear()  # the other process needs the memory
+        again = self._measured_elsewhere()
+        for (suite, model), found in sorted(self.to_write.items()):
+            records = [
+                replace(r, noise=largest([r.noise, spread(r.evidence, again[case], GATED)])) for case, r in found
+            ]
+            keep = self._kept(suite, produced) if produced is not None and self.update else None
             self._start_from_readable(suite, model)
             paths.append(self.store.write(suite, model, records, keep))
         return paths
+
+    def _kept(self, suite: str, produced: Mapping[str, Sequence[str]]) -> list[str] | None:
+        """What stays of a file after a whole run: all but the orphans."""
+        if suite not in produced:
+            return None
+        gone = {v.case_id for v in self.verdicts if v.status is Status.ORPHAN}
+        stored = [i for path in (self.baselines / suite).glob("*/*.json") for i in self._ids(suite, path.stem)]
+        return [i for i in stored if i not in gone]
+
+    def _ids(self, suite: str, model: str) -> list[str]:
+        found = self._stored(suite, model)
+        return list(found.cases) if found else []
+
+    def _measured_elsewhere(self) -> dict[Case, Evidence]:
+        """Each case to be written, once more, under other numerics (gate/rerun.py)."""
+        cases: dict[str, list[Case]] = {}
+        for (_, model), found in sorted(self.to_write.items()):
+            cases.setdefault(model, []).extend(case for case, _ in found)
+        again: dict[Case, Evidence] = {}
+        for i, (model, wanted) in enumerate(cases.items()):
+            self.progress("noise floor, in another process", i, len(cases))
+            distinct = tuple(dict.fromkeys(wanted))
+            job = Job(self._given.get(model, model), self.corpus_path, distinct)
+            again |= dict(zip(distinct, rerun(job), strict=True))
+        return again
 
     def _start_from_readable(self, suite: str, model: str) -> None:
         path = self.store.path(suite, model)

@@ -23,6 +23,7 @@ ORDER = (
     {"quant.fuse", "quant.quantized"},
     {"calibrate", "case"},
     {"metrics"},
+    {"decoding"},
     {"evaluate"},
     {"models.zoo"},  # training: ends in a checkpoint, is judged by evaluation
     {"runner", "provenance"},

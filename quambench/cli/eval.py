@@ -22,7 +22,7 @@ from quambench.quant.quantized import Precision, QuantizedModel
 from quambench.runner import ModelRun
 
 SHOWN = (
-    "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",
+    "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p50", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",
     "decode_kl_p99", "accuracy", "accuracy_float", "flips_to_wrong", "flips_to_right", "worst_local_sqnr",
     "worst_accumulated_sqnr", "most_clipped",
 )  # fmt: skip

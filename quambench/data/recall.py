@@ -15,7 +15,7 @@ Each task is a ladder: a rung is the number of pairs, of steps to look back, of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +129,31 @@ LADDERS: dict[str, tuple[int, ...]] = {
     "selective_copy": (2, 4, 6, 8, 12, 16),  # values
 }
 """Task -> its rungs, easiest first."""
+
+
+TRAINED_LENGTH = max(TASKS[t](LADDERS[t][-1], 1, torch.Generator().manual_seed(0))[0].shape[1] for t in TASKS)
+"""Tokens of the longest sequence that training draws."""
+
+
+def long_sequences(count: int, times: int = 8) -> Tensor:
+    """(count, at most times * TRAINED_LENGTH) int64: associative sequences one after another, start token first."""
+    one = sequences("associative", LADDERS["associative"][-1], count * times * 2, "test", seed=1).tokens
+    row = one.view(count, -1)[:, : times * TRAINED_LENGTH - 1]
+    return torch.cat([torch.full((count, 1), START), row], dim=1)
+
+
+def mixed_sequences(rungs: Mapping[str, int], count: int, length: int, part: str) -> Tensor:
+    """(count, length) int64: the tasks in turn at their rungs, several to a sequence where they are short."""
+    tasks = [(task, rungs[task]) for task in TASKS]
+    rows = []
+    for index in range(count):
+        row, turn = torch.full((1,), START), index
+        while len(row) < length:
+            task, rung = tasks[turn % len(tasks)]
+            row = torch.cat([row, sequences(task, rung, 1, part, seed=index * count + turn).tokens[0]])
+            turn += 1
+        rows.append(row[:length])
+    return torch.stack(rows)
 
 
 def tokenizer() -> Tokenizer:

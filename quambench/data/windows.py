@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quambench.data.corpus import Document
+from quambench.data.recall import RecallSequences
 from quambench.data.tokenizer import Tokenizer
 from quambench.errors import BadCorpus, BadParameter
 
@@ -74,6 +75,12 @@ def spread_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: 
             owners.append(index)
     n_bytes = sum(len(tokenizer.decode(row).encode()) for row in rows)
     return _windows(rows, owners, documents, tokenizer, length, n_bytes)
+
+
+def sequence_windows(made: RecallSequences) -> Windows:
+    """Made sequences as windows, each its own document; they spell no bytes."""
+    owners = torch.arange(len(made.inputs))
+    return Windows(made.inputs, made.tokens, owners, tuple(f"sequence {i}" for i in owners.tolist()), 0)
 
 
 def _quotas(room: list[int], count: int) -> list[int]:

@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from quambench.errors import BadArtefact
+from quambench.gate.migrations import SCHEMA, migrated
+from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import METRICS
 
-SCHEMA = 1
 _SEPARATOR = "//"  # between case id and array name
 
 
@@ -100,21 +101,44 @@ def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
 
 
 def read_baseline(path: Path) -> dict[str, Record]:
-    """raises BadArtefact when unreadable, corrupt, from another schema, or without its evidence"""
+    """Every stored case; an older schema is brought up to date on the way.
+
+    raises BadArtefact when unreadable, corrupt, from a newer schema, or without its evidence
+    """
     try:
-        document = json.loads(path.read_text())
-        if document["schema"] != SCHEMA:
-            raise BadArtefact(f"{path} has schema {document['schema']}, this version of quambench reads {SCHEMA}")
-        evidence = path.with_name(document["evidence"]["file"])
+        document = json.loads(path.read_text(encoding="utf-8"))
+        schema = document["schema"]
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+            raise BadArtefact(
+                f"{path} has schema {schema!r}, this version of quambench reads 1 to {SCHEMA}:"
+                " update quambench, or restore the file from git"
+            )
+        name, digest = document["evidence"]["file"], document["evidence"]["sha256"]
+        if Path(name).name != name:
+            raise ValueError(f"the evidence must stand beside it (got {name!r})")
+        evidence = path.with_name(name)
         blob = evidence.read_bytes()
-        if hashlib.sha256(blob).hexdigest() != document["evidence"]["sha256"]:
-            raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; restore both from git")
-        arrays = load(blob)
-        return {case_id: _record(case_id, entry, arrays) for case_id, entry in document["cases"].items()}
+        if hashlib.sha256(blob).hexdigest() != digest:
+            raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; {_repair(path)}")
+        entries, arrays = migrated(document["cases"], load(blob), schema)
+        return {case_id: _record(case_id, entry, arrays) for case_id, entry in entries.items()}
     except FileNotFoundError as error:
-        raise BadArtefact(f"{path}: {Path(error.filename).name} is missing; restore both files from git") from None
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
-        raise BadArtefact(f"{path} is not a readable baseline ({error!r}); restore it from git") from None
+        raise BadArtefact(f"{path}: {Path(error.filename).name} is missing; {_repair(path)}") from None
+    # A hand-edited file can break any of the steps above in its own way: whatever it trips, it is
+    # the file that is at fault.
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
+    except (SafetensorError, OSError, RecursionError) as error:
+        raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
+
+
+def _repair(path: Path) -> str:
+    return f"git checkout {path.parent} restores it, --qb-update records it anew"
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -128,7 +152,8 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _arrays(record: Record) -> dict[str, torch.Tensor]:
     scales = record.artefacts.scales
-    named = dict(record.evidence) | {
+    named = dict(record.evidence) | {f"noise.{rows}": array for rows, array in record.noise.sites.items()}
+    named |= {
         "artefacts.scales": torch.cat(list(scales.values())),
         "artefacts.sizes": torch.tensor([s.numel() for s in scales.values()], dtype=torch.int32),
     }
@@ -140,12 +165,15 @@ def _entry(record: Record) -> dict[str, Any]:
         "protocol": record.protocol,
         "artefacts": record.artefact_digest,
         "metrics": {n: [_number(m.value), _number(m.standard_error)] for n, m in sorted(record.metrics.items())},
-        "noise": {n: _number(v) for n, v in sorted(record.noise.items())},
+        "noise": {
+            kind: {n: _number(v) for n, v in sorted(values.items())}
+            for kind, values in (("means", record.noise.means), ("units", record.noise.units))
+        },
         "settings": dict(sorted(record.settings.items())),
         "provenance": dict(record.provenance),
         "weights": dict(record.artefacts.digests),
         "scales": list(record.artefacts.scales),
-    }
+    } | ({"accepted": record.accepted} if record.accepted else {})
 
 
 def _number(value: float) -> float | None:
@@ -153,19 +181,25 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(f"{value:.9g}")
 
 
+def _numbers(stored: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in stored.items()}
+
+
 def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Record:
     prefix = case_id + _SEPARATOR
     own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
     record = Record(
         case_id=case_id,
-        settings=entry["settings"],
+        settings=dict(entry["settings"]),
         metrics={n: METRICS[n].measure(own) for n in entry["metrics"] if n in METRICS},
         evidence=own,
-        artefacts=Artefacts(scales, entry["weights"]),
-        provenance=entry["provenance"],
-        noise=entry["noise"],
+        artefacts=Artefacts(scales, dict(entry["weights"])),
+        provenance=dict(entry["provenance"]),
+        noise=Noise(_numbers(entry["noise"]["means"]), _numbers(entry["noise"]["units"]), noise),
+        accepted=str(entry.get("accepted", "")),
     )
     if record.protocol != entry["protocol"] or record.artefact_digest != entry["artefacts"]:
         raise ValueError(f"{case_id}: settings or artefacts were edited by hand")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quambench.case import protocol_hash
+from quambench.gate.noise import Noise
 from quambench.metrics import Measurement
 from quambench.runner import Result
 
@@ -37,12 +38,17 @@ class Record:
     evidence: Mapping[str, Tensor]
     artefacts: Artefacts
     provenance: Mapping[str, Any]
-    # Metric -> how far its mean moved under other threads and batches when this was stored.
-    noise: Mapping[str, float] = field(default_factory=dict)
+    noise: Noise = field(default_factory=Noise)  # measured when this was stored
+    accepted: str = ""  # why a worse result was stored, in its author's words
 
     @property
     def protocol(self) -> str:
         return protocol_hash(dict(self.settings))
+
+    @property
+    def sites(self) -> list[str]:
+        """Site names, in the order of the evidence's site rows."""
+        return [name for name in self.artefacts.scales if name not in self.artefacts.digests]
 
     @property
     def artefact_digest(self) -> str:
@@ -55,7 +61,7 @@ class Record:
         return h.hexdigest()[:16]
 
 
-def record_of(result: Result, provenance: Mapping[str, Any], noise: Mapping[str, float] | None = None) -> Record:
+def record_of(result: Result, provenance: Mapping[str, Any]) -> Record:
     """Flatten a Result; scales in the order in which a forward pass meets them."""
     weight_scales = {name: w.scale for name, w in result.weights.items()}
     named = {**weight_scales, **result.calibration.scales}
@@ -69,7 +75,6 @@ def record_of(result: Result, provenance: Mapping[str, Any], noise: Mapping[str,
             digests={name: weight.digest for name, weight in result.weights.items()},
         ),
         provenance=provenance,
-        noise=noise or {},
     )
 
 

@@ -1,29 +1,41 @@
 """From two records to a verdict. Pure: no file, no clock, no model.
 
 Two kinds of evidence (docs/gate.md): artefacts, where any change is news, and quality, compared
-pairwise. The place named is the first that differs: artefacts before local error before
+pairwise. What is named is the first that differs: probes before artefacts before local error before
 accumulated error before quality, each in forward order.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from quambench.data.recall import TASKS
+from quambench.gate.noise import SITE_ROWS, site_rms, terms_of, unit_rms
 from quambench.gate.record import Record, scale_steps_apart
-from quambench.gate.stats import Paired, log_ratio, paired, paired_mean
+from quambench.gate.stats import Paired, holm, mcnemar, paired
 from quambench.metrics import METRICS, Measurement
 
-# Chance that a run of one baseline file calls any clean case changed in quality, split evenly over
-# its tests (Bonferroni). One run in a thousand.
+# Chance that a run of one baseline file calls any case changed in quality that is not, by sampling of
+# documents. Split evenly over the stored cases, so that a verdict depends neither on -k nor on cases
+# that run later; Holm's correction over the metrics of a case, which always run together.
 FAMILY_LEVEL = 1e-3
 
 # Metrics whose change decides; the others are shown, being functions of these or of one extreme.
-GATED = ("loss_rise", "kl", "agreement", "decode_ppl_ratio", "decode_kl", "accuracy")
+BY_DOCUMENT = ("loss_rise", "kl", "agreement", "decode_ppl_ratio", "decode_kl")
+BY_ITEM = ("accuracy", *(f"recall_{task}" for task in TASKS))  # right or wrong: McNemar
+GATED = (*BY_DOCUMENT, *BY_ITEM)
+# Continuous, so that any change of the computation moves them.
+SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl")
+
+# How many times the floor is more than noise. Two machines are two draws of the noise, so their
+# difference is sqrt(2) times one draw's; draws measured on the bundled models differed among
+# themselves by up to 1.4 (docs/gate.md). 3 leaves half as much again.
+BEYOND = 3.0
 
 MAX_SCALE_ULP = 1  # float64 calibration: see quambench/calibrate.py
 
@@ -35,6 +47,7 @@ class Status(enum.StrEnum):
     REGRESSED = "REGRESSED"
     ORPHAN = "ORPHAN"
     STALE = "STALE"
+    INCONCLUSIVE = "INCONCLUSIVE"
     DRIFTED = "DRIFTED"
     IMPROVED = "IMPROVED"
     NEW = "NEW"
@@ -52,7 +65,19 @@ class Comparison:
     paired: Paired
     worse: float
     floor: float  # differences up to this are noise, as measured when the baseline was stored
+    margin: float  # the stored number's own standard error: a change beyond it changes what the table says
     significant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as stored: where, and what."""
+
+    place: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.place}" if self.place else self.what
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +87,8 @@ class Verdict:
     case_id: str
     status: Status
     reason: str = ""
-    place: str = ""  # first diverging site, weight, or metric
+    unit: str = ""  # first unit that answers its probe otherwise: "observer/percentile"
+    place: str = ""  # first diverging site or weight, or else metric
     metrics: Mapping[str, Measurement] | None = None
     stored: Mapping[str, Measurement] | None = None
     comparisons: tuple[Comparison, ...] = ()
@@ -74,45 +100,80 @@ class Verdict:
         return self.written or self.status in allowed
 
 
-def judge(new: Record, old: Record | None, n_cases: int, portable: bool = False) -> Verdict:
+def judge(
+    new: Record, old: Record | None, n_cases: int, portable: bool = False, probe: Finding | None = None
+) -> Verdict:
     """Verdict on `new` against the stored `old`.
 
-    n_cases  cases stored in the baseline file: the level is split over all of them, so that a
-             verdict does not depend on how many were selected
+    n_cases  cases stored in the baseline file: the level is split over all of them
+    probe    first probe of a unit that this case rests on and that answers otherwise than stored
     """
     if old is None:
         return Verdict(new.case_id, Status.NEW, "no stored baseline; --qb-new-only records it", metrics=new.metrics)
     if new.protocol != old.protocol:
-        return Verdict(
-            new.case_id,
-            Status.STALE,
-            f"the stored result measured something else: {changed_fields(old, new)}",
-            metrics=new.metrics,
-            stored=old.metrics,
-        )
-    n_tests = len(GATED) + len(new.evidence["sites.accumulated"]) + len(new.evidence["decode.state_error"])
-    level = FAMILY_LEVEL / (n_cases * n_tests)
-    comparisons = tuple(_compare(name, old, new, level) for name in GATED)
-    changed = first_changed_artefact(old, new) or first_changed_local_error(old, new)
-    drifted_site, site_worse = _first_accumulated(old, new, level)
+        reason = f"the stored result measured something else: {changed_fields(old, new)}"
+        return Verdict(new.case_id, Status.STALE, reason, metrics=new.metrics, stored=old.metrics)
+    comparisons = compare(old, new, FAMILY_LEVEL / n_cases)
+    found = [f for f in (probe, first_changed_artefact(old, new) or first_changed_local_error(old, new)) if f]
+    if len(found) < 2:  # accumulated error is the echo of what stands above
+        found += [f for f in (first_moved_site(old, new) or first_moved_metric(old, new, comparisons),) if f]
+    status, why = _decide(comparisons, bool(found))
+    if status is Status.SAME:
+        return Verdict(new.case_id, status, "", "", "", new.metrics, old.metrics, comparisons, portable)
+    metric = next((c.metric for c in comparisons if c.significant), "")
+    place = next((f.place for f in found if f is not probe), metric)
+    reason = "; ".join(filter(None, [*map(str, found), why]))
+    unit = probe.place if probe else ""
+    return Verdict(new.case_id, status, reason, unit, place, new.metrics, old.metrics, comparisons, portable)
+
+
+def compare(old: Record, new: Record, level: float) -> tuple[Comparison, ...]:
+    """Every gated metric that both measured, Holm's correction over them."""
+    pairs = {n: (terms_of(n, old.evidence), terms_of(n, new.evidence)) for n in GATED if n in old.metrics}
+    pairs = {n: (a, b) for n, (a, b) in pairs.items() if len(a.values) and len(a.values) == len(b.values)}
+    share = level / max(len(pairs), 1)  # Holm's first step: what one metric alone must clear
+    tests = {
+        n: (mcnemar(a.values, b.values, share) if n in BY_ITEM else paired(a, b, share)) for n, (a, b) in pairs.items()
+    }
+    sure = holm({n: test.p_value for n, test in tests.items()}, level)
+    made = []
+    for name, test in tests.items():
+        was, now = (terms.mean() for terms in pairs[name])
+        worse = now - was if METRICS[name].better == "lower" else was - now
+        floor = BEYOND * old.noise.means.get(name, 0.0)
+        error = pairs[name][0].standard_error()
+        margin = 0.0 if math.isnan(error) else error
+        made.append(Comparison(name, test, worse, floor, margin, name in sure and abs(worse) > floor))
+    return tuple(made)
+
+
+def _decide(comparisons: Sequence[Comparison], changed: bool) -> tuple[Status, str]:
     worse = [c for c in comparisons if c.significant and c.worse > 0]
     better = [c for c in comparisons if c.significant and c.worse < 0]
-    place, what = changed or ("", "")
-    if not place and (worse or better or drifted_site):
-        place = drifted_site or (worse or better)[0].metric
-        what = "accumulated error inside the INT8 model" if drifted_site else "quality alone"
-    if worse or (drifted_site and not changed and site_worse):
-        status, why = Status.REGRESSED, _say(worse) or f"more accumulated error at {drifted_site}"
-    elif better or (drifted_site and not changed):
-        status, why = Status.IMPROVED, _say(better) or f"less accumulated error at {drifted_site}"
-    elif changed:
-        kl = next(c for c in comparisons if c.metric == "kl")
-        status = Status.DRIFTED
-        why = f"quality equal as far as n can tell (KL change from {kl.paired.detectable:.2g} nats would show)"
-    else:
-        status, why = Status.SAME, ""
-    reason = "; ".join(filter(None, (f"{what} at {place}" if place and what else "", why)))
-    return Verdict(new.case_id, status, reason, place, new.metrics, old.metrics, comparisons, portable)
+    unsure = [c for c in comparisons if not c.significant and c.worse > max(c.floor, c.margin)]
+    if worse:
+        return Status.REGRESSED, _say(worse)
+    if changed and unsure:
+        return Status.INCONCLUSIVE, f"{_say(unsure)}: too few to tell; {_needed(unsure)}"
+    if better:
+        return Status.IMPROVED, _say(better)
+    if changed:
+        return Status.DRIFTED, f"quality equal as far as n can tell{_blind_below(comparisons)}"
+    return Status.SAME, ""
+
+
+def _needed(unsure: Sequence[Comparison]) -> str:
+    """How many would tell: errors fall with the root of n."""
+    first = max(unsure, key=lambda c: c.worse / c.paired.detectable)
+    if not math.isfinite(first.paired.detectable) or not first.worse:
+        return "a corpus of more documents would tell"
+    n = math.ceil(first.paired.n * (first.paired.detectable / first.worse) ** 2)
+    return f"about {n} instead of {first.paired.n} documents or items would (try --qb-full)"
+
+
+def _blind_below(comparisons: Sequence[Comparison]) -> str:
+    kl = next((c for c in comparisons if c.metric == "kl"), None)
+    return f" (a KL change of {kl.paired.detectable:.2g} nats would show)" if kl else ""
 
 
 def changed_fields(old: Record, new: Record) -> str:
@@ -127,24 +188,24 @@ def _short(value: object) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def first_changed_artefact(old: Record, new: Record) -> tuple[str, str] | None:
-    """(name, what changed) of the first scale or weight that is not the stored one."""
+def first_changed_artefact(old: Record, new: Record) -> Finding | None:
+    """The first scale or weight that is not the stored one."""
     a, b = old.artefacts, new.artefacts
     for name in {**b.scales, **a.scales}:
         if name not in a.scales or name not in b.scales:
-            return name, "scale appeared" if name in b.scales else "scale is gone"
+            return Finding(name, "scale appeared" if name in b.scales else "scale is gone")
         was, now = a.scales[name], b.scales[name]
         if was.shape != now.shape:
-            return name, f"number of scales changed ({was.numel()} -> {now.numel()})"
+            return Finding(name, f"number of scales changed ({was.numel()} -> {now.numel()})")
         if int(scale_steps_apart(was, now).max()) > MAX_SCALE_ULP:
             worst = int((now / was).log().abs().argmax())
-            return name, f"scale changed ({was[worst].item():.6g} -> {now[worst].item():.6g})"
+            return Finding(name, f"scale changed ({was[worst].item():.6g} -> {now[worst].item():.6g})")
         if a.digests.get(name) != b.digests.get(name):
-            return name, "integer weights changed"
+            return Finding(name, "integer weights changed")
     return None
 
 
-def first_changed_local_error(old: Record, new: Record) -> tuple[str, str] | None:
+def first_changed_local_error(old: Record, new: Record) -> Finding | None:
     """Same scale, another error: the grid itself rounds or clips differently.
 
     What may differ is derived: a scale 1 ulp off (relative eps) moves x / scale by at most
@@ -154,44 +215,37 @@ def first_changed_local_error(old: Record, new: Record) -> tuple[str, str] | Non
     """
     eps = torch.finfo(torch.float32).eps
     bits = int(new.settings["act_bits"])
-    sites = [n for n in new.artefacts.scales if n not in new.artefacts.digests]
     was, now = old.evidence["sites.local_mse"], new.evidence["sites.local_mse"]
-    for site, a, b in zip(sites, was.tolist(), now.tolist(), strict=True):
+    for site, a, b in zip(new.sites, was.tolist(), now.tolist(), strict=True):
         step = new.artefacts.scales[site].max().item()
         d = 2 * 2 ** (bits - 1) * eps * step
         if abs(a - b) > 2 * max(a, b) ** 0.5 * d + d * d:
-            return site, f"local error changed at an unchanged scale (mse {a:.3g} -> {b:.3g})"
+            return Finding(site, f"local error changed at an unchanged scale (mse {a:.3g} -> {b:.3g})")
     return None
 
 
-def _first_accumulated(old: Record, new: Record, level: float) -> tuple[str, bool]:
-    """First site whose error inside the INT8 model moved in every direction the windows agree on.
-
-    returns (site, is it worse); the INT8 state after decoding is looked at last, since prefill
-    never reads it.
-    """
-    sites = [n for n in new.artefacts.scales if n not in new.artefacts.digests]
-    if list(old.artefacts.scales) != list(new.artefacts.scales):
-        return "", False  # other sites: already named as a changed artefact
-    states = [n for n in sites if n.endswith("ssm_state")]
-    rows: list[tuple[str, Tensor, Tensor]] = [
-        *zip(sites, old.evidence["sites.accumulated"], new.evidence["sites.accumulated"], strict=True),
-        *zip(states, old.evidence["decode.state_error"], new.evidence["decode.state_error"], strict=True),
-    ]
-    for site, was, now in rows:
-        found = paired_mean(log_ratio(was, now), level)
-        if found.p_value < level:
-            return site, found.difference > 0
-    return "", False
+def first_moved_site(old: Record, new: Record) -> Finding | None:
+    """First site whose error inside the INT8 model moved beyond noise, prefill before decoding."""
+    if old.sites != new.sites:
+        return None  # other sites: already named as a changed artefact
+    for rows, phase in zip(SITE_ROWS, ("prefill", "decoding"), strict=True):
+        moved, floors = site_rms(old.evidence[rows], new.evidence[rows]), old.noise.site_floors(rows)
+        if floors is None:
+            continue  # a baseline without a measured floor, from an older schema
+        for site, m, floor in zip(new.sites, moved.tolist(), floors.tolist(), strict=True):
+            if m > BEYOND * floor:
+                return Finding(site, f"error inside the INT8 model changed in {phase} by {math.expm1(m):.0%}")
+    return None
 
 
-def _compare(name: str, old: Record, new: Record, level: float) -> Comparison:
-    metric = METRICS[name]
-    assert metric.terms is not None, f"{name} is gated and so must have terms"
-    found = paired(metric.terms(old.evidence), metric.terms(new.evidence), level)
-    floor = old.noise.get(name, 0.0)
-    worse = found.difference if metric.better == "lower" else -found.difference
-    return Comparison(name, found, worse, floor, found.p_value < level and abs(worse) > floor)
+def first_moved_metric(old: Record, new: Record, comparisons: Sequence[Comparison]) -> Finding | None:
+    """A metric that moved beyond noise in single windows, although its mean may not have."""
+    for c in comparisons:
+        if c.metric in SENSITIVE and c.metric in old.noise.units:
+            moved = unit_rms(terms_of(c.metric, old.evidence), terms_of(c.metric, new.evidence))
+            if moved > BEYOND * old.noise.units[c.metric]:
+                return Finding(c.metric, "the INT8 model computes something else: quality alone moved")
+    return None
 
 
 def _say(found: Sequence[Comparison]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quambench.metrics import accuracy, divergence, perplexity, sites  # noqa: F401  (importing registers them)
+from quambench.metrics import accuracy, cost, divergence, perplexity, recall, sites  # noqa: F401  (importing registers them)
 from quambench.metrics.base import METRICS, Measurement, Metric, Terms
 
 __all__ = ["METRICS", "Measurement", "Metric", "Terms"]

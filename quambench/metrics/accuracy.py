@@ -1,33 +1,30 @@
-"""Last-word prediction: right or wrong per passage, and what quantization flipped."""
+"""Last-word prediction: right or wrong per passage, and what quantization flipped. Prose alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from quambench.metrics.base import Evidence, Terms, add_mean
+from quambench.metrics.base import NO_TERMS, Evidence, Terms, add_mean
 
 
 def _share(values: torch.Tensor, evidence: Evidence) -> Terms:
     return Terms(values.double(), torch.ones(len(values), dtype=torch.float64), evidence["items.document"])
 
 
-def _correct(evidence: Evidence) -> Terms:
-    return _share(evidence["items.correct"], evidence)
+def _items(choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[Evidence], Terms]:
+    """Share of items that `choose(right, right in float)` picks."""
+
+    def terms(evidence: Evidence) -> Terms:
+        if "items.correct" not in evidence:
+            return NO_TERMS
+        return _share(choose(evidence["items.correct"].bool(), evidence["items.correct_float"].bool()), evidence)
+
+    return terms
 
 
-def _float_correct(evidence: Evidence) -> Terms:
-    return _share(evidence["items.correct_float"], evidence)
-
-
-def _lost(evidence: Evidence) -> Terms:
-    return _share(evidence["items.correct_float"].bool() & ~evidence["items.correct"].bool(), evidence)
-
-
-def _gained(evidence: Evidence) -> Terms:
-    return _share(~evidence["items.correct_float"].bool() & evidence["items.correct"].bool(), evidence)
-
-
-add_mean("accuracy", "share", "higher", _correct)
-add_mean("accuracy_float", "share", "higher", _float_correct)
-add_mean("flips_to_wrong", "share", "lower", _lost)
-add_mean("flips_to_right", "share", "higher", _gained)
+add_mean("accuracy", "share", "higher", _items(lambda right, right_float: right))
+add_mean("accuracy_float", "share", "higher", _items(lambda right, right_float: right_float))
+add_mean("flips_to_wrong", "share", "lower", _items(lambda right, right_float: right_float & ~right))
+add_mean("flips_to_right", "share", "higher", _items(lambda right, right_float: right & ~right_float))

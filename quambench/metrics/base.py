@@ -5,6 +5,7 @@ To add one: a module beside this one that adds a `Metric` to METRICS; import it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -34,17 +35,25 @@ class Terms:
         With residuals e_c = sum of (value - mean * weight) in cluster c:
         sqrt(C / (C - 1) * sum e_c^2) / sum of weights (Cochran, Sampling Techniques, 1977, 6.4).
         """
-        labels, cluster = self.documents.unique(return_inverse=True)
-        if len(labels) < 2:
+        n = self.n_clusters
+        if n < 2:
             return float("nan")
-        residual = self.values - self.mean() * self.weights
-        sums = torch.zeros(len(labels), dtype=torch.float64).index_add_(0, cluster, residual)
-        n = len(labels)
+        sums = self.cluster_sums(self.values - self.mean() * self.weights)
         return ((n / (n - 1) * sums.square().sum()).sqrt() / self.weights.sum()).item()
+
+    def cluster_sums(self, values: Tensor) -> Tensor:
+        """(n_clusters,) float64 sums of (U,) values."""
+        labels, cluster = self.documents.unique(return_inverse=True)
+        return torch.zeros(len(labels), dtype=torch.float64).index_add_(0, cluster, values)
 
     @property
     def n_clusters(self) -> int:
         return len(self.documents.unique())
+
+
+_NOTHING = torch.zeros(0, dtype=torch.float64)
+NO_TERMS = Terms(_NOTHING, _NOTHING, _NOTHING)
+"""Of a metric that the model's data do not ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,8 @@ class Measurement:
     value: float
     standard_error: float
 
+
+UNMEASURED = Measurement(math.nan, math.nan)
 
 Evidence = Mapping[str, Tensor]
 
@@ -74,10 +85,12 @@ METRICS: Registry[Metric] = Registry("metric", "quambench/metrics/")
 
 
 def add_mean(name: str, unit: str, better: str, terms: Callable[[Evidence], Terms], version: int = 1) -> None:
-    """Register a metric that is the mean of its terms."""
+    """Register a metric that is the mean of its terms; without units to judge it is NaN."""
 
     def measure(evidence: Evidence) -> Measurement:
         found = terms(evidence)
+        if not len(found.values):
+            return UNMEASURED
         return Measurement(found.mean(), found.standard_error())
 
     METRICS.add(name, Metric(name=name, unit=unit, better=better, version=version, measure=measure, terms=terms))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from quambench.metrics.base import METRICS, Evidence, Measurement, Metric, Terms, add_mean, per_token
+from quambench.metrics.base import METRICS, NO_TERMS, Evidence, Measurement, Metric, Terms, add_mean, per_token
 
 
 def _exp(terms: Terms) -> Measurement:
@@ -36,6 +36,8 @@ _add("decode_ppl_ratio", "decode", "nll", "nll_float")
 
 def _bits_per_byte(evidence: Evidence) -> Terms:
     terms = per_token("prefill", "nll")(evidence)
+    if evidence["prefill.bytes"].isnan().any():
+        return NO_TERMS  # made sequences spell no text
     return Terms(terms.values / math.log(2), evidence["prefill.bytes"], terms.documents)
 
 

@@ -27,9 +27,14 @@ def _most_clipped(evidence: Evidence) -> Measurement:
     return Measurement(evidence["sites.clipped"].max().item(), math.nan)
 
 
+def _least_range_used(evidence: Evidence) -> Measurement:
+    return Measurement(evidence["sites.range_used"].min().item(), math.nan)
+
+
 for _name, _unit, _better, _measure in (
     ("worst_local_sqnr", "dB", "higher", _worst_local),
     ("worst_accumulated_sqnr", "dB", "higher", _worst_accumulated),
     ("most_clipped", "share", "lower", _most_clipped),
+    ("least_range_used", "share", "higher", _least_range_used),  # 1: the largest value is the grid's end
 ):
     METRICS.add(_name, Metric(name=_name, unit=_unit, better=_better, version=1, measure=_measure))

@@ -30,18 +30,28 @@ from quambench.quant.weights import QuantizedTensor, quantize_rows, quantize_spl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Bits of weights and activations; embedding and lm_head may stay float."""
+    """Bits of weights and activations; embedding, lm_head and the carried SSM state may stay float."""
 
     weight_bits: int = 8
     act_bits: int = 8
     embedding: bool = True
     lm_head: bool = True
+    ssm_state: bool = True
 
     @property
     def id(self) -> str:
         """For people: "w8a8", with what stays float named."""
-        kept = [name for name in ("embedding", "lm_head") if not getattr(self, name)]
+        kept = [name for name in ("embedding", "lm_head", "ssm_state") if not getattr(self, name)]
         return f"w{self.weight_bits}a{self.act_bits}" + "".join(f"-float_{name}" for name in kept)
+
+
+Disturb = Callable[[Tensor], Tensor]
+"""What is done to a float tensor before it is rounded to the grid: nothing, but in noise measurements."""
+
+
+def undisturbed(x: Tensor) -> Tensor:
+    """The runtime as it is."""
+    return x
 
 
 class SiteScales(Protocol):
@@ -90,9 +100,12 @@ class _Block:
 
     out_proj: QuantizedLinear
 
-    def __init__(self, mixer: MambaMixer | Mamba2Mixer, grids: Mapping[str, SiteGrid], precision: Precision) -> None:
+    def __init__(
+        self, mixer: MambaMixer | Mamba2Mixer, grids: Mapping[str, SiteGrid], precision: Precision, disturb: Disturb
+    ) -> None:
         self.config: ModelConfig = mixer.config
-        self.grids, self.bits = grids, precision.weight_bits
+        self.grids, self.bits, self.int8_state = grids, precision.weight_bits, precision.ssm_state
+        self.disturb = disturb
         self.rotation = mixer.out_rotation
         self.weights: dict[str, QuantizedTensor] = {}  # in forward order
 
@@ -110,7 +123,7 @@ class _Block:
     def enter(self, site: str, x: Tensor, tap: Tap) -> Tensor:
         """Quantize at a site: float -> int8; the tap sees what the integers stand for."""
         grid = self.grids[site]
-        q = grid.quantize(x)
+        q = grid.quantize(self.disturb(x))
         if tap is not no_tap:
             tap(site, grid.dequantize(q))
         return q
@@ -122,8 +135,16 @@ class _Block:
     def empty_state(self, batch: int) -> LayerState:
         c = self.config
         ssm = (c.d_inner, c.d_state) if c.architecture == "mamba" else (c.n_heads, c.head_dim, c.d_state)
-        conv = (c.conv_width - 1, c.conv_channels)
-        return LayerState(*(torch.zeros((batch, *shape), dtype=torch.int8) for shape in (conv, ssm)))
+        conv = torch.zeros((batch, c.conv_width - 1, c.conv_channels), dtype=torch.int8)
+        return LayerState(conv, torch.zeros((batch, *ssm), dtype=torch.int8 if self.int8_state else torch.float32))
+
+    def store_state(self, ssm: Tensor, tap: Tap) -> Tensor:
+        """Float SSM state -> what is carried to the next token: INT8, or itself where it stays float."""
+        return self.enter("ssm_state", ssm, tap) if self.int8_state else tap("ssm_state", ssm)
+
+    def read_state(self, ssm: Tensor) -> Tensor:
+        """What was carried -> float32."""
+        return self.read("ssm_state", ssm) if self.int8_state else ssm
 
     def project_out(self, y: Tensor, tap: Tap) -> Tensor:
         q = self.enter("out_proj:input", self.rotation(y), tap)
@@ -134,8 +155,10 @@ class _Block:
 
 
 class _MambaBlock(_Block):
-    def __init__(self, mixer: MambaMixer, grids: Mapping[str, SiteGrid], precision: Precision) -> None:
-        super().__init__(mixer, grids, precision)
+    def __init__(
+        self, mixer: MambaMixer, grids: Mapping[str, SiteGrid], precision: Precision, disturb: Disturb
+    ) -> None:
+        super().__init__(mixer, grids, precision, disturb)
         self.in_proj = self.linear("in_proj", mixer.in_proj)
         weight = quantize_tensor(mixer.conv1d.weight[:, 0], self.bits)
         self.conv_weight = self.keep("conv1d.weight", weight).dequantize()
@@ -171,8 +194,8 @@ class _MambaBlock(_Block):
         dt = self.read("dt_proj:output", self.enter("dt_proj:output", dt, tap))
         dt = F.softplus(dt + self.dt_bias)
         u = self.read("x_proj:input", x_q)
-        y, ssm = selective_scan(u, dt, self.A, B, C, self.D, self.read("ssm_state", before.ssm))
-        after = LayerState(conv_in[:, 1 - c.conv_width :], self.enter("ssm_state", ssm, tap))
+        y, ssm = selective_scan(u, dt, self.A, B, C, self.D, self.read_state(before.ssm))
+        after = LayerState(conv_in[:, 1 - c.conv_width :], self.store_state(ssm, tap))
         return self.project_out(y * F.silu(z), tap), after
 
     def _read_x(self, q: Tensor) -> Tensor:
@@ -182,8 +205,10 @@ class _MambaBlock(_Block):
 
 
 class _Mamba2Block(_Block):
-    def __init__(self, mixer: Mamba2Mixer, grids: Mapping[str, SiteGrid], precision: Precision) -> None:
-        super().__init__(mixer, grids, precision)
+    def __init__(
+        self, mixer: Mamba2Mixer, grids: Mapping[str, SiteGrid], precision: Precision, disturb: Disturb
+    ) -> None:
+        super().__init__(mixer, grids, precision, disturb)
         self.splits = mixer.splits
         self.in_proj = self.linear("in_proj", mixer.in_proj, self.splits)
         conv = self.splits[1:4]
@@ -216,12 +241,12 @@ class _Mamba2Block(_Block):
         x = x.unflatten(-1, (c.n_heads, c.head_dim))
         B, C = (m.unflatten(-1, (c.n_groups, c.d_state)) for m in (B, C))
         dt = F.softplus(dt + self.dt_bias).clamp(c.dt_min, c.dt_max)
-        ssm = self.read("ssm_state", before.ssm)
+        ssm = self.read_state(before.ssm)
         if state is not None and hidden.shape[1] == 1:
             y, ssm = ssd_sequential(x, dt, self.A, B, C, ssm)
         else:
             y, ssm = ssd(x, dt, self.A, B, C, ssm, c.chunk_size)
-        after = LayerState(conv_in[:, 1 - c.conv_width :], self.enter("ssm_state", ssm, tap))
+        after = LayerState(conv_in[:, 1 - c.conv_width :], self.store_state(ssm, tap))
         y = y + x * self.D.view(-1, c.head_dim if c.d_per_channel else 1)
         return self.project_out(self._gated_norm(y.flatten(-2), z), tap), after
 
@@ -241,8 +266,15 @@ class QuantizedModel:
     """INT8 language model built from a prepared float model (quant/fuse.py) and its scales."""
 
     @torch.no_grad()
-    def __init__(self, prepared: LanguageModel, calibration: SiteScales, precision: Precision) -> None:
+    def __init__(
+        self,
+        prepared: LanguageModel,
+        calibration: SiteScales,
+        precision: Precision,
+        disturb: Disturb = undisturbed,
+    ) -> None:
         config = self.config = prepared.config
+        self.disturb = disturb
         missing = [s for s in sites_of(config) if s not in calibration.scales]
         if missing:
             raise BadParameter(f"the calibration has no scale for {missing[0]} ({len(missing)} sites missing)")
@@ -266,7 +298,7 @@ class QuantizedModel:
             local = {s.removeprefix(f"layers.{i}."): g for s, g in grids.items() if s.startswith(f"layers.{i}.")}
             mixer = block.mixer
             make: Callable[..., _Block] = _MambaBlock if isinstance(mixer, MambaMixer) else _Mamba2Block
-            self.blocks.append(make(mixer, local, precision))
+            self.blocks.append(make(mixer, local, precision, disturb))
 
     def weights(self) -> dict[str, QuantizedTensor]:
         """All integer weights by name, embedding first and lm_head last."""
@@ -275,6 +307,11 @@ class QuantizedModel:
         for i, block in enumerate(self.blocks):
             named |= {f"layers.{i}.{name}": weight for name, weight in block.weights.items()}
         return named if head is None else named | {"lm_head.weight": head}
+
+    @property
+    def n_bytes(self) -> int:
+        """What the weights take, at their own bits, with their scales."""
+        return sum(w.q.nbytes + w.scale.nbytes for w in self.weights().values())
 
     def __call__(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
@@ -301,7 +338,7 @@ class QuantizedModel:
         normed = self._norm(hidden)
         if self.head_grid is None:
             return normed @ self.head_weight.T
-        q = self.head_grid.quantize(normed)
+        q = self.head_grid.quantize(self.disturb(normed))
         tap("lm_head:input", self.head_grid.dequantize(q))
         return self.lm_head(q, self.head_grid.scale)
 

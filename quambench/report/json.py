@@ -29,6 +29,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "case": verdict.case_id,
         "status": verdict.status.value,
         "reason": verdict.reason,
+        "unit": verdict.unit,
         "place": verdict.place,
         "portable": verdict.portable,
         "written": verdict.written,
@@ -41,6 +42,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
                 "p_value": _number(c.paired.p_value),
                 "detectable": _number(c.paired.detectable),
                 "floor": c.floor,
+                "margin": c.margin,
                 "significant": c.significant,
             }
             for c in verdict.comparisons

@@ -18,6 +18,10 @@ COLUMNS = (
     ("decode KL\nmnat/token", "decode_kl", 1e3),
     ("top-1\nagree %", "agreement", 100.0),
     ("accuracy\n%", "accuracy", 100.0),
+    ("recall\nby key %", "recall_associative", 100.0),
+    ("recall\ninduct %", "recall_induction", 100.0),
+    ("recall\ncopy %", "recall_selective_copy", 100.0),
+    ("long state\nerror", "state_error", 1.0),
     ("worst\nSQNR dB", "worst_local_sqnr", 1.0),
     ("most\nclipped %", "most_clipped", 100.0),
 )
@@ -28,26 +32,46 @@ def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def rows(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; a number that was not measured is "-", never 0."""
-    headings = ["case", "verdict", *(heading for heading, _, _ in COLUMNS)]
+    """Headings and cells; a number that was not measured is "-", never 0. Columns that no row measured are left out."""
+    ordered = worst_first(verdicts)
+    shown = [c for c in COLUMNS if any(_known((v.metrics or {}).get(c[1])) for v in ordered)]
+    headings = ["case", "verdict", "place", *(heading for heading, _, _ in shown)]
+    compared = any(v.comparisons for v in ordered)
+    if compared:
+        headings.append("sees KL of\nmnat/token")  # the smallest change that this row would have called significant
     table = []
-    for verdict in worst_first(verdicts):
-        measured = verdict.metrics or {}
-        cells = [_cell(measured.get(name), factor) for _, name, factor in COLUMNS]
-        table.append([verdict.case_id, _status(verdict), *cells])
+    for v in ordered:
+        cells = [_cell((v.metrics or {}).get(name), factor) for _, name, factor in shown]
+        table.append([v.case_id, _status(v), v.unit or v.place, *cells, *([_sees(v)] if compared else [])])
+    if not any(row[2] for row in table):
+        headings.pop(2)
+        for row in table:
+            row.pop(2)
     return headings, table
+
+
+def _known(measured: Measurement | None) -> bool:
+    return measured is not None and not math.isnan(measured.value)
+
+
+def _sees(verdict: Verdict) -> str:
+    found = next((c.paired for c in verdict.comparisons if c.metric == "kl"), None)
+    if found is None or not math.isfinite(found.detectable):
+        return "-"
+    return "any" if found.detectable == 0 else f"{found.detectable * 1e3:.2g}"
 
 
 def terminal(verdicts: Sequence[Verdict]) -> str:
     """Table, then one line per verdict that needs one."""
     headings, cells = rows(verdicts)
-    text = tabulate(cells, headers=headings, tablefmt="simple", disable_numparse=True, colalign=_aligned(headings))
+    text = tabulate(cells, headers=headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
     notes = [f"{v.status} {v.case_id}: {v.reason}" for v in worst_first(verdicts) if v.reason and not v.written]
     return "\n".join([text, *([""] if notes else []), *notes]) + "\n"
 
 
-def _aligned(headings: list[str]) -> list[str]:
-    return ["left", "left", *["right"] * (len(headings) - 2)]
+def aligned(headings: list[str]) -> list[str]:
+    left = 3 if "place" in headings else 2
+    return ["left"] * left + ["right"] * (len(headings) - left)
 
 
 def _status(verdict: Verdict) -> str:

@@ -7,12 +7,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
+from quambench.gate.verdicts import GATED
 from quambench.metrics import METRICS
 
 SITES = ("layers.0.x_proj:input", "layers.0.ssm_state", "layers.1.x_proj:input")
 WEIGHTS = ("embedding.weight", "layers.0.in_proj.weight")
 SETTINGS = {"model": "m", "act_bits": 8, "calib_length": 128}
+
+
+def quiet_noise() -> Noise:
+    """A floor as a small model's: sites' log ratios move by a thousandth, windows by a ten-thousandth."""
+    return Noise(
+        means=dict.fromkeys(GATED, 0.0),
+        units=dict.fromkeys(GATED, 1e-4),
+        sites={rows: torch.full((3,), 1e-3, dtype=torch.float64) for rows in SITE_ROWS},
+    )
 
 
 def make_record(seed: int = 0, case_id: str = "m/running_max/1x1", settings=None, noise=None) -> Record:
@@ -32,16 +43,22 @@ def make_record(seed: int = 0, case_id: str = "m/running_max/1x1", settings=None
             f"{phase}.agree": (240 + 5 * rand(12)).round(),
             f"{phase}.tokens": torch.full((12,), 256.0, dtype=torch.float64),
             f"{phase}.document": documents,
-            f"{phase}.kl_p99": torch.tensor([0.1, 0.01], dtype=torch.float64),
+            f"{phase}.kl_quantiles": torch.tensor([[0.01, 0.001], [0.05, 0.005], [0.1, 0.01], [0.2, 0.05]]).double(),
         }
     evidence |= {
-        "decode.state_error": 0.01 * (1 + 0.1 * rand(1, 12)),
+        "decode.accumulated": 0.01 * (1 + 0.1 * rand(3, 12)),
+        "decode.kl_prefill": 1 + 0.1 * rand(12),
+        "decode.kl_by_step": 1 + 0.1 * rand(16),
         "items.correct": (rand(30) > 0.5).to(torch.uint8),
         "items.correct_float": (rand(30) > 0.5).to(torch.uint8),
         "items.document": torch.arange(30, dtype=torch.int32) // 5,
         "sites.local_mse": torch.tensor([1e-4, 2e-4, 3e-4], dtype=torch.float64),
         "sites.signal": torch.ones(3, dtype=torch.float64),
         "sites.clipped": torch.zeros(3, dtype=torch.float64),
+        "sites.range_used": torch.ones(3, dtype=torch.float64),
+        "scales.count": torch.tensor(5),
+        "scales.bytes": torch.tensor(20),
+        "model.bytes": torch.tensor(1000),
         "sites.accumulated": 0.01 * (1 + 0.1 * rand(3, 8)),
     }
     order = (WEIGHTS[0], WEIGHTS[1], *SITES)
@@ -53,7 +70,7 @@ def make_record(seed: int = 0, case_id: str = "m/running_max/1x1", settings=None
         evidence=evidence,
         artefacts=Artefacts(scales, {name: f"digest of {name}" for name in WEIGHTS}),
         provenance={"machine": "cpu-test"},
-        noise=noise or {},
+        noise=noise or quiet_noise(),
     )
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quambench.errors import BadArtefact
 from quambench.gate.baselines import BaselineStore, read_baseline, write_baseline
+from quambench.gate.migrations import SCHEMA, STEPS
 from quambench.gate.verdicts import Status, judge
 
 
@@ -51,7 +59,7 @@ def test_the_same_cases_give_the_same_bytes_in_any_order(path, stored, tmp_path)
 def test_a_diff_shows_one_line_per_field(path, stored):
     lines = path.read_text().splitlines()
     assert sum('"metrics":' in line for line in lines) == len(stored)
-    assert json.loads(path.read_text())["schema"] == 1
+    assert json.loads(path.read_text())["schema"] == SCHEMA
 
 
 def evidence_of(path: Path) -> Path:
@@ -70,7 +78,7 @@ def test_a_harmed_baseline_is_one_line_that_names_it(path, stored, harm):
     elif harm == "missing":
         evidence_of(path).unlink()
     elif harm == "schema":
-        path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+        path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 99'))
     elif harm == "edited":
         path.write_text(path.read_text().replace('"calib_length": 128', '"calib_length": 512'))
     else:
@@ -79,6 +87,7 @@ def test_a_harmed_baseline_is_one_line_that_names_it(path, stored, harm):
         read_baseline(path)
     assert path.stem in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert re.search("git checkout|update quambench", str(caught.value))  # what to type next
 
 
 def test_writing_keeps_the_cases_that_did_not_run(tmp_path, path, stored, record):
@@ -147,3 +156,81 @@ def test_a_failure_at_either_replacement_leaves_the_old_one(path, stored, record
         write_baseline(path, {record.case_id: record})
     assert path.read_bytes() == before
     assert sorted(read_baseline(path)) == sorted(stored)
+
+
+def test_a_file_of_schema_1_is_read_and_what_it_did_not_measure_is_unknown(tmp_path):
+    """tests/gate/schema1 was written by the last version of that schema."""
+    shutil.copytree(Path(__file__).parent / "schema1", tmp_path / "old")
+    (record,) = read_baseline(tmp_path / "old" / "m.json").values()
+    assert record.metrics["kl"].value > 0
+    assert record.metrics["kl_p99"].value == pytest.approx(0.1)
+    assert "kl_p50" not in record.metrics
+    assert record.noise.means == {"kl": 0.001, "accuracy": 0.0}
+    states = record.evidence["decode.accumulated"]
+    assert [bool(row.isnan().all()) for row in states] == [not site.endswith("ssm_state") for site in record.sites]
+    assert judge(record, record, 1).status is Status.SAME
+    write_baseline(tmp_path / "new" / "m.json", {record.case_id: record})
+    assert json.loads((tmp_path / "new" / "m.json").read_text())["schema"] == SCHEMA
+
+
+def test_every_schema_has_its_step():
+    assert sorted(STEPS) == list(range(1, SCHEMA))
+
+
+def test_why_a_worse_result_was_stored_is_kept(path, record):
+    write_baseline(path, {record.case_id: replace(record, accepted="faster by half")})
+    assert read_baseline(path)[record.case_id].accepted == "faster by half"
+    assert '"accepted": "faster by half"' in path.read_text()
+
+
+def mutations(text: str):
+    """A file as a slip of the hand, a bad merge or a broken disk may leave it."""
+    places = st.integers(0, len(text))
+    cut = st.builds(lambda i, j: text[: min(i, j)] + text[max(i, j) :], places, places)
+    insert = st.builds(lambda i, s: text[:i] + s + text[i:], places, st.text(max_size=20))
+    values = st.sampled_from(["null", "[]", "{}", "-1", '"x"', "1e999", "NaN", "true", '"../../etc"'])
+    numbers = [m.span() for m in re.finditer(r'"[^"]*"|-?\d[\d.e+-]*|null', text)]
+    swap = st.builds(lambda span, v: text[: span[0]] + v + text[span[1] :], st.sampled_from(numbers), values)
+    anything = st.text(max_size=200)
+    return st.one_of(cut, insert, swap, anything)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_input_gives_a_traceback(path, stored, data):
+    whole = path.read_text()
+    path.write_text(data.draw(mutations(whole)), encoding="utf-8")
+    try:
+        message = refusal(path)
+    finally:
+        path.write_text(whole)
+    assert not message or path.stem in message
+    assert "\n" not in message
+
+
+def refusal(path: Path) -> str:
+    """What reading a file is refused with; "" when it reads, and then it can be judged."""
+    try:
+        found = read_baseline(path)
+    except BadArtefact as error:
+        return str(error)
+    assert all(judge(r, r, 1).status is Status.SAME for r in found.values())
+    return ""
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_evidence_gives_a_traceback(path, stored, data):
+    """Evidence and its hash changed together, so that only the arrays themselves can be refused."""
+    whole, blob = path.read_text(), evidence_of(path).read_bytes()
+    i = data.draw(st.integers(0, len(blob) - 1))
+    harmed = blob[:i] + data.draw(st.binary(max_size=8)) + blob[i + data.draw(st.integers(0, 8)) :]
+    file = evidence_of(path)
+    file.write_bytes(harmed)
+    path.write_text(whole.replace(hashlib.sha256(blob).hexdigest(), hashlib.sha256(harmed).hexdigest()))
+    try:
+        with contextlib.suppress(BadArtefact):
+            read_baseline(path)
+    finally:
+        file.write_bytes(blob)
+        path.write_text(whole)

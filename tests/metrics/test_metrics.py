@@ -22,7 +22,8 @@ EVIDENCE = {
     "prefill.agree": column(1.0, 2.0),
     "prefill.tokens": column(2.0, 2.0),
     "prefill.document": torch.tensor([0, 1]),
-    "prefill.kl_p99": column(0.5, 0.1),
+    "prefill.kl_quantiles": torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.5, 0.1], [0.9, 0.2]], dtype=torch.float64),
+    "decode.kl_prefill": column(0.1, 0.3),
     "items.correct": torch.tensor([1, 0, 0, 1], dtype=torch.uint8),
     "items.correct_float": torch.tensor([1, 1, 1, 0], dtype=torch.uint8),
     "items.document": torch.tensor([0, 0, 1, 1]),
@@ -31,8 +32,19 @@ EVIDENCE = {
     "sites.clipped": column(0.0, 0.25),
     "sites.accumulated": torch.tensor([[0.1, 0.1], [0.001, 0.001]], dtype=torch.float64),
 }
+EVIDENCE |= {
+    "recall.associative.right": torch.tensor([3, 1]), "recall.associative.right_float": torch.tensor([4, 4]),
+    "recall.induction.right": torch.tensor([1, 0]), "recall.induction.right_float": torch.tensor([1, 1]),
+    "recall.selective_copy.right": torch.tensor([0, 0]), "recall.selective_copy.right_float": torch.tensor([2, 1]),
+    "recall.associative.asked": torch.tensor([4, 4]), "recall.induction.asked": torch.tensor([1, 1]),
+    "recall.selective_copy.asked": torch.tensor([2, 2]),
+    "long.state_error": torch.tensor([[[0.1, 0.3], [0.2, 0.6]], [[0.3, 0.5], [0.4, 1.0]]], dtype=torch.float64),
+    "scales.count": torch.tensor(23), "scales.bytes": torch.tensor(92), "model.bytes": torch.tensor(1000),
+    "sites.range_used": column(0.5, 1.2),
+}  # fmt: skip
 EVIDENCE |= {k.replace("prefill", "decode"): v for k, v in EVIDENCE.items() if k.startswith("prefill")}
 
+QUANTILES = {"p50": 0.1, "p90": 0.2, "p99": 0.5, "p999": 0.9}
 BY_HAND = {
     "perplexity": math.exp(2.0),  # 8 nats over 4 tokens
     "ppl_ratio": math.exp(0.5),
@@ -41,8 +53,20 @@ BY_HAND = {
     "loss_rise": 0.5,
     "kl": 0.2,
     "decode_kl": 0.2,
-    "kl_p99": 0.5,
-    "decode_kl_p99": 0.5,
+    **{f"{phase}kl_{q}": v for phase in ("", "decode_") for q, v in QUANTILES.items()},
+    "decode_gap": 0.1,  # 0.4 nats over 4 tokens
+    "recall_associative": 0.5,
+    "recall_associative_float": 1.0,
+    "recall_induction": 0.5,
+    "recall_induction_float": 1.0,
+    "recall_selective_copy": 0.0,
+    "recall_selective_copy_float": 0.75,
+    "state_error": (0.3 + 0.8) / 2,  # last checkpoint, layers averaged: (0.2 + 0.4) / 2 and (0.6 + 1.0) / 2
+    "state_error_growth": (0.3 / 0.2 + 0.8 / 0.4) / 2,
+    "n_scales": 23,
+    "scale_bytes": 92,
+    "model_bytes": 1000,
+    "least_range_used": 0.5,
     "agreement": 0.75,
     "decode_agreement": 0.75,
     "accuracy": 0.5,
@@ -62,6 +86,20 @@ def test_every_metric_has_an_example():
 @pytest.mark.parametrize("name", BY_HAND)
 def test_by_hand(name):
     assert METRICS[name].measure(EVIDENCE).value == pytest.approx(BY_HAND[name], rel=1e-12)  # few float64 roundings
+
+
+NOT_OF_RECALL = ("accuracy", "accuracy_float", "flips_to_wrong", "flips_to_right", "bits_per_byte")
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_what_the_data_do_not_ask_for_is_unknown_not_zero(name):
+    prose = {k: v for k, v in EVIDENCE.items() if not k.startswith(("recall.", "long."))}
+    made = {k: v for k, v in EVIDENCE.items() if not k.startswith("items.")} | {
+        "prefill.bytes": column(math.nan, math.nan)
+    }
+    unknown_in_prose = name.startswith(("recall_", "state_error"))
+    assert math.isnan(METRICS[name].measure(prose).value) == unknown_in_prose
+    assert math.isnan(METRICS[name].measure(made).value) == (name in NOT_OF_RECALL)
 
 
 def test_standard_errors_by_hand():

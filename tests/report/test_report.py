@@ -38,8 +38,14 @@ def test_an_absent_number_is_a_dash_and_units_are_scaled():
     lines = terminal(VERDICTS).splitlines()
     row_b = next(line for line in lines if line.startswith("b "))
     assert "1.23 ± 0.10" in row_b  # milli-nats
-    assert " - " in row_b
+    assert " - " in next(line for line in lines if line.startswith("a "))
     assert "SAME (portable)" in next(line for line in lines if line.startswith("a2 "))
+
+
+def test_a_column_that_no_row_measured_is_left_out():
+    assert "accuracy" not in terminal(VERDICTS)
+    assert "place" not in terminal([VERDICTS[0]])
+    assert "layers.0.z" in next(line for line in terminal(VERDICTS).splitlines() if line.startswith("a "))
 
 
 def test_reasons_follow_the_table_and_written_rows_need_none():

@@ -1,0 +1,110 @@
+"""How far a result moves although nothing changed: the floor under every comparison of quality.
+
+Integer arithmetic is exact everywhere; what differs between machines is the float arithmetic before
+a rounding, which moves values across ties. Rarely, but then by a whole step, and the steps after it
+follow. So the floor is measured when a baseline is written, by repeating the case
+
+- in another process with one thread, ATEN_CPU_CAPABILITY=avx2 and another batch composition, and
+- with every float tensor disturbed, before it is rounded, by as much as another order of summation
+  may disturb it: a stand-in for machines that nobody here has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from quambench.gate.stats import log_ratio
+from quambench.metrics import METRICS, Terms
+
+Evidence = Mapping[str, Tensor]
+SITE_ROWS = ("sites.accumulated", "decode.accumulated")
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How far repetitions of one case lie apart.
+
+    means  gated metric -> |difference of its mean|, in its unit
+    units  gated metric -> root mean square of its difference per window, in its unit
+    sites  name in SITE_ROWS -> (S,) root mean square over windows of the log ratio of error energies
+    """
+
+    means: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, float] = field(default_factory=dict)
+    sites: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def site_floors(self, rows: str) -> Tensor | None:
+        """(S,) what each site's log ratio may come to. Errors are handed on, so no floor falls along
+        the forward order; where a few repetitions met no tie at all, the least that was met stands in.
+        """
+        if rows not in self.sites:
+            return None
+        measured = self.sites[rows]
+        met = measured[measured > 0]
+        least = met.min() if len(met) else measured.new_tensor(0.0)
+        return measured.cummax(0).values.clamp(min=least)
+
+
+def disturbance(seed: int) -> Callable[[Tensor], Tensor]:
+    """x -> x plus what rounding may add when a sum of as many terms as x's last axis has is reordered.
+
+    A float32 sum of n terms of size s, whichever its order, errs by about sqrt(n) eps s / 2 (random
+    signs; Higham, Accuracy and Stability, 4.2); uniform in twice that, so that it also covers two
+    such sums in a row (rotation and norm).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturb(x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        size = x.square().mean(-1, keepdim=True).sqrt() * (n**0.5 * torch.finfo(torch.float32).eps)
+        return x + (torch.rand(x.shape, generator=generator) * 2 - 1) * size
+
+    return disturb
+
+
+def spread(a: Evidence, b: Evidence, gated: Sequence[str]) -> Noise:
+    """How far two repetitions of one case lie apart."""
+    means, units = {}, {}
+    for name in gated:
+        x, y = terms_of(name, a), terms_of(name, b)
+        if len(x.values):
+            means[name], units[name] = abs(y.mean() - x.mean()), unit_rms(x, y)
+    return Noise(means, units, {rows: site_rms(a[rows], b[rows]) for rows in SITE_ROWS})
+
+
+def largest(of: Sequence[Noise]) -> Noise:
+    """Entry by entry."""
+    first, *rest = of
+    for other in rest:
+        first = Noise(
+            {n: max(first.means[n], other.means[n]) for n in first.means},
+            {n: max(first.units[n], other.units[n]) for n in first.units},
+            {n: torch.maximum(first.sites[n], other.sites[n]) for n in first.sites},
+        )
+    return first
+
+
+def terms_of(name: str, evidence: Evidence) -> Terms:
+    """A gated metric's terms."""
+    terms = METRICS[name].terms
+    assert terms is not None, f"{name} is gated and so must have terms"
+    return terms(evidence)
+
+
+def unit_rms(old: Terms, new: Terms) -> float:
+    """Of the difference per unit of weight: sensitive to any change, where a mean may cancel."""
+    return float(_rms((new.values - old.values) / old.weights.mean()))
+
+
+def site_rms(old: Tensor, new: Tensor) -> Tensor:
+    """(S, W) energies, twice -> (S,)."""
+    return _rms(log_ratio(old, new))
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Over the last axis; entries that were not measured (NaN) do not count."""
+    return x.double().square().nanmean(-1).sqrt().nan_to_num(0.0)
