@@ -89,10 +89,12 @@ def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
     digest = hashlib.sha256(blob).hexdigest()
     evidence = path.with_name(f"{path.stem}.{digest[:12]}.safetensors")
     _replace(evidence, blob)
+    entries = {case_id: _entry(cases[case_id]) for case_id in sorted(cases)}
     document = {
         "schema": SCHEMA,
         "evidence": {"file": evidence.name, "sha256": digest},
-        "cases": {case_id: _entry(cases[case_id]) for case_id in sorted(cases)},
+        "sha256": _digest(entries),
+        "cases": entries,
     }
     _replace(path, _dump(document).encode())
     for old in path.parent.glob(f"{path.stem}.*.safetensors"):
@@ -120,6 +122,8 @@ def read_baseline(path: Path) -> dict[str, Record]:
         blob = evidence.read_bytes()
         if hashlib.sha256(blob).hexdigest() != digest:
             raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; {_repair(path)}")
+        if schema > 1 and _digest(document["cases"]) != document["sha256"]:
+            raise BadArtefact(f"{path} was edited by hand; {_repair(path)}")
         entries, arrays = migrated(document["cases"], load(blob), schema)
         return {case_id: _record(case_id, entry, arrays) for case_id, entry in entries.items()}
     except FileNotFoundError as error:
@@ -130,6 +134,11 @@ def read_baseline(path: Path) -> dict[str, Record]:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
     except (SafetensorError, OSError, RecursionError) as error:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
+
+
+def _digest(entries: Mapping[str, Any]) -> str:
+    """Of all that the JSON says of its cases: results are measured, never typed."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _repair(path: Path) -> str:
