@@ -94,46 +94,52 @@ class EvalData:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """What the float checkpoint says on an EvalData; made once per model and run."""
+class FloatAnswers:
+    """What the untouched checkpoint says on an EvalData; it depends on nothing that calibration does."""
 
     quality_log_probs: Tensor  # (W, L, V) float32
     decode_log_probs: Tensor  # (W, steps, V) float32
     correct: Tensor  # (I,) bool
-    sites: Mapping[str, Tensor]  # site -> float32 tensor of the prepared model on the error windows
-    decode_sites: Mapping[str, Tensor]  # site -> the prepared model's, at the last decoding step
     recall_right: Mapping[str, Tensor]  # task -> (S,) answers right
-    long_states: Tensor | None  # (n_layers, CHECKPOINTS, W, ...) of the prepared model
+
+
+@dataclass(frozen=True, slots=True)
+class FloatInside:
+    """What lies inside the prepared model (quant/fuse.py), whose sites are the ones that are quantized."""
+
+    sites: Mapping[str, Tensor]  # site -> float32, on the error windows
+    decode_sites: Mapping[str, Tensor]  # site -> float32, at the last decoding step
+    long_states: Tensor | None  # (n_layers, CHECKPOINTS, W, ...)
 
 
 @torch.inference_mode()
-def reference(model: LanguageModel, prepared: LanguageModel, data: EvalData) -> Reference:
-    """model: the untouched float32 checkpoint; prepared: its float64 twin of quant/fuse.py.
+def float_answers(model: LanguageModel, data: EvalData) -> FloatAnswers:
+    """model: the untouched float32 checkpoint."""
+    quality = [F.log_softmax(model(rows)[0].float(), -1) for rows in data.quality.inputs.split(WINDOW_BATCH)]
+    return FloatAnswers(
+        quality_log_probs=torch.cat(quality),
+        decode_log_probs=F.log_softmax(model(data.decode.inputs)[0][:, data.decode_prefix :].float(), -1),
+        correct=_items_correct(model, data),
+        recall_right={t: answers_right(model, s, by_steps=False) for t, s in data.recall.items()},
+    )
 
-    The twin gives what lies inside (its sites are the ones that are quantized), the checkpoint
-    itself every quality number.
-    """
+
+@torch.inference_mode()
+def float_inside(prepared: LanguageModel, data: EvalData) -> FloatInside:
+    """prepared: the checkpoint's float64 twin, fused and rotated."""
     sites: dict[str, Tensor] = {}
     prepared(data.error.inputs, tap=_recorder(sites))
     at_last_step: dict[str, Tensor] = {}
     prepared(data.decode.inputs, tap=_recorder(at_last_step, last_only=True))
-    quality = [F.log_softmax(model(rows)[0].float(), -1) for rows in data.quality.inputs.split(WINDOW_BATCH)]
-    decode_log_probs = F.log_softmax(model(data.decode.inputs)[0][:, data.decode_prefix :].float(), -1)
-    return Reference(
-        quality_log_probs=torch.cat(quality),
-        decode_log_probs=decode_log_probs,
-        correct=_items_correct(model, data),
-        sites=sites,
-        decode_sites=at_last_step,
-        recall_right={t: answers_right(model, s, by_steps=False) for t, s in data.recall.items()},
-        long_states=None if data.long is None else _stack(states_along(prepared, data.long, step=data.long.shape[1])),
-    )
+    along = None if data.long is None else _stack(states_along(prepared, data.long, step=data.long.shape[1]))
+    return FloatInside(sites, at_last_step, along)
 
 
 @torch.inference_mode()
 def evaluate(
     model: QuantizedModel,
-    ref: Reference,
+    answers: FloatAnswers,
+    inside: FloatInside,
     data: EvalData,
     calibration: SiteScales,
     act_bits: int,
@@ -158,27 +164,27 @@ def evaluate(
     """
     evidence: dict[str, Tensor] = {}
     logits = torch.cat([model(rows)[0] for rows in data.quality.inputs.split(window_batch)])
-    evidence |= _compare("prefill", logits, ref.quality_log_probs, data.quality)
+    evidence |= _compare("prefill", logits, answers.quality_log_probs, data.quality)
     evidence["prefill.bytes"] = data.quality_bytes
     at_last_step: dict[str, Tensor] = {}
     logits = decode(model, data.decode.inputs, data.decode_prefix, _recorder(at_last_step))
-    evidence |= _compare("decode", logits, ref.decode_log_probs, data.decode, skip=data.decode_prefix)
+    evidence |= _compare("decode", logits, answers.decode_log_probs, data.decode, skip=data.decode_prefix)
     evidence |= _decode_against_prefill(model, logits, data)
-    evidence["decode.accumulated"] = _accumulated(model, at_last_step, ref.decode_sites)
+    evidence["decode.accumulated"] = _accumulated(model, at_last_step, inside.decode_sites)
     if data.items is not None:
         evidence["items.correct"] = _items_correct(model, data).to(torch.uint8)
-        evidence["items.correct_float"] = ref.correct.to(torch.uint8)
+        evidence["items.correct_float"] = answers.correct.to(torch.uint8)
         evidence["items.document"] = data.items.documents.to(torch.int32)
     for task, asked in data.recall.items():
         evidence[f"recall.{task}.right"] = answers_right(model, asked, by_steps=True)
-        evidence[f"recall.{task}.right_float"] = ref.recall_right[task]
+        evidence[f"recall.{task}.right_float"] = answers.recall_right[task]
         evidence[f"recall.{task}.asked"] = asked.answers.sum(1).int()
-    if data.long is not None and ref.long_states is not None:
-        evidence["long.state_error"] = _state_errors(model, states_along(model, data.long, step=1), ref.long_states)
-    evidence |= _local_errors(ref.sites, calibration, act_bits, model)
-    inside: dict[str, Tensor] = {}
-    model(data.error.inputs, tap=_recorder(inside))
-    evidence["sites.accumulated"] = _accumulated(model, inside, ref.sites)
+    if data.long is not None and inside.long_states is not None:
+        evidence["long.state_error"] = _state_errors(model, states_along(model, data.long, step=1), inside.long_states)
+    evidence |= _local_errors(inside.sites, calibration, act_bits, model)
+    found: dict[str, Tensor] = {}
+    model(data.error.inputs, tap=_recorder(found))
+    evidence["sites.accumulated"] = _accumulated(model, found, inside.sites)
     evidence["scales.count"] = torch.tensor(sum(s.numel() for s in calibration.scales.values()))
     evidence["scales.bytes"] = torch.tensor(sum(s.nbytes for s in calibration.scales.values()))
     evidence["model.bytes"] = torch.tensor(model.n_bytes)

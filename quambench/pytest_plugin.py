@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from quambench.case import FULL, Case, Protocol
-from quambench.errors import QuambenchError
+from quambench.errors import BadArtefact, QuambenchError
+from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
 from quambench.models.checkpoint import bundled_names
 from quambench.observers import ObserverSpec
@@ -84,6 +85,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "probe" in metafunc.fixturenames:
+        metafunc.parametrize("probe", [probe.name for probe in all_probes()])
     if "case" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("observers")
@@ -156,6 +159,24 @@ def judge(request: pytest.FixtureRequest) -> Callable[[Case], Verdict]:
         try:
             verdict = session.judge(_suite_of(request.node), case)
         except INPUT_ERRORS as error:
+            pytest.exit(f"quambench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        if not verdict.passes(session.allow_drift):
+            pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
+        return verdict
+
+    return check
+
+
+@pytest.fixture
+def judge_probe(request: pytest.FixtureRequest) -> Callable[[str], Verdict]:
+    """judge_probe(name): ask one unit its stored question, fail on another answer."""
+    session = request.config.stash[SESSION]
+
+    def check(name: str) -> Verdict:
+        __tracebackhide__ = True
+        try:
+            verdict = session.judge_probe(name)
+        except BadArtefact as error:
             pytest.exit(f"quambench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
         if not verdict.passes(session.allow_drift):
             pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)

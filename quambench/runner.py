@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,12 +13,20 @@ from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
 from quambench.calibrate import Calibration, calibrate
-from quambench.case import Case, protocol_hash
+from quambench.case import Case, Protocol, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
 from quambench.errors import BadParameter, UnknownName
-from quambench.evaluate import WINDOW_BATCH, EvalData, Reference, evaluate, reference
+from quambench.evaluate import (
+    WINDOW_BATCH,
+    EvalData,
+    FloatAnswers,
+    FloatInside,
+    evaluate,
+    float_answers,
+    float_inside,
+)
 from quambench.metrics import METRICS, Measurement
 from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
@@ -29,6 +37,19 @@ from quambench.quant.weights import QuantizedTensor
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all) -> None"""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What follows from model, corpus and protocol alone, by their digests; filled as runs go.
+
+    Nothing that calibration or quantization does can change it, so runs may hand it on.
+    """
+
+    data: dict[tuple[str, str, Protocol], EvalData] = field(default_factory=dict)
+    sequences: dict[tuple[str, str, Protocol], Tensor] = field(default_factory=dict)
+    answers: dict[tuple[str, str], FloatAnswers] = field(default_factory=dict)  # (model, evaluation data)
+
 
 GROUPINGS = ("1x1",)  # one scale per tensor
 
@@ -59,8 +80,10 @@ class ModelRun:
         corpus: Corpus,
         cases: Iterable[Case],
         progress: Progress = lambda what, done, total: None,
+        known: Known | None = None,
     ) -> None:
         keep_freed_memory()
+        self._known = known or Known()
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
         self._progress = progress
@@ -77,8 +100,17 @@ class ModelRun:
     def prepared(self) -> LanguageModel:
         return prepare(self.checkpoint.model)
 
+    @property
+    def _key(self) -> tuple[str, str, Protocol]:
+        return self.checkpoint.digest, "" if self.checkpoint.recall else self.corpus.digest, self.protocol
+
     @cached_property
     def data(self) -> EvalData:
+        if self._key not in self._known.data:
+            self._known.data[self._key] = self._make_data()
+        return self._known.data[self._key]
+
+    def _make_data(self) -> EvalData:
         if self.checkpoint.recall:
             return EvalData.of_recall(self.checkpoint.recall, self.protocol)
         return EvalData.of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol)
@@ -86,6 +118,11 @@ class ModelRun:
     @cached_property
     def calibration_sequences(self) -> Tensor:
         """(S, L) int64, in the order in which observers see them."""
+        if self._key not in self._known.sequences:
+            self._known.sequences[self._key] = self._make_sequences()
+        return self._known.sequences[self._key]
+
+    def _make_sequences(self) -> Tensor:
         p = self.protocol
         if self.checkpoint.recall:
             return mixed_sequences(self.checkpoint.recall, p.calib_windows, p.calib_length, "calibration")
@@ -93,9 +130,17 @@ class ModelRun:
         return spread_windows(documents, self.checkpoint.tokenizer, p.calib_length, p.calib_windows).inputs
 
     @cached_property
-    def reference(self) -> Reference:
-        self._progress(f"{self.checkpoint.name}: float reference", 0, 1)
-        return reference(self.checkpoint.model, self.prepared, self.data)
+    def answers(self) -> FloatAnswers:
+        """Of the untouched float checkpoint."""
+        key = (self.checkpoint.digest, self.data.digest)
+        if key not in self._known.answers:
+            self._progress(f"{self.checkpoint.name}: float reference", 0, 1)
+            self._known.answers[key] = float_answers(self.checkpoint.model, self.data)
+        return self._known.answers[key]
+
+    @cached_property
+    def inside(self) -> FloatInside:
+        return float_inside(self.prepared, self.data)
 
     @cached_property
     def calibrations(self) -> dict[Case, Calibration]:
@@ -105,13 +150,14 @@ class ModelRun:
             for case in self.cases
         }
         title = f"{self.checkpoint.name}: calibration"
-        return calibrate(
+        made = calibrate(
             self.prepared,
             self.calibration_sequences,
             plans,
             self.checkpoint.digest,
             lambda i, n: self._progress(title, i, n),
         )
+        return {case: _saved_and_loaded(calibration) for case, calibration in made.items()}
 
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
         return QuantizedModel(self.prepared, self.calibrations[case], case.precision, disturb)
@@ -129,7 +175,8 @@ class ModelRun:
         """The measurement, not remembered: under other numerics or other batches."""
         calibration = self.calibrations[case]
         model = self.quantized(case, disturb)
-        return evaluate(model, self.reference, self.data, calibration, case.precision.act_bits, window_batch)
+        bits = case.precision.act_bits
+        return evaluate(model, self.answers, self.inside, self.data, calibration, bits, window_batch)
 
     def settings(self, case: Case) -> dict[str, object]:
         """What decides whether a stored number measured the same thing."""
@@ -142,7 +189,7 @@ class ModelRun:
         return case.settings() | digests | versions
 
     def result(self, case: Case) -> Result:
-        calibration, _ = self.calibrations[case], self.reference
+        calibration, _, _ = self.calibrations[case], self.answers, self.inside
         started = time.perf_counter()
         self._progress(f"{case.id}: evaluation", 0, 1)
         evidence = self.evidence(case)

@@ -8,20 +8,31 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from quambench.case import FULL_SUFFIX, Case
 from quambench.data.corpus import Corpus, load_corpus
 from quambench.errors import BadArtefact, BadCheckpoint, BadCorpus, BadParameter, MissingExtra, UnknownName
+from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, Stored
 from quambench.gate.noise import Evidence, disturbance, largest, spread
+from quambench.gate.probes import ProbeResult
 from quambench.gate.record import Record, record_of
 from quambench.gate.rerun import Job, rerun
-from quambench.gate.verdicts import GATED, Status, Verdict, judge
+from quambench.gate.verdicts import GATED, Finding, Status, Verdict, judge
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
+from quambench.policy import POLICIES
 from quambench.provenance import machine_class, provenance
-from quambench.runner import ModelRun, Progress
+from quambench.runner import Known, ModelRun, Progress
 
+PROBE_STATUS = {
+    "same": Status.SAME,
+    "changed": Status.DRIFTED,
+    "new": Status.NEW,
+    "gone": Status.ORPHAN,
+    "error": Status.ERROR,
+}
 # The caller's input, not a measurement: a run cannot go on. Everything else is an ERROR verdict.
 INPUT_ERRORS = (BadCheckpoint, BadCorpus, BadParameter, MissingExtra, UnknownName)
 
@@ -42,6 +53,7 @@ class Session:
     allow_drift: bool = False
     progress: Progress = no_progress
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
     verdicts: list[Verdict] = field(default_factory=list)
     # (suite, model name) -> what --qb-update or --qb-new-only will write
     to_write: dict[tuple[str, str], list[tuple[Case, Record]]] = field(default_factory=dict)
@@ -68,6 +80,11 @@ class Session:
         self._given.setdefault(checkpoint.name, name_or_path)
         return known
 
+    def adopt(self, other: Session) -> None:
+        """Take over what another run loaded, and what it knows of that."""
+        self._corpus = other.corpus
+        self.checkpoints, self.known, self._given = other.checkpoints, other.known, other._given
+
     def plan(self, cases: Iterable[Case]) -> None:
         """Announce the cases to come: one calibration pass per model then serves all of them."""
         for case in cases:
@@ -75,10 +92,12 @@ class Session:
 
     def _run(self, model: str) -> ModelRun:
         if model not in self._runs:
-            self._runs.clear()  # one model's reference and calibrations in memory at a time
+            self._runs.clear()  # one model's calibrations and results in memory at a time
             if model not in self.checkpoints:
                 self.load(model)
-            self._runs[model] = ModelRun(self.checkpoints[model], self.corpus, self._cases[model], self.progress)
+            self._runs[model] = ModelRun(
+                self.checkpoints[model], self.corpus, self._cases[model], self.progress, self.known
+            )
         return self._runs[model]
 
     def judge(self, suite: str, case: Case) -> Verdict:
@@ -100,7 +119,8 @@ class Session:
         record = record_of(run.result(case), provenance())
         stored = self._stored(suite, case.model)
         old = stored.cases.get(case.id) if stored else None
-        verdict = judge(record, old, len(stored.cases) if stored else 1, bool(stored and stored.portable))
+        n_cases = len(stored.cases) if stored else 1
+        verdict = judge(record, old, n_cases, bool(stored and stored.portable), self._broken_probe(case))
         own = self.store.path(suite, case.model).exists()
         if not (self.update or (self.new_only and (old is None or not own))):
             return verdict
@@ -114,6 +134,33 @@ class Session:
         )
         self.to_write.setdefault((suite, case.model), []).append((case, record))
         return replace(verdict, written=True)
+
+    @cached_property
+    def probes(self) -> dict[str, ProbeResult]:
+        """Every unit's answers to its stored questions; asked once a run, before the first case."""
+        return {result.name: result for result in probes.check()}
+
+    def judge_probe(self, name: str) -> Verdict:
+        """One probe as a row of its own; the verdict is also kept. raises BadArtefact"""
+        result = self.probes[name]
+        written = result.status in ("new", "gone") and (self.update or self.new_only)
+        written |= result.status == "changed" and self.update
+        status, reason = PROBE_STATUS[result.status], result.reason
+        place = "" if status is Status.SAME else name
+        verdict = Verdict(f"probe/{name}", status, reason, unit=place, written=written)
+        self.verdicts.append(verdict)
+        return verdict
+
+    def _broken_probe(self, case: Case) -> Finding | None:
+        """The first unit that this case rests on and that answers otherwise than stored."""
+        config = self.checkpoints[case.model].config
+        plan = POLICIES[case.policy](config, case.observer)
+        observers = {assignment.observer.name for assignment in plan.values()}
+        for result in self.probes.values():
+            broken = result.status in ("changed", "error")
+            if broken and probes.rests_on(result, config.architecture, observers, case.policy):
+                return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
+        return None
 
     def _stored(self, suite: str, model: str) -> Stored | None:
         """The baseline; one that cannot be read is no obstacle to replacing it."""
@@ -150,6 +197,8 @@ class Session:
         produced  suite -> ids of all its cases, on full runs: others are removed under update
         """
         paths = []
+        if any(v.written and v.case_id.startswith("probe/") for v in self.verdicts):
+            paths.append(probes.record(only_new=not self.update))
         self._runs.clear()  # the other process needs the memory
         again = self._measured_elsewhere()
         for (suite, model), found in sorted(self.to_write.items()):

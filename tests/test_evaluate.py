@@ -63,13 +63,13 @@ def setting(request, documents):
 @pytest.fixture(scope="module")
 def measured(setting):
     model, prepared, quantized, calibration, data = setting
-    ref = evaluation.reference(model, prepared, data)
-    return ref, evaluation.evaluate(quantized, ref, data, calibration, 8)
+    answers, inside = evaluation.float_answers(model, data), evaluation.float_inside(prepared, data)
+    return answers, inside, evaluation.evaluate(quantized, answers, inside, data, calibration, 8)
 
 
 def test_loss_and_divergence_are_their_definitions(setting, measured):
     model, _, quantized, _, data = setting
-    _, evidence = measured
+    _, _, evidence = measured
     with torch.inference_mode():
         p = F.log_softmax(model(data.quality.inputs)[0].double(), -1)
         q = F.log_softmax(quantized(data.quality.inputs)[0].double(), -1)
@@ -86,8 +86,8 @@ def test_loss_and_divergence_are_their_definitions(setting, measured):
 
 def test_the_float_model_against_itself_has_no_divergence(setting, measured):
     *_, data = setting
-    ref, _ = measured
-    found = evaluation._compare("prefill", ref.quality_log_probs, ref.quality_log_probs, data.quality)
+    answers, inside, _ = measured
+    found = evaluation._compare("prefill", answers.quality_log_probs, answers.quality_log_probs, data.quality)
     # log_softmax of log-probabilities is the identity up to one rounding of each entry.
     assert found["prefill.kl"].max() <= 24 * 300 * torch.finfo(torch.float32).eps
     assert torch.equal(found["prefill.agree"], found["prefill.tokens"])
@@ -95,10 +95,10 @@ def test_the_float_model_against_itself_has_no_divergence(setting, measured):
 
 def test_decoding_reads_the_state_and_prefill_does_not(setting, measured):
     _, prepared, _, calibration, data = setting
-    ref, evidence = measured
+    answers, inside, evidence = measured
     coarse = Fixed(prepared, data.decode.inputs)
     coarse.scales = {s: x * 40 if s.endswith("ssm_state") else x for s, x in calibration.scales.items()}
-    other = evaluation.evaluate(QuantizedModel(prepared, coarse, Precision()), ref, data, coarse, 8)
+    other = evaluation.evaluate(QuantizedModel(prepared, coarse, Precision()), answers, inside, data, coarse, 8)
     assert torch.equal(other["prefill.kl"], evidence["prefill.kl"])
     assert not torch.equal(other["decode.kl"], evidence["decode.kl"])
     states = [i for i, site in enumerate(sites_of(prepared.config)) if site.endswith("ssm_state")]
@@ -133,9 +133,9 @@ def test_last_word_is_right_exactly_when_greedy_decoding_spells_it(setting):
 
 def test_local_errors_are_round_trips_at_the_site_alone(setting, measured):
     *_, calibration, _ = setting
-    ref, evidence = measured
+    answers, inside, evidence = measured
     for i, site in enumerate(calibration.scales):
-        x = ref.sites[site]
+        x = inside.sites[site]
         scale = float(calibration.scales[site].double())
         q = (x.double() / scale).round().clamp(-128, 127)
         assert evidence["sites.local_mse"][i].item() == (q * scale - x.double()).square().mean().item()
@@ -145,12 +145,12 @@ def test_local_errors_are_round_trips_at_the_site_alone(setting, measured):
 
 def test_accumulated_errors_stand_in_the_order_of_the_site_table(setting, measured):
     _, _, quantized, _, data = setting
-    ref, evidence = measured
-    inside: dict[str, torch.Tensor] = {}
+    answers, inside, evidence = measured
+    found: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
-        quantized(data.error.inputs, tap=lambda site, x: inside.setdefault(site, x))
+        quantized(data.error.inputs, tap=lambda site, x: found.setdefault(site, x))
     for i, site in enumerate(sites_of(quantized.config)):
-        x, truth = inside[site].double().flatten(1), ref.sites[site].double().flatten(1)
+        x, truth = found[site].double().flatten(1), inside.sites[site].double().flatten(1)
         expected = (x - truth).square().sum(1) / truth.square().sum(1)
         assert torch.equal(evidence["sites.accumulated"][i], expected), site
 
@@ -163,11 +163,11 @@ def test_bytes_count_every_byte_of_the_windows(setting, documents):
 
 def test_non_finite_logits_are_an_error(setting, measured):
     _, prepared, _, calibration, data = setting
-    ref, _ = measured
+    answers, inside, _ = measured
     broken = QuantizedModel(prepared, calibration, Precision(lm_head=False))
     broken.head_weight = broken.head_weight * math.nan
     with pytest.raises(NonFinite, match="not finite"):
-        evaluation.evaluate(broken, ref, data, calibration, 8)
+        evaluation.evaluate(broken, answers, inside, data, calibration, 8)
 
 
 def test_text_shorter_than_a_window_is_refused(documents):

@@ -72,7 +72,7 @@ def _with_saved(work: ModelRun, calibration: Calibration) -> dict[str, Measureme
         raise BadArtefact(f"these scales were made for another model than {work.checkpoint.name!r}")
     precision = Precision(act_bits=calibration.act_bits)
     model = QuantizedModel(work.prepared, calibration, precision)
-    evidence = evaluate(model, work.reference, work.data, calibration, calibration.act_bits)
+    evidence = evaluate(model, work.answers, work.inside, work.data, calibration, calibration.act_bits)
     return {name: metric.measure(evidence) for name, metric in METRICS.items()}
 
 

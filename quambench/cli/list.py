@@ -22,7 +22,7 @@ def _first_line(thing: object) -> str:
 
 
 def _models() -> Rows:
-    return [{"name": name} for name in bundled_names()]
+    return [{"name": n, "language": kind} for kind in ("prose", "recall") for n in bundled_names(kind)]
 
 
 def _observers() -> Rows:

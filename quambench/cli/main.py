@@ -34,6 +34,7 @@ COMMANDS = {
         'quambench eval mamba2-tiny --observer running_max --observer "percentile[alpha=0.999]"',
     ),
     "report": Command("tabulate stored baselines", "quambench report baselines/alpha --format md"),
+    "selftest": Command("plant faults, and see whether the gate sees them", "quambench selftest --fault 'q_max 126'"),
     "zoo": Command("train and check the bundled models", "quambench zoo check mamba2-tiny"),
 }
 

@@ -1,0 +1,86 @@
+"""quambench selftest: plant faults, and see whether the gate sees them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from tabulate import tabulate
+
+from quambench.cli.options import add_corpus, progress_bars
+from quambench.errors import UnknownName
+from quambench.gate.faults import FAULTS
+from quambench.selftest import MODELS, Report, selftest
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", action="append", metavar="NAME|DIR", help=f"repeatable (default: {', '.join(MODELS)})"
+    )
+    parser.add_argument("--fault", action="append", metavar="NAME", help="this one alone; repeatable")
+    parser.add_argument("--list", action="store_true", help="only name the faults")
+    parser.add_argument("--no-clean", action="store_true", help="leave out the clean runs under other numerics")
+    add_corpus(parser)
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    names = [f.name for f in FAULTS]
+    for name in options.fault or ():
+        if name not in names:
+            raise UnknownName("fault", name, names, "quambench/gate/faults.py")
+    if options.list:
+        print(
+            tabulate(
+                [[f.name, f.unit, f.place, f.no_op] for f in FAULTS], ["fault", "unit", "place", "changes nothing"]
+            )
+        )
+        return 0
+    with progress_bars() as progress:
+        report = selftest(options.model or MODELS, options.fault or (), options.corpus, not options.no_clean, progress)
+    print(_json(report) if options.json else _text(report))
+    return 0 if report.passes else 1
+
+
+def _json(report: Report) -> str:
+    right, asked = report.named
+    document = {
+        "passes": report.passes,
+        "caught": len([o for o in report.outcomes if o.caught and not o.no_op]),
+        "missed": [f"{o.fault} ({o.model})" for o in report.missed],
+        "named_rightly": right,
+        "to_be_named": asked,
+        "clean_runs": len(report.clean),
+        "false_alarms": len(report.alarms),
+        "seconds": round(report.seconds, 1),
+        "outcomes": [asdict(o) for o in report.outcomes],
+        "clean": [asdict(c) for c in report.clean],
+    }
+    return json.dumps(document, indent=1)
+
+
+def _text(report: Report) -> str:
+    rows = []
+    for o in report.outcomes:
+        seen = ("no alarm" if not o.caught else "FALSE ALARM") if o.no_op else ("caught" if o.caught else "MISSED")
+        named = "-" if o.named is None else ("right" if o.named else f"WRONG (wanted {o.wanted_unit} {o.wanted_place})")
+        rows.append([o.fault, o.model, seen, o.verdict, o.unit or "-", o.place or "-", named])
+    table = tabulate(rows, ["fault", "model", "", "verdict", "unit named", "first site named", "named"])
+    settings: dict[str, list[int]] = {}
+    for c in report.clean:
+        counts = settings.setdefault(c.setting + (" (portable)" if c.portable else ""), [0, 0])
+        counts[0] += 1
+        counts[1] += c.alarm
+    clean = tabulate([[s, *n] for s, n in settings.items()], ["clean code under", "runs", "false alarms"])
+    right, asked = report.named
+    planted = [o for o in report.outcomes if not o.no_op]
+    summary = [
+        f"caught {sum(o.caught for o in planted)} of {len(planted)} planted faults, named {right} of {asked} rightly,"
+        f" {len(report.alarms)} false alarms over {len(report.clean)} clean runs; {report.seconds:.0f} s"
+    ]
+    alarms = [
+        f"FALSE ALARM {c.setting}, batch {c.batch}, {c.model}: {c.verdict}: {c.reason}" for c in report.clean if c.alarm
+    ]
+    missed = [f"MISSED {o.fault} in {o.model}: {o.verdict} {o.reason}" for o in report.missed]
+    return "\n".join([table, "", clean, "", *missed, *alarms, *summary])

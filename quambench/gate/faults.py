@@ -1,0 +1,630 @@
+"""Faults that `quambench selftest` plants, one at a time, to see whether the gate sees them.
+
+Each is a patch on behaviour at a seam of the architecture, open while its context is. To add one: a
+function under `@fault(...)` that patches what it spoils; say which unit's probe and which site the
+gate should name first (regular expressions; "" where there is none), and for which architectures.
+A change that is shown to change nothing is entered with `no_op`, its proof: the gate must stay green.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from quambench import calibrate as calibration
+from quambench import runner
+from quambench.calibrate import Calibration
+from quambench.models.backbone import LanguageModel, LayerState
+from quambench.observers import base as observing
+from quambench.observers import percentile as quantiles
+from quambench.observers.percentile import Percentile
+from quambench.observers.running_max import RunningMax
+from quambench.quant import fuse, grid, hadamard, quantized, weights
+from quambench.quant.granularity import GRANULARITIES, Granularity
+from quambench.quant.quantized import QuantizedModel
+
+BOTH = ("mamba", "mamba2")
+# The scan's input: the first percentile site of either architecture.
+SCAN_INPUT = {"mamba": "x_proj:input", "mamba2": "x_conv_out"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is planted, and what the gate should say."""
+
+    name: str
+    plant: Callable[[], AbstractContextManager[Any]]
+    unit: str  # probe of the unit at fault, "" where no unit alone is
+    place: str  # first site or weight; {scan} stands for the scan's input
+    architectures: tuple[str, ...] = BOTH
+    error: bool = False  # the right verdict is ERROR: data that no scale can be made of
+    no_op: str = ""  # why it changes nothing
+
+
+FAULTS: list[Fault] = []
+
+Plant = Callable[[], AbstractContextManager[Any]]
+
+
+def fault(name: str, unit: str = "", place: str = "", **more: Any) -> Callable[[Plant], Plant]:
+    """Enter a fault."""
+
+    def enter(plant: Plant) -> Plant:
+        FAULTS.append(Fault(name, plant, unit, place, **more))
+        return plant
+
+    return enter
+
+
+# --- the grid -------------------------------------------------------------------------------------
+
+
+@fault("q_max 128", "grid", "embedding.weight")
+def _() -> AbstractContextManager[Any]:
+    return patch.object(grid, "q_max", lambda bits: 2 ** (bits - 1))
+
+
+@fault("q_max 126", "grid", "embedding.weight")
+def _() -> AbstractContextManager[Any]:
+    return patch.object(grid, "q_max", lambda bits: 2 ** (bits - 1) - 2)
+
+
+@fault("truncating rounding", "grid", "embedding.weight")
+def _() -> AbstractContextManager[Any]:
+    return patch.dict(grid.ROUNDINGS, half_even=torch.trunc)
+
+
+@fault("half-up rounding", "grid")
+def _() -> AbstractContextManager[Any]:
+    return patch.dict(grid.ROUNDINGS, half_even=lambda x: torch.floor(x + 0.5))
+
+
+@fault("grid without its lowest integer", "grid")
+def _() -> AbstractContextManager[Any]:
+    original = grid.quantize
+
+    def narrow(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even") -> Tensor:
+        return original(x, scale, bits, rounding).clamp(min=-grid.q_max(bits))
+
+    return _everywhere("quantize", narrow, grid, quantized, weights)
+
+
+@fault("scale inverted", "grid/scale|weights|observer", "embedding.weight|layers.0.in_proj:input")
+def _() -> AbstractContextManager[Any]:
+    original = grid.symmetric_scale
+    return _everywhere("symmetric_scale", lambda amax, bits=8: 1 / original(amax, bits), grid, observing, weights)
+
+
+@fault("activation scale inverted", "observer", "layers.0.in_proj:input")
+def _() -> AbstractContextManager[Any]:
+    original = grid.symmetric_scale
+    return patch.object(observing, "symmetric_scale", lambda amax, bits: 1 / original(amax, bits))
+
+
+@fault("scale cast to half", "observer", "layers.0.in_proj:input")
+def _() -> AbstractContextManager[Any]:
+    original = grid.symmetric_scale
+    return patch.object(observing, "symmetric_scale", lambda amax, bits: original(amax, bits).half().float())
+
+
+@fault("seven bits for activations", "observer|calibration", "layers.0.in_proj:input")
+def _() -> AbstractContextManager[Any]:
+    original = observing.Observer.scale
+    return patch.object(observing.Observer, "scale", lambda self: original(self) * 127 / 63)
+
+
+@fault("no floor under the scale", "grid")
+def _() -> AbstractContextManager[Any]:
+    return patch.object(grid, "MIN_SCALE", 0.0)
+
+
+# --- observers ------------------------------------------------------------------------------------
+
+
+@fault("no absolute value before the quantile", "observer/percentile", "layers.0.(x_proj:input|x_conv_out|ssm_state)")
+def _() -> AbstractContextManager[Any]:
+    def update(self: observing.Observer, x: Tensor) -> None:
+        if x.numel():
+            self.amax = self.observe(x)
+            self.n_batches += 1
+
+    return patch.object(Percentile, "update", update)
+
+
+@fault("alpha complemented", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    return _quantile(lambda x, alpha, q: q(x, 1 - alpha))
+
+
+@fault("alpha off by ten", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    return _quantile(lambda x, alpha, q: q(x, 1 - 10 * (1 - alpha)))
+
+
+@fault("quantile by nearest rank", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    def nearest(x: Tensor, alpha: float, q: Any) -> Tensor:
+        rank = math.ceil(alpha * x.shape[-1])
+        return x.kthvalue(max(rank, 1), dim=-1).values.double()
+
+    return _quantile(nearest)
+
+
+@fault("sigma swapped with its complement", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    original = Percentile.observe
+
+    def observe(self: Percentile, x: Tensor) -> Tensor:
+        return original(replace_sigma(self, 1 - self.sigma), x)
+
+    return patch.object(Percentile, "observe", observe)
+
+
+@fault("first batch skipped", "observer", "layers.0.(in_proj:input|{scan}|.*)")
+def _() -> AbstractContextManager[Any]:
+    return _update(lambda original, self, x, n: None if n == 0 else original(self, x))
+
+
+@fault("second batch counted twice", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    def twice(original: Any, self: Any, x: Tensor, n: int) -> None:
+        original(self, x)
+        if n == 1:
+            original(self, x)
+
+    return _update(twice)
+
+
+@fault("last batch missing", "observer", "layers.0.(.*)")
+def _() -> AbstractContextManager[Any]:
+    def late(original: Any, self: Any, x: Tensor, n: int) -> None:
+        held, self.held = getattr(self, "held", None), x
+        if held is not None:
+            original(self, held)
+
+    return _update(late)
+
+
+@fault("moving average in place of the maximum", "observer/running_max", "layers.0.in_proj:input")
+def _() -> AbstractContextManager[Any]:
+    def observe(self: RunningMax, x: Tensor) -> Tensor:
+        batch = x.amax(dim=(0, -1)).double()
+        return batch if self.amax is None else self.amax + 0.01 * (batch - self.amax)
+
+    return patch.object(RunningMax, "observe", observe)
+
+
+@fault("maximum in place of the moving average", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    def observe(self: Percentile, x: Tensor) -> Tensor:
+        batch = quantiles.upper_quantile(x.movedim(0, -1).flatten(-2), self.alpha)
+        return batch if self.amax is None else torch.maximum(self.amax, batch)
+
+    return patch.object(Percentile, "observe", observe)
+
+
+@fault("percentile of batch maxima", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    def observe(self: Percentile, x: Tensor) -> Tensor:
+        seen = [*getattr(self, "maxima", ()), x.amax(dim=(0, -1)).double()]
+        self.maxima = seen  # type: ignore[attr-defined]
+        return torch.stack(seen).quantile(self.alpha, dim=0)
+
+    return patch.object(Percentile, "observe", observe)
+
+
+@fault("moving average started at zero", "observer/percentile", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    def observe(self: Percentile, x: Tensor) -> Tensor:
+        batch = quantiles.upper_quantile(x.movedim(0, -1).flatten(-2), self.alpha)
+        before = torch.zeros_like(batch) if self.amax is None else self.amax
+        return before + self.sigma * (batch - before)
+
+    return patch.object(Percentile, "observe", observe)
+
+
+@fault("mean in place of the maximum", "observer/running_max", "layers.0.in_proj:input")
+def _() -> AbstractContextManager[Any]:
+    def observe(self: RunningMax, x: Tensor) -> Tensor:
+        batch = x.double().mean(dim=(0, -1))
+        return batch if self.amax is None else torch.maximum(self.amax, batch)
+
+    return patch.object(RunningMax, "observe", observe)
+
+
+@fault("an observer that saw no data", "observer", "", error=True)
+def _() -> AbstractContextManager[Any]:
+    return patch.object(Percentile, "update", lambda self, x: None)
+
+
+@fault("NaN in one batch", "", "", error=True)
+def _() -> AbstractContextManager[Any]:
+    return _spoilt_batch(math.nan)
+
+
+@fault("infinity in one batch", "", "", error=True)
+def _() -> AbstractContextManager[Any]:
+    return _spoilt_batch(math.inf)
+
+
+# --- calibration: which scale goes where ------------------------------------------------------------
+
+
+@fault("scale of a neighbouring layer", "", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    def exchange(scales: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = [(s, s.replace("layers.0.", "layers.1.")) for s in scales if s.endswith(tuple(SCAN_INPUT.values()))]
+        a, b = next(pair for pair in names if pair[0].startswith("layers.0."))
+        return scales | {a: scales[b], b: scales[a]}
+
+    return _scales(exchange)
+
+
+@fault("two sites exchanged", "", "layers.1.({scan}|ssm_state)")
+def _() -> AbstractContextManager[Any]:
+    def exchange(scales: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = next(s for s in scales if s.startswith("layers.1.") and s.endswith(tuple(SCAN_INPUT.values())))
+        return scales | {x: scales["layers.1.ssm_state"], "layers.1.ssm_state": scales[x]}
+
+    return _scales(exchange)
+
+
+@fault("state scale times four", "", "layers.0.ssm_state")
+def _() -> AbstractContextManager[Any]:
+    return _scales(lambda scales: {s: x * 4 if s.endswith("ssm_state") else x for s, x in scales.items()})
+
+
+@fault("calibration sees two sequences as one batch", "calibration", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    return patch.object(Tensor, "split", _split_by_two(Tensor.split))
+
+
+@fault("policy: percentile at every site", "policy", "layers.0.in_proj:input")
+def _() -> AbstractContextManager[Any]:
+    original = runner.POLICIES["quamba"]
+
+    def everywhere(config: Any, observer: Any) -> Any:
+        return {site: replace(a, observer=observer) for site, a in original(config, observer).items()}
+
+    return patch.dict(runner.POLICIES._entries, quamba=everywhere)
+
+
+@fault("policy: running max at every site", "policy", "layers.0.{scan}")
+def _() -> AbstractContextManager[Any]:
+    original = runner.POLICIES["quamba"]
+
+    def plain(config: Any, observer: Any) -> Any:
+        return {
+            site: replace(a, observer=observing.ObserverSpec("running_max"))
+            for site, a in original(config, observer).items()
+        }
+
+    return patch.dict(runner.POLICIES._entries, quamba=plain)
+
+
+# --- preparing the float model --------------------------------------------------------------------
+
+
+@fault("Hadamard normalisation missing", "hadamard", "embedding.weight")
+def _() -> AbstractContextManager[Any]:
+    original = hadamard.rotate
+    return _everywhere("rotate", lambda x: original(x) * x.shape[-1] ** 0.5, hadamard, fuse)
+
+
+@fault("rotation of out_proj's input left out of its weight", "fuse", "layers.0.out_proj.weight")
+def _() -> AbstractContextManager[Any]:
+    def half(model: LanguageModel) -> None:
+        for block in model.blocks:
+            block.mixer.out_rotation = hadamard.Rotation()
+
+    return patch.object(fuse, "rotate_out_proj_input", half)
+
+
+@fault("out_proj's input not rotated", "fuse", "layers.0.out_proj")
+def _() -> AbstractContextManager[Any]:
+    def half(model: LanguageModel) -> None:
+        for block in model.blocks:
+            block.mixer.out_rotation = nn.Identity()
+            block.mixer.out_proj.weight.copy_(hadamard.rotate(block.mixer.out_proj.weight))
+
+    return patch.object(fuse, "rotate_out_proj_input", half)
+
+
+@fault("gain not fused into in_proj", "fuse", "layers.0.in_proj.weight")
+def _() -> AbstractContextManager[Any]:
+    return _without_gain(lambda model: [block.norm for block in model.blocks])
+
+
+@fault("gain of the last norm not fused into lm_head", "fuse", "lm_head.weight")
+def _() -> AbstractContextManager[Any]:
+    return _without_gain(lambda model: [model.backbone.norm_f])
+
+
+@fault("lm_head not rotated", "fuse", "lm_head.weight")
+def _() -> AbstractContextManager[Any]:
+    return _after(fuse, "rotate_residual", lambda model: model.lm_head.weight.copy_(_unrotate(model.lm_head.weight)))
+
+
+@fault("embedding not rotated", "fuse", "embedding.weight")
+def _() -> AbstractContextManager[Any]:
+    def spoil(model: LanguageModel) -> None:
+        weight = model.backbone.embedding.weight
+        weight.copy_(_unrotate(weight))
+
+    return _after(fuse, "rotate_residual", spoil)
+
+
+@fault("one in_proj not rotated", "fuse", "layers.1.in_proj.weight")
+def _() -> AbstractContextManager[Any]:
+    def spoil(model: LanguageModel) -> None:
+        weight = model.blocks[1].mixer.in_proj.weight
+        weight.copy_(_unrotate(weight))
+
+    return _after(fuse, "rotate_residual", spoil)
+
+
+@fault("gated norm's gain fused", "fuse", "layers.0.(out_proj.weight|out_proj:input)", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    def spoil(model: LanguageModel) -> None:
+        for block in model.blocks:
+            norm: Any = block.mixer.norm
+            block.mixer.out_proj.weight.mul_(norm.weight)
+            norm.weight.fill_(1.0)
+
+    # Before the Hadamard that follows the norm is fused, it would commute; after it, it does not.
+    return _after(fuse, "rotate_out_proj_input", spoil)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@fault("embedding's rows by their signed maximum", "weights/rows", "embedding.weight")
+def _() -> AbstractContextManager[Any]:
+    def signed(weight: Tensor, bits: int = 8) -> Any:
+        scale = grid.symmetric_scale(weight.amax(dim=1, keepdim=True), bits)
+        return weights.QuantizedTensor(grid.quantize(weight, scale.to(weight.dtype), bits), scale)
+
+    return _everywhere("quantize_rows", signed, weights, quantized)
+
+
+@fault("one scale for all splits of in_proj", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    def whole(weight: Tensor, sizes: Any, bits: int = 8) -> Any:
+        one = weights.quantize_tensor(weight, bits)
+        return weights.QuantizedTensor(one.q, one.scale.expand(len(weight)).reshape(-1, *[1] * (weight.ndim - 1)))
+
+    return _everywhere("quantize_splits", whole, weights, quantized)
+
+
+@fault("splits in another order", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    original = weights.quantize_splits
+
+    def reversed_sizes(weight: Tensor, sizes: Any, bits: int = 8) -> Any:
+        return original(weight, sizes[::-1], bits)
+
+    return _everywhere("quantize_splits", reversed_sizes, weights, quantized)
+
+
+# --- the INT8 runtime -----------------------------------------------------------------------------
+
+
+@fault("INT8 product saturates at 16 bits", "int8_linear|step", "layers.0.*")
+def _() -> AbstractContextManager[Any]:
+    original = quantized.int8_linear
+    return patch.object(quantized, "int8_linear", lambda x, w: original(x, w).clamp(-32768, 32767))
+
+
+@fault("state read four times as large", "step", "layers.0.ssm_state")
+def _() -> AbstractContextManager[Any]:
+    return _wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 4)
+
+
+@fault("state reset between steps", "step", "layers.0.ssm_state")
+def _() -> AbstractContextManager[Any]:
+    return _wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 0)
+
+
+@fault("state kept in float", "step", "layers.0.ssm_state")
+def _() -> AbstractContextManager[Any]:
+    return patch.multiple(
+        quantized._Block, store_state=lambda self, ssm, tap: ssm, read_state=lambda self, ssm: ssm.float()
+    )
+
+
+@fault("conv history lost between calls", "step", "layers.0.({scan}|x_conv_out)")
+def _() -> AbstractContextManager[Any]:
+    def forgetful(original: Any, self: QuantizedModel, tokens: Tensor, state: Any = None, tap: Any = None) -> Any:
+        if state is not None:
+            state = [LayerState(torch.zeros_like(layer.conv), layer.ssm) for layer in state]
+        return original(self, tokens, state, *([] if tap is None else [tap]))
+
+    return _wrapped(QuantizedModel, "hidden", forgetful)
+
+
+@fault("conv history one token late", "step", "layers.0.({scan}|x_conv_out)")
+def _() -> AbstractContextManager[Any]:
+    def late(original: Any, self: QuantizedModel, tokens: Tensor, state: Any = None, tap: Any = None) -> Any:
+        if state is not None:
+            state = [LayerState(layer.conv.roll(1, dims=1), layer.ssm) for layer in state]
+        return original(self, tokens, state, *([] if tap is None else [tap]))
+
+    return _wrapped(QuantizedModel, "hidden", late)
+
+
+@fault("D left out", "step", "layers.0.out_proj:input")
+def _() -> AbstractContextManager[Any]:
+    def without(model: QuantizedModel) -> None:
+        for block in model.blocks:
+            block.D = torch.zeros_like(block.D)  # type: ignore[attr-defined]
+
+    return _after_init(without)
+
+
+@fault("A by half", "step", "layers.0.(ssm_state|out_proj:input)")
+def _() -> AbstractContextManager[Any]:
+    def slower(model: QuantizedModel) -> None:
+        for block in model.blocks:
+            block.A = block.A / 2  # type: ignore[attr-defined]
+
+    return _after_init(slower)
+
+
+@fault("every site read by its neighbour's scale", "step", "layers.0.(in_proj|z).*")
+def _() -> AbstractContextManager[Any]:
+    original = quantized._Block.enter
+
+    def swapped(self: Any, site: str, x: Tensor, tap: Any) -> Tensor:
+        other = {"z": "x_conv_in", "in_proj:output": "x_proj:output"}.get(site, site)
+        return original(self, other, x, tap) if other != site else original(self, site, x, tap)
+
+    return patch.object(quantized._Block, "enter", swapped)
+
+
+@fault("scales lose their last digits when saved", "", "", error=True)
+def _() -> AbstractContextManager[Any]:
+    original = calibration.save_file
+
+    def lossy(tensors: dict[str, Tensor], path: Any) -> None:
+        original({n: t.half().float() for n, t in tensors.items()}, path)
+
+    return patch.object(calibration, "save_file", lossy)
+
+
+# --- changes that change nothing ------------------------------------------------------------------
+
+
+@fault("calibration in batches of one", no_op="observers see the sequences of a forward batch one at a time anyway")
+def _() -> AbstractContextManager[Any]:
+    return patch.object(calibration, "FORWARD_BATCH", 1)
+
+
+@fault("running max of squares, rooted", no_op="x -> x^2 is increasing on |x|, and exact in float64 for float32 input")
+def _() -> AbstractContextManager[Any]:
+    original = RunningMax.observe
+
+    def observe(self: RunningMax, x: Tensor) -> Tensor:
+        return original(self, x.double().square().sqrt().float())
+
+    return patch.object(RunningMax, "observe", observe)
+
+
+# --- how they are planted -------------------------------------------------------------------------
+
+
+def _everywhere(name: str, spoilt: Any, *modules: Any) -> AbstractContextManager[Any]:
+    """Patch a function in its module and wherever it was imported by name."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        from contextlib import ExitStack
+
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(patch.object(module, name, spoilt))
+            yield
+
+    return planted()
+
+
+def _wrapped(owner: Any, name: str, spoil: Callable[..., Any]) -> AbstractContextManager[Any]:
+    original = getattr(owner, name)
+    return patch.object(owner, name, lambda *args, **kw: spoil(original, *args, **kw))
+
+
+def _after(module: Any, name: str, spoil: Callable[[LanguageModel], Any]) -> AbstractContextManager[Any]:
+    original = getattr(module, name)
+
+    def both(model: LanguageModel) -> None:
+        original(model)
+        spoil(model)
+
+    return patch.object(module, name, both)
+
+
+def _after_init(spoil: Callable[[QuantizedModel], None]) -> AbstractContextManager[Any]:
+    original = QuantizedModel.__init__
+
+    def both(self: QuantizedModel, *args: Any, **kw: Any) -> None:
+        original(self, *args, **kw)
+        spoil(self)
+
+    return patch.object(QuantizedModel, "__init__", both)
+
+
+def _quantile(spoilt: Callable[[Tensor, float, Any], Tensor]) -> AbstractContextManager[Any]:
+    original = quantiles.upper_quantile
+    return patch.object(quantiles, "upper_quantile", lambda x, alpha: spoilt(x, alpha, original))
+
+
+def _update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextManager[Any]:
+    """spoilt(original, observer, batch, calls before)."""
+    original = observing.Observer.update
+
+    def update(self: Any, x: Tensor) -> None:
+        calls = getattr(self, "calls", 0)
+        self.calls = calls + 1
+        spoilt(original, self, x, calls)
+
+    return patch.object(observing.Observer, "update", update)
+
+
+def _scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AbstractContextManager[Any]:
+    """Change what `calibrate` returns."""
+    original = runner.calibrate
+
+    def spoilt(*args: Any, **kw: Any) -> Mapping[Any, Calibration]:
+        return {k: replace(c, scales=change(dict(c.scales))) for k, c in original(*args, **kw).items()}
+
+    return patch.object(runner, "calibrate", spoilt)
+
+
+def _spoilt_batch(value: float) -> AbstractContextManager[Any]:
+    kept = GRANULARITIES["tensor"]
+    calls = 0
+
+    def lay_out(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        out = kept.lay_out(x).clone()
+        if calls == 40:
+            out.flatten()[0] = value
+        return out
+
+    return patch.dict(GRANULARITIES._entries, tensor=Granularity(lay_out, kept.expand))
+
+
+def _without_gain(norms: Callable[[LanguageModel], list[Any]]) -> AbstractContextManager[Any]:
+    original = fuse.fuse_gains
+
+    def forgetful(model: LanguageModel) -> None:
+        for norm in norms(model):
+            norm.weight.fill_(1.0)
+        original(model)
+
+    return patch.object(fuse, "fuse_gains", forgetful)
+
+
+def _unrotate(weight: Tensor) -> Tensor:
+    return weight @ hadamard.hadamard_matrix(weight.shape[-1], weight.dtype)
+
+
+def _split_by_two(original: Any) -> Any:
+    def split(self: Tensor, size: Any, dim: int = 0) -> Any:
+        return original(self, 2 if size == 1 and dim == 0 else size, dim)
+
+    return split
+
+
+def replace_sigma(observer: Percentile, sigma: float) -> Percentile:
+    """A copy with another weight, over the same memory."""
+    other = Percentile(bits=observer.bits, alpha=observer.alpha, sigma=sigma)
+    other.amax = observer.amax
+    return other

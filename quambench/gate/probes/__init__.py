@@ -1,0 +1,163 @@
+"""Probes: each unit of the quantization path, asked stored questions, answers bit for bit as before.
+
+At 8 bits most faults change scales and not, measurably, quality, and some change neither in a given
+model: a tie that is rounded the other way, a floor that no site reaches. Probes see those, name the
+unit, need no model and no corpus, and take a second or two.
+
+    streams.safetensors   the questions        expected.json   the answers, to be read in a diff
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from quambench.errors import BadArtefact
+from quambench.gate.probes import models, units
+from quambench.gate.probes.base import Answer, Probe
+
+SCHEMA = 1
+FOLDER = Path(__file__).parent
+STREAMS, EXPECTED = FOLDER / "streams.safetensors", FOLDER / "expected.json"
+MAX_SCALE_ULP = 1  # of float32, as for artefacts
+
+Stored = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a unit answered, against what is stored."""
+
+    name: str
+    status: str  # "same", "changed", "new" (nothing stored), "gone" (stored, no longer asked) or "error"
+    reason: str = ""
+
+
+def all_probes() -> tuple[Probe, ...]:
+    """In order of dependence, so that the first that changed is where to look."""
+    made = [*units.probes(), *models.probes()]
+    order = ("grid", "hadamard", "weights", "granularity", "observer", "policy", "fuse", "int8_linear", "calibration")
+    rank = {unit: i for i, unit in enumerate(order)}
+    return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
+
+
+def check(expected: Path = EXPECTED, streams: Path = STREAMS) -> tuple[ProbeResult, ...]:
+    """Ask every probe.
+
+    raises BadArtefact when the stored files cannot be read
+    """
+    stored, questions = _read(expected), _questions(streams)
+    results = []
+    with torch.random.fork_rng(), torch.no_grad():
+        for probe in all_probes():
+            results.append(_ask(probe, questions, stored.get(probe.name)))
+    asked = {r.name for r in results}
+    return (
+        *results,
+        *(ProbeResult(name, "gone", "no probe has this name any more") for name in stored if name not in asked),
+    )
+
+
+def rests_on(result: ProbeResult, architecture: str, observers: set[str], policy: str) -> bool:
+    """Whether a case with these parts depends on the unit that a probe asked."""
+    unit, _, variant = result.name.partition("/")
+    if unit == "observer":
+        return variant.split("[")[0] in observers
+    if unit == "policy":
+        return variant == f"{policy}/{architecture}"
+    if unit in ("fuse", "calibration", "step"):
+        return variant == architecture
+    return True
+
+
+def record(only_new: bool = False, expected: Path = EXPECTED, streams: Path = STREAMS) -> Path:
+    """Store today's answers as the expected ones, or only where none is stored; returns the file."""
+    questions, kept = _questions(streams), _read(expected) if only_new else {}
+    with torch.random.fork_rng(), torch.no_grad():
+        answers = {
+            p.name: kept.get(p.name) or {k: _entry(v) for k, v in p.ask(questions).items()} for p in all_probes()
+        }
+    blocks = []
+    for name, answer in answers.items():
+        rows = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in answer.items())
+        blocks.append(f"  {json.dumps(name)}: {{\n{rows}\n  }}")
+    text = f'{{\n "schema": {SCHEMA},\n "probes": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
+    partial = expected.with_name(expected.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, expected)
+    return expected
+
+
+def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | None) -> ProbeResult:
+    try:
+        answer = probe.ask(questions)
+        reason = "" if stored is None else _difference(answer, stored)
+    except Exception as error:  # whatever a broken unit trips over
+        return ProbeResult(probe.name, "error", " ".join(f"{type(error).__name__}: {error}".split()))
+    if stored is None:
+        return ProbeResult(probe.name, "new", "no stored answer; --qb-update records it")
+    return ProbeResult(probe.name, "changed" if reason else "same", reason)
+
+
+def _entry(value: Tensor | list[str]) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    flat = value.flatten()
+    # repr of a float32 as float64 reads back exactly.
+    return flat.tolist() if value.is_floating_point() else [int(x) for x in flat]
+
+
+def _difference(answer: Answer, stored: dict[str, Any]) -> str:
+    """The first answer that is not the stored one; "" when all are."""
+    for name in {**stored, **answer}:
+        if name not in answer or name not in stored:
+            return f"{name}: {'gone' if name in stored else 'new'}"
+        now, was = answer[name], stored[name]
+        if isinstance(now, list):
+            pairs = [(i, a, b) for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b]
+        else:
+            pairs = _unequal(was, now)
+        if len(was) != len(_entry(now)):
+            return f"{name}: {len(was)} values became {len(_entry(now))}"
+        if pairs:
+            i, a, b = pairs[0]
+            return f"{name}: [{i}] {a} -> {b}" + (f" and {len(pairs) - 1} more" if len(pairs) > 1 else "")
+    return ""
+
+
+def _unequal(was: list[Any], now: Tensor) -> list[tuple[int, Any, Any]]:
+    flat = now.flatten()
+    before = torch.tensor(was, dtype=torch.float32 if now.is_floating_point() else torch.int64)
+    if before.shape != flat.shape:
+        return []
+    if not now.is_floating_point():
+        apart = before != flat.long()
+    else:
+        a, b = before.view(torch.int32).long(), flat.float().contiguous().view(torch.int32).long()
+        apart = ((a - b).abs() > MAX_SCALE_ULP) & (before != flat)
+    return [(int(i), before[i].item(), flat[i].item()) for i in apart.nonzero()[:, 0]]
+
+
+def _questions(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadArtefact(f"{path} is not readable ({error}); git checkout {path.parent} restores it") from None
+
+
+def _read(path: Path) -> Stored:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"schema {document['schema']}, this version reads {SCHEMA}")
+        return {name: dict(answers) for name, answers in document["probes"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadArtefact(f"{path} is not readable ({error}); git checkout {path.parent} restores it") from None
