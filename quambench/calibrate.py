@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quambench.errors import BadArtefact, BadCorpus, NonFinite, SiteUnseen
+from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
 from quambench.models.backbone import LanguageModel
 from quambench.observers import Observer
 from quambench.policy import Plan
@@ -157,3 +157,5 @@ def _scale(site: str, observer: Observer) -> Tensor:
         return observer.scale()
     except SiteUnseen:
         raise SiteUnseen(f"no calibration data passed through {site}") from None
+    except (BadParameter, NonFinite) as error:  # an observer from outside may say anything
+        raise type(error)(f"{site}: {error}") from None

@@ -14,6 +14,8 @@ import numpy
 import torch
 from quambench_kernels.dispatch import chosen
 
+from quambench.observers.outside import sources
+
 _PACKAGE = Path(__file__).parent
 # Environment variables that change which float code runs.
 _NUMERICS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -27,7 +29,8 @@ def machine_class() -> str:
 
 def provenance() -> dict[str, Any]:
     """What a stored result says about how it was made. No path, host or user name."""
-    return {
+    outside = {"observers": sources()} if sources() else {}
+    return outside | {
         "machine": machine_class(),
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in _NUMERICS if name in os.environ},

@@ -10,6 +10,7 @@ A suite names observers by a mark; this plug-in makes one test per model and obs
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer or option.keyword or option.markexpr)
     if getattr(option, "dist", "no") == "load":
         option.dist = "loadgroup"  # xdist: cases of one model stay on one worker
+    root = str(config.rootpath)
+    if root not in sys.path:  # for an observer from outside, `module:Class`; last, where it hides nothing
+        sys.path.append(root)
+        config.add_cleanup(lambda: sys.path.remove(root))
     try:
         option.qb_model = [session.load(name).name for name in option.qb_model]
         for spec in option.qb_observer:

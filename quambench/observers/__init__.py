@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quambench.observers import percentile, running_max  # noqa: F401  (importing registers them)
-from quambench.observers.base import OBSERVERS, Observer, ObserverSpec
+from quambench.observers.base import OBSERVERS, Observer
+from quambench.observers.spec import ObserverSpec
 
 __all__ = ["OBSERVERS", "Observer", "ObserverSpec"]

@@ -1,4 +1,4 @@
-"""The contract of an observer, and how one is named.
+"""The contract of an observer.
 
 To add an observer: a module beside this one with a class under `@OBSERVERS.register(name)`, its
 parameters as dataclass fields; import it in __init__.py. tests/contract judges it.
@@ -7,9 +7,8 @@ parameters as dataclass fields; import it in __init__.py. tests/contract judges 
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -46,11 +45,15 @@ class Observer(ABC):
         """
         if x.numel() == 0:
             return
-        magnitude = x.detach().abs()
-        if not torch.isfinite(magnitude).all():
-            raise NonFinite(f"{int((~torch.isfinite(magnitude)).sum())} of {x.numel()} values are NaN or infinite")
-        self.amax = self.observe(magnitude)
+        x = x.detach()
+        if not torch.isfinite(x).all():
+            raise NonFinite(f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are NaN or infinite")
+        self.take(x)
         self.n_batches += 1
+
+    def take(self, x: Tensor) -> None:
+        """`update`, with x non-empty and finite."""
+        self.amax = self.observe(x.abs())
 
     def scale(self) -> Tensor:
         """(*scale_shape) float32, tensor units per integer step.
@@ -72,56 +75,6 @@ class Observer(ABC):
 
 
 OBSERVERS: Registry[type[Observer]] = Registry("observer", "quambench/observers/")
-
-
-@dataclass(frozen=True, slots=True)
-class ObserverSpec:
-    """An observer by name and the parameters given, e.g. percentile[alpha=0.9995,sigma=0.01]."""
-
-    name: str
-    parameters: tuple[tuple[str, float], ...] = ()
-
-    def __str__(self) -> str:
-        if not self.parameters:
-            return self.name
-        return f"{self.name}[{','.join(f'{k}={v!r}' for k, v in self.parameters)}]"
-
-    @classmethod
-    def parse(cls, text: str) -> ObserverSpec:
-        """Read `name` or `name[key=number,...]`; the observer and its parameters must exist.
-
-        raises UnknownName, BadParameter
-        """
-        match = re.fullmatch(r"\s*([\w.:-]+)\s*(?:\[(.*)\])?\s*", text)
-        if match is None:
-            raise BadParameter(f"an observer is written name or name[key=number,...] (got {text!r})")
-        parameters = []
-        for item in filter(None, (match[2] or "").split(",")):
-            key, _, value = item.partition("=")
-            try:
-                parameters.append((key.strip(), float(value)))
-            except ValueError:
-                raise BadParameter(f"{match[1]}: {key.strip()} must be a number (got {value!r})") from None
-        spec = cls(match[1], tuple(sorted(parameters)))
-        spec.build()
-        return spec
-
-    def build(self, bits: int = 8) -> Observer:
-        """A fresh observer."""
-        kind = OBSERVERS[self.name]
-        known = [f.name for f in fields(kind) if f.name != "bits"]
-        for key, _ in self.parameters:
-            if key not in known:
-                takes = f"; it takes {', '.join(known)}" if known else "; it takes none"
-                raise BadParameter(f"{self.name} has no parameter {key!r}{takes}")
-        return kind(bits=bits, **dict(self.parameters))
-
-    @property
-    def complete(self) -> ObserverSpec:
-        """This observer with its defaults written out: equal for any two ways to name the same one."""
-        built = self.build()
-        named = ((f.name, getattr(built, f.name)) for f in fields(built) if f.name != "bits")
-        return ObserverSpec(self.name, tuple(sorted(named)))
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -3,25 +3,95 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
-from quambench.errors import NonFinite, SiteUnseen
-from quambench.observers import OBSERVERS, ObserverSpec
+from quambench.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.observers import OBSERVERS, Observer, ObserverSpec
 from quambench.quant.granularity import GRANULARITIES
 
 EPS32 = torch.finfo(torch.float32).eps
 
 
-@pytest.fixture(params=sorted(OBSERVERS))
+@dataclass
+class FirstAndLargest(Observer):
+    """From outside, by subclass: half-way between the first batch's maximum and the largest."""
+
+    order_matters: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.first = None
+
+    def observe(self, x):
+        batch = x.amax(dim=(0, -1)).double()
+        if self.amax is None:
+            self.first = batch
+            return batch
+        return torch.maximum(self.amax, (self.first + batch) / 2)
+
+    def state_dict(self):
+        return super().state_dict() | ({} if self.first is None else {"first": self.first.clone()})
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.first = state["first"].clone() if "first" in state else None
+
+
+class AverageMaximum:
+    """From outside, by Quamba's interface: a moving average of maxima."""
+
+    def __init__(self, n_bits, clip_ratio, sym, percentile_sigma=0.25):
+        self.top, self.sigma = 2 ** (n_bits - 1) - 1, percentile_sigma
+        self.w_max = None
+        self.has_statistic = False
+
+    def update(self, w):
+        self.has_statistic = True
+        batch = w.abs_().amax().clamp(min=1e-5)  # in place: the batch is the observer's own
+        self.w_max = batch if self.w_max is None else self.w_max + self.sigma * (batch - self.w_max)
+
+    def get_quantization_parameters(self):
+        assert self.has_statistic
+        scales = self.w_max / self.top
+        return scales, torch.zeros_like(scales)
+
+
+OUTSIDE = [f"{__name__}:{kind.__name__}" for kind in (FirstAndLargest, AverageMaximum)]
+PER_TENSOR_ONLY = OUTSIDE[-1]
+EVERYWHERE = [(name, g) for name in [*sorted(OBSERVERS), *OUTSIDE] for g in sorted(GRANULARITIES)]
+APPLICABLE = [(name, g) for name, g in EVERYWHERE if name != PER_TENSOR_ONLY or g == "tensor"]
+
+
+def pytest_generate_tests(metafunc):
+    """Observers and granularities together where a test asks for both; one has one granularity alone."""
+    asked = [name for name in ("make", "lay_out") if name in metafunc.fixturenames]
+    if asked == ["make", "lay_out"]:
+        ids = [f"{name.removeprefix(f'{__name__}:')}-{g}" for name, g in APPLICABLE]
+        metafunc.parametrize(asked, APPLICABLE, ids=ids, indirect=True)
+    elif asked == ["make"]:
+        metafunc.parametrize("make", [*sorted(OBSERVERS), *OUTSIDE], indirect=True)
+
+
+@pytest.fixture
 def make(request):
-    return lambda: ObserverSpec(request.param).build()
+    return lambda bits=8: ObserverSpec(request.param).build(bits)
 
 
-@pytest.fixture(params=sorted(GRANULARITIES))
+@pytest.fixture
 def lay_out(request):
     return GRANULARITIES[request.param].lay_out
+
+
+def test_what_makes_one_scale_refuses_to_make_more():
+    observer = ObserverSpec(PER_TENSOR_ONLY).build()
+    with pytest.raises(
+        BadParameter, match=r"AverageMaximum makes one scale per tensor \(got a layout of \(5,\) scales\)"
+    ):
+        observer.update(GRANULARITIES["channel"].lay_out(stream(1)[0]))
 
 
 def stream(n=6, seed=0):
@@ -126,9 +196,7 @@ def test_batches_are_counted(make, lay_out):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_bits_divide_the_same_amax(make, lay_out, bits):
-    observer = make()
-    observer.bits = bits
-    scale = run(observer, [lay_out(x) for x in stream()])
+    scale = run(make(bits), [lay_out(x) for x in stream()])
     eight = run(make(), [lay_out(x) for x in stream()])
     top = 2 ** (bits - 1) - 1
     assert ((scale * top / (eight * 127) - 1).abs() <= 4 * EPS32).all()  # two roundings to float32 each side

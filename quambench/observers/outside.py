@@ -1,0 +1,262 @@
+"""An observer from outside: `module:Class`, or an entry point of the group `quambench.observers`.
+
+The class is a subclass of Observer, or has Quamba's own interface; `adapted` puts the latter behind
+Observer's. A case's settings hold its name and parameters alone, so that a changed class is compared
+with its former self and not called STALE; `sources` tells the two apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from quambench.errors import BadParameter, NonFinite, SiteUnseen, UnknownName
+from quambench.observers.base import OBSERVERS, Observer
+from quambench.quant.grid import MIN_SCALE
+
+GROUP = "quambench.observers"
+INTERFACE = ("update", "get_quantization_parameters")
+
+_sources: dict[str, str] = {}
+
+
+def sources() -> dict[str, str]:
+    """Every observer from outside that this process used: its name -> 16 digits of its source file's hash."""
+    return dict(sorted(_sources.items()))
+
+
+def find_outside(name: str) -> type[Observer]:
+    """The class behind `module:Class` or behind an installed entry point.
+
+    raises UnknownName, BadParameter: each says in one line what is wrong
+    """
+    kind = _class_named(name)
+    made: type[Observer] = kind if Observer in kind.__mro__ else adapted(kind)
+    if inspect.isabstract(made):
+        raise BadParameter(f"{name} must give {', '.join(sorted(made.__abstractmethods__))}, as every Observer does")
+    _sources[name] = _digest(kind)
+    return made
+
+
+def _class_named(name: str) -> type:
+    target = name if ":" in name else installed().get(name)
+    if target is None:
+        home = f"{OBSERVERS.home}, or anywhere, named module:Class"
+        raise UnknownName("observer", name, {*OBSERVERS, *installed()}, home)
+    module, _, path = target.partition(":")
+    found: Any = _imported(module, name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            classes = [n for n, thing in vars(found).items() if inspect.isclass(thing)]
+            raise UnknownName(f"class in {module}", path, classes)
+        found = getattr(found, part)
+    if not inspect.isclass(found):
+        raise BadParameter(f"{name} must be a class (got {type(found).__name__})")
+    return found
+
+
+@cache
+def installed() -> dict[str, str]:
+    """Entry point -> module:Class.
+
+    raises BadParameter when two packages claim one name
+    """
+    found: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        value = f"{entry.module}:{entry.attr}"
+        if found.setdefault(entry.name, value) != value:
+            raise BadParameter(f"two packages install an observer {entry.name!r}: {found[entry.name]} and {value}")
+    return found
+
+
+def _imported(module: str, name: str) -> ModuleType:
+    try:
+        with _current_folder_first():
+            return import_module(module)
+    except Exception as error:  # a module may fail in any way
+        raise BadParameter(f"observer {name}: {module!r} cannot be imported: {_one_line(error)}") from error
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """As under `python -m`, also for a console script; so one name is one class however it was started."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _digest(kind: type) -> str:
+    try:
+        source = Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):  # made without a file
+        return "unknown"
+    return hashlib.sha256(source).hexdigest()[:16]
+
+
+@dataclass
+class Adapter(Observer):
+    """An object with Quamba's interface, `update(w)` and `get_quantization_parameters()`, as an observer.
+
+    One scale per tensor. A subclass per class from outside (`adapted`) has that class's parameters
+    as its fields. Source of the interface: Quamba (c474646), quamba/observer.py.
+    """
+
+    order_matters: ClassVar[bool] = True
+    outside: ClassVar[type]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, parameter in _settable(self.outside).items():
+            setattr(self, name, _whole(getattr(self, name), parameter.default))
+        self.inner = self._fresh()
+
+    def _fresh(self) -> Any:
+        """An object that has seen nothing."""
+        signature = inspect.signature(self.outside).parameters
+        fixed = {"n_bits": self.bits, "bits": self.bits, "sym": True}
+        arguments = {name: value for name, value in fixed.items() if name in signature}
+        for name, parameter in _settable(self.outside).items():
+            value = getattr(self, name)
+            if value is not None:
+                arguments[name] = bool(value) if isinstance(parameter.default, bool) else value
+            elif parameter.default is parameter.empty:
+                raise BadParameter(f"{_name(self.outside)} needs a value for {name}: write [{name}=number]")
+        try:
+            return self.outside(**arguments)
+        except Exception as error:  # what it says about its parameters is for whoever gave them
+            raise BadParameter(f"{_name(self.outside)} cannot be made: {_one_line(error)}") from error
+
+    def take(self, x: Tensor) -> None:
+        """x (n_obs, group) float32, signed; the object gets a copy, contiguous, to do with as it likes.
+
+        raises BadParameter at a granularity with more than one scale
+        """
+        if x.ndim != 2:
+            shape = tuple(x.shape[1:-1])
+            raise BadParameter(f"{_name(self.outside)} makes one scale per tensor (got a layout of {shape} scales)")
+        self.inner.update(x.clone(memory_format=torch.contiguous_format))
+
+    def observe(self, x: Tensor) -> Tensor:
+        raise AssertionError("an object from outside sees signed batches, in `take`")
+
+    def scale(self) -> Tensor:
+        """() float32, as the object says, but at least the grid's MIN_SCALE.
+
+        raises SiteUnseen; NonFinite; BadParameter when the scale is not one positive number or the
+        zero point not 0
+        """
+        if self.n_batches == 0:
+            raise SiteUnseen("the observer saw no data")
+        asked = f"{_name(self.outside)}.get_quantization_parameters()"
+        try:
+            scale, base = (torch.as_tensor(part).detach().cpu() for part in self.inner.get_quantization_parameters())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadParameter(f"{asked} must return (scales, base), two numbers: {_one_line(error)}") from error
+        if (base != 0).any():
+            got = base[base != 0][0].item()
+            raise BadParameter(f"{asked}: base must be 0, the runtime's grid being symmetric (got {got:g})")
+        if scale.numel() != 1:
+            raise BadParameter(f"{asked}: scales must be one number (got shape {tuple(scale.shape)})")
+        scale = scale.reshape(()).float()
+        if not scale.isfinite():
+            raise NonFinite(f"{asked}: the scale is {scale.item()}")
+        if scale <= 0:
+            raise BadParameter(f"{asked}: the scale must be positive (got {scale.item():g})")
+        return scale.clamp(min=MIN_SCALE)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The object's tensors and numbers.
+
+        raises BadParameter when it remembers anything else, which could not be saved
+        """
+        state = {"n_batches": torch.tensor(self.n_batches)}
+        for name, value in vars(self.inner).items():
+            if isinstance(value, Tensor):
+                state[f"tensor.{name}"] = value.detach().clone()
+            elif isinstance(value, float):
+                state[f"number.{name}"] = torch.tensor(value, dtype=torch.float64)
+            elif isinstance(value, int):
+                state[f"number.{name}"] = torch.tensor(value)
+            elif not isinstance(value, str | None):
+                kind = type(value).__name__
+                raise BadParameter(f"{_name(self.outside)} keeps {name}, a {kind}; only tensors and numbers are saved")
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.n_batches = int(state["n_batches"])
+        self.inner = self._fresh()
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            if kind in ("tensor", "number"):
+                setattr(self.inner, name, value.clone() if kind == "tensor" else value.item())
+
+
+@cache
+def adapted(kind: type) -> type[Observer]:
+    """The Adapter of a class with Quamba's interface, its numeric parameters as fields.
+
+    raises BadParameter when a method is missing
+    """
+    lacking = [method for method in INTERFACE if not callable(getattr(kind, method, None))]
+    if lacking:
+        wanted = f"a subclass of quambench.observers.Observer, or have {' and '.join(INTERFACE)}"
+        raise BadParameter(f"{_name(kind)} must be {wanted} (it lacks {' and '.join(lacking)})")
+    parameters = [(n, float, field(default=_default(p), kw_only=True)) for n, p in _settable(kind).items()]
+    about = {
+        "__doc__": kind.__doc__,
+        "__module__": kind.__module__,
+        "outside": kind,
+        "order_matters": getattr(kind, "order_matters", True),
+    }
+    return make_dataclass(kind.__name__, parameters, bases=(Adapter,), namespace=about)
+
+
+def _settable(kind: type) -> dict[str, inspect.Parameter]:
+    """The parameters of a class that a spec may set: numbers that neither we fix nor Adapter uses the name of."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    fixed = {"n_bits", "bits", "sym", "amax", "n_batches", "inner", *dir(Adapter), "outside"}
+    return {
+        name: p
+        for name, p in inspect.signature(kind).parameters.items()
+        if name not in fixed and p.kind in named and (p.default is p.empty or isinstance(p.default, int | float | None))
+    }
+
+
+def _default(parameter: inspect.Parameter) -> float | None:
+    """None: nothing is passed. Quamba's callers clip nothing."""
+    if parameter.name == "clip_ratio":
+        return 1.0
+    return None if parameter.default is parameter.empty else parameter.default
+
+
+def _whole(value: float | None, default: object) -> float | None:
+    """A spec's numbers are floats; a whole one becomes an int unless the signature's default is a float."""
+    if value is None or isinstance(default, float) or not float(value).is_integer():
+        return value
+    return int(value)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
