@@ -22,6 +22,7 @@ from quambench import calibrate as calibration
 from quambench import runner
 from quambench.calibrate import Calibration
 from quambench.models.backbone import LanguageModel, LayerState
+from quambench.observers import ObserverSpec
 from quambench.observers import base as observing
 from quambench.observers import percentile as quantiles
 from quambench.observers.percentile import Percentile
@@ -130,12 +131,10 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("no absolute value before the quantile", "observer/percentile", "layers.0.(x_proj:input|x_conv_out|ssm_state)")
 def _() -> AbstractContextManager[Any]:
-    def update(self: observing.Observer, x: Tensor) -> None:
-        if x.numel():
-            self.amax = self.observe(x)
-            self.n_batches += 1
+    def take(self: observing.Observer, x: Tensor) -> None:
+        self.amax = self.observe(x)
 
-    return patch.object(Percentile, "update", update)
+    return patch.object(Percentile, "take", take)
 
 
 @fault("alpha complemented", "observer/percentile", "layers.0.{scan}")
@@ -302,8 +301,7 @@ def _() -> AbstractContextManager[Any]:
 
     def plain(config: Any, observer: Any) -> Any:
         return {
-            site: replace(a, observer=observing.ObserverSpec("running_max"))
-            for site, a in original(config, observer).items()
+            site: replace(a, observer=ObserverSpec("running_max")) for site, a in original(config, observer).items()
         }
 
     return patch.dict(runner.POLICIES._entries, quamba=plain)
