@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from quambench.data.tokenizer import Tokenizer
-from quambench.models import LanguageModel
+from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import LayerState
-from quambench.models.checkpoint import load_checkpoint
+from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 
 EPS32, EPS64 = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 
@@ -198,3 +199,31 @@ def assert_parity(
         assert error <= 2 * their_error, f"float32 error {error:.2e}, transformers' {their_error:.2e}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and a corpus."""
+    root = tmp_path_factory.mktemp("world")
+    chooser = random.Random(0)
+    nouns = ["nation", "people", "congress", "treasury", "union", "country", "labor", "commerce", "peace", "navy"]
+
+    def sentence() -> str:
+        return "The " + " of the ".join(chooser.choice(nouns) for _ in range(chooser.randint(4, 9))) + ". "
+
+    (root / "corpus").mkdir()
+    for i in range(9):
+        (root / "corpus" / f"{i}.txt").write_text("".join(sentence() for _ in range(60)))
+    model = root / "tiny-model"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = build(
+            ModelConfig(architecture="mamba", d_model=16, n_layers=1, vocab_size=300, d_state=4, dt_rank=2)
+        ).requires_grad_(False)
+    mixer = made.blocks[0].mixer
+    mixer.dt_proj.bias.add_(3.0)  # a state that counts
+    mixer.x_proj.weight.mul_(6.0)
+    save_checkpoint(model, made, torch.float32)
+    texts = [f.read_text() for f in sorted((root / "corpus").iterdir())]
+    Tokenizer.train(texts, 300).save(model / "tokenizer.json")
+    return root

@@ -29,7 +29,8 @@ ORDER = (
     {"runner", "provenance"},
     {"gate"},
     {"report"},
-    {"session"},
+    {"session", "compare"},
+    {"selftest"},
     {"pytest_plugin", "cli"},
 )
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
-
-from quambench.data.tokenizer import Tokenizer
-from quambench.models import ModelConfig, build
-from quambench.models.checkpoint import save_checkpoint
 
 SUITE = """
 import pytest
@@ -43,34 +37,6 @@ STATE_TIMES_4 = (
     "m._Block.read = lambda self, site, q: old(self, site, q) * (4 if site == 'ssm_state' else 1)"
 )
 BROKEN = "from quambench.observers import running_max as m; m.RunningMax.observe = lambda self, x: 1 / 0"
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
-    """A folder with a model and a corpus."""
-    root = tmp_path_factory.mktemp("world")
-    chooser = random.Random(0)
-    nouns = ["nation", "people", "congress", "treasury", "union", "country", "labor", "commerce", "peace", "navy"]
-
-    def sentence() -> str:
-        return "The " + " of the ".join(chooser.choice(nouns) for _ in range(chooser.randint(4, 9))) + ". "
-
-    (root / "corpus").mkdir()
-    for i in range(9):
-        (root / "corpus" / f"{i}.txt").write_text("".join(sentence() for _ in range(60)))
-    model = root / "tiny-model"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = build(
-            ModelConfig(architecture="mamba", d_model=16, n_layers=1, vocab_size=300, d_state=4, dt_rank=2)
-        ).requires_grad_(False)
-    mixer = made.blocks[0].mixer
-    mixer.dt_proj.bias.add_(3.0)  # a state that counts
-    mixer.x_proj.weight.mul_(6.0)
-    save_checkpoint(model, made, torch.float32)
-    texts = [f.read_text() for f in sorted((root / "corpus").iterdir())]
-    Tokenizer.train(texts, 300).save(model / "tokenizer.json")
-    return root
 
 
 @pytest.fixture

@@ -33,6 +33,9 @@ COMMANDS = {
         "quantize a model and measure it against its float self",
         'quambench eval mamba2-tiny --observer running_max --observer "percentile[alpha=0.999]"',
     ),
+    "compare": Command(
+        "this code against another revision of it, without baselines", "quambench compare --against main"
+    ),
     "report": Command("tabulate stored baselines", "quambench report baselines/alpha --format md"),
     "selftest": Command("plant faults, and see whether the gate sees them", "quambench selftest --fault 'q_max 126'"),
     "zoo": Command("train and check the bundled models", "quambench zoo check mamba2-tiny"),

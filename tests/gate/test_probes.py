@@ -1,0 +1,130 @@
+"""Probes: stored questions and answers, the unit at fault named first, no input that gives a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from quambench.errors import BadArtefact
+from quambench.gate import probes
+from quambench.gate.faults import FAULTS
+from quambench.gate.probes import EXPECTED, STREAMS, ProbeResult, check, record, rests_on
+from quambench.gate.probes.base import Probe
+from quambench.gate.probes.models import CONFIGS
+from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
+
+
+@pytest.fixture(scope="module")
+def streams():
+    return make_streams()
+
+
+def test_clean_code_answers_as_stored():
+    results = check()
+    assert [r for r in results if r.status != "same"] == []
+    assert len({r.name for r in results}) == len(results)
+
+
+def test_the_stored_questions_are_what_their_function_makes(streams):
+    from safetensors.torch import load_file
+
+    stored = load_file(STREAMS)
+    assert sorted(stored) == sorted(streams)
+    # Initialisation goes through libm, whose last bit may differ between machines.
+    for name, tensor in streams.items():
+        torch.testing.assert_close(stored[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_no_rounding_of_the_step_hangs_on_a_float_error(kind):
+    from safetensors.torch import load_file
+
+    assert tie_margin(load_file(STREAMS), kind) > TIE_MARGIN
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.unit], ids=lambda f: f.name)
+def test_the_unit_at_fault_is_named_first(fault):
+    import re
+
+    with fault.plant():
+        broken = [r for r in check() if r.status in ("changed", "error")]
+    assert broken, "no probe sees it"
+    assert re.match(fault.unit, broken[0].name), broken[0]
+    assert "\n" not in broken[0].reason
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.no_op], ids=lambda f: f.name)
+def test_a_change_that_changes_nothing_leaves_every_answer(fault):
+    with fault.plant():
+        assert {r.status for r in check()} == {"same"}
+
+
+def test_a_new_probe_and_one_that_is_gone(monkeypatch, tmp_path):
+    kept = probes.all_probes()
+    extra = Probe("grid/extra", lambda streams: {"q": torch.tensor([1, 2])})
+    monkeypatch.setattr(probes, "all_probes", lambda: (*kept[1:], extra))
+    found = {r.name: r.status for r in check()}
+    assert found["grid/extra"] == "new"
+    assert found[kept[0].name] == "gone"
+    expected = tmp_path / "expected.json"
+    shutil.copy(EXPECTED, expected)
+    record(only_new=True, expected=expected)
+    assert {r.status for r in check(expected=expected)} == {"same"}
+
+
+def test_recording_what_is_new_leaves_what_is_stored(monkeypatch, tmp_path):
+    expected = tmp_path / "expected.json"
+    document = json.loads(EXPECTED.read_text())
+    document["probes"]["grid/scale"]["8 bits"][7] = 0.5
+    expected.write_text(json.dumps(document))
+    record(only_new=True, expected=expected)
+    changed = [r for r in check(expected=expected) if r.status != "same"]
+    assert [(r.name, r.status) for r in changed] == [("grid/scale", "changed")]
+    assert changed[0].reason == "8 bits: [7] 0.5 -> 0.007874015718698502"
+    record(expected=expected)
+    assert expected.read_bytes() == EXPECTED.read_bytes()
+
+
+def test_a_scale_may_differ_by_one_ulp_and_an_integer_by_nothing(tmp_path):
+    document = json.loads(EXPECTED.read_text())
+    scale = torch.tensor(document["probes"]["grid/scale"]["8 bits"][7])
+    for ulps, status in ((1, "same"), (2, "changed")):
+        document["probes"]["grid/scale"]["8 bits"][7] = (scale.view(torch.int32) + ulps).view(torch.float32).item()
+        (tmp_path / "e.json").write_text(json.dumps(document))
+        assert check(expected=tmp_path / "e.json")[0].status == status
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 2, "probes": {}}', '{"schema": 1}', '{"schema": 1, "probes": {"a": 3}}']
+)
+def test_stored_answers_that_cannot_be_read_are_one_line(tmp_path, text):
+    (tmp_path / "e.json").write_text(text)
+    with pytest.raises(BadArtefact, match=r"e\.json is not readable .*git checkout") as caught:
+        check(expected=tmp_path / "e.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_questions_that_cannot_be_read_are_one_line(tmp_path):
+    (tmp_path / "s.safetensors").write_bytes(b"no")
+    with pytest.raises(BadArtefact, match=r"s\.safetensors is not readable"):
+        check(streams=tmp_path / "s.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "rests"),
+    [
+        ("grid/half_even", True),
+        ("hadamard/12", True),
+        ("observer/percentile[alpha=1.0]", True),
+        ("observer/other", False),
+        ("policy/quamba/mamba2", True),
+        ("policy/quamba/mamba", False),
+        ("step/mamba", False),
+        ("step/mamba2", True),
+    ],
+)
+def test_a_case_rests_on_its_own_parts(name, rests):
+    assert rests_on(ProbeResult(name, "changed"), "mamba2", {"percentile", "running_max"}, "quamba") == rests

@@ -1,0 +1,93 @@
+"""The self-test of the gate, on a model and a corpus that it was not made for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from quambench import selftest as module
+from quambench.cli.main import main
+from quambench.gate.faults import FAULTS
+from quambench.selftest import CLEAN_SETTINGS, Clean, Outcome, Report, selftest
+
+SMALL = dataclasses.replace(
+    module.PROTOCOL, calib_windows=6, calib_length=16, quality_windows=8, quality_length=32, decode_windows=6,
+    decode_prefix=8, decode_steps=6, error_length=16,
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(module, "PROTOCOL", SMALL)
+
+
+def test_names_are_given_once_and_every_fault_says_what_to_name():
+    names = [f.name for f in FAULTS]
+    assert len(set(names)) == len(names)
+    assert all(f.unit or f.place or f.error or f.no_op for f in FAULTS)
+
+
+CHOSEN = ["q_max 126", "alpha complemented", "state read four times as large", "NaN in one batch",
+          "calibration in batches of one", "half-up rounding"]  # fmt: skip
+
+
+def test_faults_are_caught_and_named_and_no_ops_are_not(world, small):
+    report = selftest([str(world / "tiny-model")], CHOSEN, world / "corpus", clean_runs=False)
+    assert [o.fault for o in report.outcomes if not o.no_op and not o.caught] == []
+    assert report.named[0] == report.named[1] > 0
+    assert report.alarms == []
+    assert report.passes
+
+
+def test_every_planted_fault_goes_away_again(world, small):
+    selftest([str(world / "tiny-model")], [f.name for f in FAULTS], world / "corpus", clean_runs=False)
+    from quambench.gate.probes import check
+
+    assert {r.status for r in check()} == {"same"}
+
+
+@pytest.mark.slow
+def test_clean_code_in_other_processes_raises_no_alarm(world):
+    report = selftest([str(world / "tiny-model")], ["q_max 126"], world / "corpus")
+    assert {c.setting for c in report.clean} == set(CLEAN_SETTINGS)
+    assert [c for c in report.clean if c.alarm] == []
+    assert all(c.portable for c in report.clean if c.setting == "class file removed")
+
+
+def outcome(**changes):
+    base = Outcome("f", "m", "DRIFTED", "grid", "site", "grid", "site", True, True, "", "", 0.1)
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "clean", "passes"),
+    [
+        ((outcome(),), (), True),
+        ((outcome(caught=False),), (), False),
+        ((outcome(named=False), *[outcome()] * 8), (), False),  # 8 of 9 named: below 90 %
+        ((outcome(named=False), *[outcome()] * 9), (), True),
+        ((outcome(no_op="proof", caught=True, named=None),), (), False),
+        ((outcome(),), (Clean("s", 3, "m", "DRIFTED", False, ""),), False),
+        ((outcome(),), (Clean("s", 3, "m", "SAME", True, ""),), True),
+    ],
+)
+def test_what_passes(outcomes, clean, passes):
+    assert Report(tuple(outcomes), tuple(clean), 1.0).passes == passes
+
+
+def test_the_command_prints_a_table_or_json_and_its_exit_code_says_it(monkeypatch, capsys):
+    from quambench.cli import selftest as command
+
+    missed = Report((outcome(caught=False, reason="why"),), (Clean("s", 3, "m", "SAME", False, ""),), 1.0)
+    monkeypatch.setattr(command, "selftest", lambda *a: missed)
+    assert main(["selftest"]) == 1
+    assert "MISSED f in m: DRIFTED why" in capsys.readouterr().out
+    assert main(["selftest", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["missed"] == ["f (m)"]
+
+
+def test_an_unknown_fault_is_one_line(capsys):
+    assert main(["selftest", "--fault", "q_max 127"]) == 2
+    assert "Did you mean 'q_max 12" in capsys.readouterr().err
