@@ -246,6 +246,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     write = terminalreporter.write_line
     terminalreporter.section("quambench")
     write(terminal(state.verdicts).rstrip())
+    for note in state.notes:
+        write(note)
     for path in config.stash.get(WRITTEN, []):
         write(f"written: {_short(path, config)}")
     for path in config.option.qb_report:

@@ -55,6 +55,7 @@ class Session:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
     verdicts: list[Verdict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what a reader should know beside the verdicts
     # (suite, model name) -> what --qb-update or --qb-new-only will write
     to_write: dict[tuple[str, str], list[tuple[Case, Record]]] = field(default_factory=dict)
 
@@ -203,7 +204,8 @@ class Session:
         again = self._measured_elsewhere()
         for (suite, model), found in sorted(self.to_write.items()):
             records = [
-                replace(r, noise=largest([r.noise, spread(r.evidence, again[case], GATED)])) for case, r in found
+                replace(r, noise=largest([r.noise, spread(r.evidence, again[case], GATED)])) if case in again else r
+                for case, r in found
             ]
             keep = self._kept(suite, produced) if produced is not None and self.update else None
             self._start_from_readable(suite, model)
@@ -232,7 +234,10 @@ class Session:
             self.progress("noise floor, in another process", i, len(cases))
             distinct = tuple(dict.fromkeys(wanted))
             job = Job(self._given.get(model, model), self.corpus_path, distinct)
-            again |= dict(zip(distinct, rerun(job), strict=True))
+            try:
+                again |= dict(zip(distinct, rerun(job), strict=True))
+            except RuntimeError as error:  # what was measured is not lost for it
+                self.notes.append(f"{model}: {error}; its noise floor is the disturbed repetition's alone")
         return again
 
     def _start_from_readable(self, suite: str, model: str) -> None:

@@ -28,6 +28,7 @@ pytest_plugins = ["quambench.pytest_plugin"]
 """
 Q_MAX = "from quambench.quant import grid; grid.q_max = lambda bits: 126"
 TRUNCATE = "from quambench.quant import grid; import torch; grid.ROUNDINGS['half_even'] = torch.trunc"
+HALF_UP = "from quambench.quant import grid; import torch; grid.ROUNDINGS['half_even'] = lambda x: torch.floor(x + 0.5)"
 COMPLEMENT = (
     "from quambench.observers import percentile as p; q = p.upper_quantile; "
     "p.upper_quantile = lambda x, alpha: q(x, 1 - alpha)"
@@ -90,7 +91,12 @@ def test_recorded_once_it_passes_and_again_and_narrowed(recorded):
 
 
 def test_an_update_stores_and_passes(recorded, pytester):
-    result = recorded("--qb-update", fault=Q_MAX)
+    before = {p: p.read_bytes() for p in (pytester.path / "baselines").rglob("*.*")}
+    refused = recorded("--qb-update", fault=TRUNCATE)
+    assert refused.ret == 1
+    assert 'not stored, being worse (--qb-accept "why" stores it)' in text(refused)
+    assert {p: p.read_bytes() for p in (pytester.path / "baselines").rglob("*.*")} == before
+    result = recorded("--qb-update", "--qb-accept", "to see it", fault=Q_MAX)
     assert result.ret == 0
     assert "written:" in text(result)
     assert recorded().ret == 1  # without the fault the stored results are another thing
@@ -103,21 +109,45 @@ def test_an_update_stores_and_passes(recorded, pytester):
         (Q_MAX, 2, "at embedding.weight"),
         (TRUNCATE, 2, "at embedding.weight"),
         (COMPLEMENT, 1, "at layers.0.x_proj:input"),
-        # Of six windows of an untrained model only the case that does not clip the state can tell.
-        (STATE_TIMES_4, 1, "at layers.0.ssm_state"),
+        # An untrained model hardly reads its state, but the step's probe does.
+        (STATE_TIMES_4, 2, "at step/mamba"),
     ],
 )
 def test_a_planted_fault_turns_red_and_names_the_place(recorded, fault, cases, place):
     result = recorded(fault=fault)
     result.assert_outcomes(failed=cases, passed=2 - cases)
     assert result.ret == 1
-    reasons = {line for line in result.outlines if line.startswith(("REGRESSED", "DRIFTED", "IMPROVED"))}
+    reasons = {
+        line for line in result.outlines if line.startswith(("REGRESSED", "DRIFTED", "IMPROVED", "INCONCLUSIVE"))
+    }
     assert len(reasons) == cases
     assert all(place in line for line in reasons)
 
 
 def test_drift_passes_where_allowed_and_a_regression_never(recorded):
-    assert recorded("--qb-allow-drift", fault=STATE_TIMES_4).ret == 1
+    assert recorded("--qb-allow-drift", fault=HALF_UP).ret == 0  # no activation falls on a tie: only the probe sees it
+    assert recorded(fault=HALF_UP).ret == 1
+    assert recorded("--qb-allow-drift", fault=TRUNCATE).ret == 1
+
+
+def test_probes_are_rows_of_their_own_and_an_update_of_them_is_asked_for(run, pytester):
+    suite = pytester.path / "suites" / "test_probes.py"
+    suite.write_text("def test_probe(probe, judge_probe):\n    judge_probe(probe)\n")
+    only = ("-k", "probe")
+    clean = run(*only)
+    assert clean.ret == 0
+    assert "probes of single units answer as stored" in text(clean)
+    broken = run(*only, fault=HALF_UP)
+    assert broken.ret == 1
+    assert "DRIFTED probe/grid/half_even: 8 bits: [" in text(broken)
+
+
+def test_a_floor_that_cannot_be_measured_elsewhere_loses_no_result(run, pytester):
+    fault = "from quambench.gate import rerun; rerun.sys.executable = '/bin/false'"
+    result = run("--qb-new-only", fault=fault)
+    assert result.ret == 0
+    assert "its noise floor is the disturbed repetition's alone" in text(result)
+    assert run().ret == 0
 
 
 def test_a_crash_in_calibration_is_an_error_verdict_without_a_traceback(recorded):
@@ -134,6 +164,7 @@ def test_a_baseline_that_cannot_be_read_is_an_error_and_an_update_replaces_it(re
     assert result.ret == 1
     assert "is not a readable baseline" in text(result)
     assert "Traceback" not in text(result)
+    assert "git checkout" in text(result)
     assert recorded("--qb-update").ret == 0
     assert recorded().ret == 0
 

@@ -1,0 +1,74 @@
+"""One model's cases: saved scales evaluate to the last bit, shared work is shared, nothing else is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from quambench.calibrate import Calibration
+from quambench.case import Case
+from quambench.data.corpus import load_corpus
+from quambench.evaluate import evaluate
+from quambench.models.checkpoint import load_checkpoint
+from quambench.observers import ObserverSpec
+from quambench.quant.quantized import Precision, QuantizedModel
+from quambench.runner import Known, ModelRun
+from quambench.selftest import PROTOCOL
+
+SMALL = dataclasses.replace(PROTOCOL, calib_windows=6, calib_length=16, decode_windows=4, decode_steps=6, max_items=8)
+
+
+def case(text: str, **changes) -> Case:
+    return Case(model="tiny-model", observer=ObserverSpec.parse(text), protocol=SMALL, **changes)
+
+
+def start(world, *cases: Case, known: Known | None = None) -> ModelRun:
+    return ModelRun(load_checkpoint(str(world / "tiny-model")), load_corpus(world / "corpus"), cases, known=known)
+
+
+def test_saved_and_loaded_scales_evaluate_to_the_last_bit(world, tmp_path):
+    one = case("percentile[alpha=0.9]")
+    run = start(world, one)
+    run.calibrations[one].save(tmp_path)
+    loaded = Calibration.load(tmp_path)
+    model = QuantizedModel(run.prepared, loaded, one.precision)
+    again = evaluate(model, run.answers, run.inside, run.data, loaded, 8)
+    first = run.evidence(one)
+    assert first.keys() == again.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor.nan_to_num(), again[name].nan_to_num()), name
+
+
+def test_cases_with_equal_scales_are_measured_once(world):
+    a, b = case("percentile[alpha=0.9]"), case("percentile[alpha=0.9,sigma=0.01]")  # 0.01 is sigma's default
+    float_state = case("percentile[alpha=0.9]", precision=Precision(ssm_state=False))
+    run = start(world, a, b, float_state)
+    assert run.evidence(a) is run.evidence(b)
+    assert run.evidence(a) is not run.evidence(float_state)
+    assert torch.equal(run.evidence(a)["prefill.kl"], run.evidence(float_state)["prefill.kl"])
+    assert not torch.equal(run.evidence(a)["decode.kl"], run.evidence(float_state)["decode.kl"])
+
+
+def test_what_is_known_is_handed_on(world):
+    known = Known()
+    one = case("running_max")
+    first, second = start(world, one, known=known), start(world, one, known=known)
+    assert first.answers is second.answers
+    assert first.data is second.data
+    other = start(world, dataclasses.replace(one, protocol=dataclasses.replace(SMALL, quality_windows=3)), known=known)
+    assert other.answers is not first.answers
+
+
+@pytest.mark.parametrize("name", ["prefill.kl", "decode.kl", "decode.accumulated", "sites.accumulated"])
+def test_a_disturbed_repetition_differs_and_a_plain_one_does_not(world, name):
+    from quambench.gate.noise import disturbance
+
+    one = case("running_max")
+    run = start(world, one)
+    assert torch.equal(run.measure_again(one)[name], run.evidence(one)[name])
+    loud = disturbance(0)
+    assert not torch.equal(
+        run.measure_again(one, disturb=lambda x: x + 3000 * (loud(x) - x))[name], run.evidence(one)[name]
+    )
