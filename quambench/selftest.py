@@ -188,8 +188,8 @@ def _plant(planted: Fault, model: str, case: Case, clean: Session) -> Outcome | 
 def _named(verdict: Verdict, unit: str, place: str) -> bool:
     """The unit's probe where a unit is at fault, and the first site where one differs."""
     right_unit = not unit or re.match(unit, verdict.unit) is not None
-    right_place = not place or not verdict.place or re.match(place, verdict.place) is not None
-    return right_unit and right_place and bool(verdict.unit or verdict.place)
+    right_place = not place or re.match(place, verdict.place) is not None
+    return right_unit and right_place
 
 
 def _clean_runs(models: Sequence[str], corpus: Path | None, baselines: Path, progress: Progress) -> list[Clean]:

@@ -9,15 +9,16 @@ from tabulate import tabulate
 
 from quambench.gate.verdicts import Verdict
 from quambench.report.base import REPORTS
-from quambench.report.table import aligned, rows, worst_first
+from quambench.report.table import aligned, tables, worst_first
 
 
 @REPORTS.register("md")
 def markdown(verdicts: Sequence[Verdict], provenance: Mapping[str, Any]) -> str:
-    headings, cells = rows(verdicts)
-    sides = aligned(headings)
-    headings = [h.replace("\n", " ") for h in headings]
-    table = tabulate(cells, headers=headings, tablefmt="github", disable_numparse=True, colalign=sides)
+    parts = []
+    for headings, cells in tables(verdicts):
+        flat = [h.replace("\n", " ") for h in headings]
+        parts.append(tabulate(cells, flat, tablefmt="github", disable_numparse=True, colalign=aligned(headings)))
+    table = "\n\n".join(parts)
     notes = [f"- **{v.status}** `{v.case_id}`: {v.reason}" for v in worst_first(verdicts) if v.reason]
     made = ", ".join(f"{key} {value}" for key, value in provenance.items() if value not in (None, {}, ""))
     return "\n".join([table, "", *notes, *([""] if notes else []), f"_{made}_"]) + "\n"

@@ -31,23 +31,29 @@ def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return sorted(verdicts, key=lambda v: (SEVERITY.index(v.status), v.case_id))
 
 
-def rows(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; a number that was not measured is "-", never 0. Columns that no row measured are left out."""
+def tables(verdicts: Sequence[Verdict]) -> list[tuple[list[str], list[list[str]]]]:
+    """Headings and cells, worst first; recall models in a table of their own."""
     ordered = worst_first(verdicts)
-    shown = [c for c in COLUMNS if any(_known((v.metrics or {}).get(c[1])) for v in ordered)]
-    headings = ["case", "verdict", "place", *(heading for heading, _, _ in shown)]
-    compared = any(v.comparisons for v in ordered)
-    if compared:
-        headings.append("sees KL of\nmnat/token")  # the smallest change that this row would have called significant
-    table = []
-    for v in ordered:
-        cells = [_cell((v.metrics or {}).get(name), factor) for _, name, factor in shown]
-        table.append([v.case_id, _status(v), v.unit or v.place, *cells, *([_sees(v)] if compared else [])])
-    if not any(row[2] for row in table):
-        headings.pop(2)
-        for row in table:
-            row.pop(2)
-    return headings, table
+    recalling = [v for v in ordered if _known((v.metrics or {}).get("recall_associative"))]
+    groups = [[v for v in ordered if v not in recalling], recalling]
+    return [_table(group) for group in sorted(filter(None, groups), key=lambda g: SEVERITY.index(g[0].status))]
+
+
+def _table(group: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
+    """A number that was not measured is "-", never 0; columns that no row measured are left out."""
+    shown = [c for c in COLUMNS if any(_known((v.metrics or {}).get(c[1])) for v in group)]
+    places, compared = any(v.unit or v.place for v in group), any(v.comparisons for v in group)
+    headings = ["case", "verdict", *(["place"] if places else []), *(heading for heading, _, _ in shown)]
+    headings += ["sees KL of\nmnat/token"] if compared else []  # the smallest change that would have been significant
+    cells = [
+        [
+            *(v.case_id, _status(v), *([v.unit or v.place] if places else [])),
+            *(_cell((v.metrics or {}).get(name), factor) for _, name, factor in shown),
+            *([_sees(v)] if compared else []),
+        ]
+        for v in group
+    ]
+    return headings, cells
 
 
 def _known(measured: Measurement | None) -> bool:
@@ -64,8 +70,11 @@ def _sees(verdict: Verdict) -> str:
 def terminal(verdicts: Sequence[Verdict]) -> str:
     """Table, then one line per verdict that needs one."""
     shown = [v for v in verdicts if not _quiet_probe(v)]
-    headings, cells = rows(shown)
-    text = tabulate(cells, headers=headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
+    made = [
+        tabulate(cells, headers=headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
+        for headings, cells in tables(shown)
+    ]
+    text = "\n\n".join(made)
     notes = [f"{v.status} {v.case_id}: {v.reason}" for v in worst_first(verdicts) if v.reason and not v.written]
     quiet = len(verdicts) - len(shown)
     notes += [f"{quiet} probes of single units answer as stored"] if quiet else []
