@@ -200,6 +200,11 @@ class Session:
         paths = []
         if any(v.written and v.case_id.startswith("probe/") for v in self.verdicts):
             paths.append(probes.record(only_new=not self.update))
+        elif self.to_write and (changed := [r.name for r in self.probes.values() if r.status == "changed"]):
+            self.notes.append(
+                f"written, but {_listed(changed)} still answer otherwise than stored; "
+                "if that is meant, `pytest suites/probes --qb-update` stores their answers too"
+            )
         self._runs.clear()  # the other process needs the memory
         again = self._measured_elsewhere()
         for (suite, model), found in sorted(self.to_write.items()):
@@ -246,6 +251,10 @@ class Session:
             self.store.find(suite, model)
         except BadArtefact:
             path.unlink()  # only under --qb-update, which asked to replace it
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} probes (the first: {names[0]})" if len(names) > 1 else f"the probe {names[0]}"
 
 
 def _one_line(error: Exception) -> str:

@@ -158,7 +158,7 @@ def _decide(comparisons: Sequence[Comparison], changed: bool) -> tuple[Status, s
     if better:
         return Status.IMPROVED, _say(better)
     if changed:
-        return Status.DRIFTED, f"quality equal as far as n can tell{_blind_below(comparisons)}"
+        return Status.DRIFTED, _equal(comparisons)
     return Status.SAME, ""
 
 
@@ -171,9 +171,11 @@ def _needed(unsure: Sequence[Comparison]) -> str:
     return f"about {n} instead of {first.paired.n} documents or items would (try --qb-full)"
 
 
-def _blind_below(comparisons: Sequence[Comparison]) -> str:
+def _equal(comparisons: Sequence[Comparison]) -> str:
     kl = next((c for c in comparisons if c.metric == "kl"), None)
-    return f" (a KL change of {kl.paired.detectable:.2g} nats would show)" if kl else ""
+    if kl and not kl.paired.detectable:  # no window differs from its stored twin
+        return "quality equal to the last bit"
+    return "quality equal as far as n can tell" + (f" (a KL change of {kl.paired.detectable:.2g} nats would show)" if kl else "")
 
 
 def changed_fields(old: Record, new: Record) -> str:

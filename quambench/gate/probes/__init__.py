@@ -73,7 +73,10 @@ def rests_on(result: ProbeResult, architecture: str, observers: set[str], policy
         return variant.split("[")[0] in observers
     if unit == "policy":
         return variant == f"{policy}/{architecture}"
-    if unit in ("fuse", "calibration", "step"):
+    if unit == "calibration":
+        kind, _, observer = variant.partition("/")
+        return kind == architecture and observer.split("[")[0] in observers
+    if unit in ("fuse", "step"):
         return variant == architecture
     return True
 

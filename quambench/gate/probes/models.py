@@ -37,7 +37,9 @@ def probes() -> Iterator[Probe]:
     for kind in CONFIGS:
         yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k))  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"calibration/{kind}", lambda s, k=kind: _calibrated(s, k))  # type: ignore[misc]
+        for observer in OBSERVERS:
+            name = f"calibration/{kind}/{observer}"
+            yield Probe(name, lambda s, k=kind, o=observer: _calibrated(s, k, o))  # type: ignore[misc]
     for kind in CONFIGS:
         yield Probe(f"step/{kind}", lambda s, k=kind: stepped(s, k))  # type: ignore[misc]
 
@@ -76,14 +78,11 @@ def _fused(streams: Streams, kind: str) -> Answer:
     return answer
 
 
-def _calibrated(streams: Streams, kind: str) -> Answer:
+def _calibrated(streams: Streams, kind: str, observer: str) -> Answer:
     prepared = fuse.prepare(model_of(streams, kind))
-    answer: dict[str, Tensor | list[str]] = {}
-    for observer in OBSERVERS:
-        plan = POLICIES["quamba"](CONFIGS[kind], ObserverSpec.parse(observer))
-        made = calibrating.calibrate(prepared, streams["sequences"], {observer: (plan, 8)}, "probe")[observer]
-        answer |= {f"{observer}, {site}": scale for site, scale in made.scales.items()}
-    return answer
+    plan = POLICIES["quamba"](CONFIGS[kind], ObserverSpec.parse(observer))
+    made = calibrating.calibrate(prepared, streams["sequences"], {observer: (plan, 8)}, "probe")[observer]
+    return dict(made.scales)
 
 
 def scales_of(streams: Streams, kind: str) -> FixedScales:
