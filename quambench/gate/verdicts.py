@@ -175,7 +175,9 @@ def _equal(comparisons: Sequence[Comparison]) -> str:
     kl = next((c for c in comparisons if c.metric == "kl"), None)
     if kl and not kl.paired.detectable:  # no window differs from its stored twin
         return "quality equal to the last bit"
-    return "quality equal as far as n can tell" + (f" (a KL change of {kl.paired.detectable:.2g} nats would show)" if kl else "")
+    return "quality equal as far as n can tell" + (
+        f" (a KL change of {kl.paired.detectable:.2g} nats would show)" if kl else ""
+    )
 
 
 def changed_fields(old: Record, new: Record) -> str:

@@ -56,7 +56,9 @@ def test_list_is_for_people_and_for_machines(capsys):
     assert code == 0
     assert "percentile" in out
     code, out, _ = call(capsys, "list", "--json")
-    assert {"mamba-tiny", "mamba2-tiny", "mamba-recall", "mamba2-recall"} == {m["name"] for m in json.loads(out)["models"]}
+    assert {"mamba-tiny", "mamba2-tiny", "mamba-recall", "mamba2-recall"} == {
+        m["name"] for m in json.loads(out)["models"]
+    }
 
 
 def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):

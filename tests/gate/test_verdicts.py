@@ -50,8 +50,12 @@ def test_a_scale_may_move_by_one_ulp_and_no_more(record, change):
 
 
 def test_drift_tells_what_it_could_have_seen_and_can_be_allowed(record, change):
-    _, with_scale, _ = change
-    verdict = judge(with_scale(record, "layers.0.ssm_state", torch.tensor([9.0])), record, 1)
+    with_evidence, with_scale, _ = change
+    changed = with_scale(record, "layers.0.ssm_state", torch.tensor([9.0]))
+    assert "quality equal to the last bit" in judge(changed, record, 1).reason
+    kl = record.evidence["prefill.kl"]
+    jitter = torch.linspace(-1e-6, 1e-6, kl.numel(), dtype=kl.dtype).view_as(kl)
+    verdict = judge(with_evidence(changed, **{"prefill.kl": kl + jitter}), record, 1)
     assert verdict.status is Status.DRIFTED
     assert "nats would show" in verdict.reason
     assert not verdict.passes()
