@@ -7,7 +7,9 @@ what to type next. The command line prints it as one line and exits with 2, pyte
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class QuambenchError(Exception):
@@ -41,6 +43,10 @@ class BadArtefact(QuambenchError):
     """A stored Calibration, baseline or evidence file that is corrupt or from another schema."""
 
 
+class NewerSchema(BadArtefact):
+    """A file that a later version wrote: nothing here may replace it."""
+
+
 class NonFinite(QuambenchError):
     """NaN or infinity in weights, activations or a measured number; names the place."""
 
@@ -56,3 +62,16 @@ class MissingExtra(QuambenchError):
         super().__init__(
             f"this needs the package {package!r}, which is not installed: pip install 'quambench[{extra}]'"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Whether a folder, there or not yet, can be written to; before work that would end in it.
+
+    raises BadParameter
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "no folder" if not there.is_dir() else "not writable"
+        raise BadParameter(f"cannot write to {folder}: {there} is {what}")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from quambench.case import FULL, Case, Protocol
-from quambench.errors import BadArtefact, QuambenchError
+from quambench.errors import BadArtefact, BadParameter, QuambenchError, check_writable
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
 from quambench.models.checkpoint import bundled_names
@@ -30,7 +30,10 @@ from quambench.session import INPUT_ERRORS, Session
 
 SESSION = pytest.StashKey[Session]()
 PRODUCED = pytest.StashKey[dict[str, list[str]]]()  # suite -> ids of all its collected cases
-PARTIAL = pytest.StashKey[bool]()  # something was deselected or narrowed: orphans are not judged
+PARTIAL = pytest.StashKey[bool]()  # not all that is stored could run: orphans are not judged
+NARROWED = pytest.StashKey[bool]()  # not all cases of the suites and models asked for ran
+# pytest's own options that leave tests out, some of them without telling
+NARROWING = ("keyword", "markexpr", "lf", "ignore", "ignore_glob", "deselect", "stepwise", "maxfail")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,7 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
         allow_drift=option.qb_allow_drift,
     )
     config.stash[SESSION], config.stash[PRODUCED] = session, {}
-    config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer or option.keyword or option.markexpr)
+    config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
+    config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer or config.stash[NARROWED])
     if getattr(option, "dist", "no") == "load":
         option.dist = "loadgroup"  # xdist: cases of one model stay on one worker
     root = str(config.rootpath)
@@ -83,6 +87,11 @@ def pytest_configure(config: pytest.Config) -> None:
             ObserverSpec.parse(spec)
         for path in option.qb_report:
             format_of(path)
+            check_writable(path.parent)
+            if path.is_dir():
+                raise BadParameter(f"--qb-report must name a file (got the folder {path})")
+        if option.qb_update or option.qb_new_only:
+            check_writable(session.baselines)
         if option.qb_corpus:
             _ = session.corpus
     except QuambenchError as error:
@@ -137,7 +146,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Together, and announced beforehand, they share one calibration pass.
     """
     if any("::" in str(argument) for argument in config.args):
-        config.stash[PARTIAL] = True
+        config.stash[PARTIAL] = config.stash[NARROWED] = True
     for item in items:
         case = _case_of(item)
         if case is not None:
@@ -151,7 +160,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        item.config.stash[PARTIAL] = True
+        item.config.stash[PARTIAL] = item.config.stash[NARROWED] = True
 
 
 @pytest.fixture
@@ -204,10 +213,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         for suite, ids in sorted(_suites_in_scope(config, produced).items()):
             if any(not v.passes(state.allow_drift) for v in state.orphans(suite, ids, config.option.qb_full)):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        probed = any(v.case_id.startswith("probe/") for v in state.verdicts)
+        if probed and any(not v.passes(state.allow_drift) for v in state.gone_probes()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    n_verdicts = len(state.verdicts)
+    config.stash[WRITTEN] = state.write(whole=not config.stash[NARROWED])
+    if len(state.verdicts) > n_verdicts:  # something could not be stored
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     for path in config.option.qb_report if state.verdicts else ():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(REPORTS[format_of(path)](state.verdicts, provenance()))
-    config.stash[WRITTEN] = state.write(produced if full else None)
 
 
 WRITTEN = pytest.StashKey[list[Path]]()

@@ -6,17 +6,24 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from quambench.case import FULL_SUFFIX, Case
 from quambench.data.corpus import Corpus, load_corpus
-from quambench.errors import BadArtefact, BadCheckpoint, BadCorpus, BadParameter, MissingExtra, UnknownName
+from quambench.errors import (
+    BadArtefact,
+    BadCheckpoint,
+    BadCorpus,
+    BadParameter,
+    MissingExtra,
+    NewerSchema,
+)
 from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, Stored
-from quambench.gate.noise import Evidence, disturbance, largest, spread
+from quambench.gate.noise import DISTURBANCES, Evidence, disturbance, largest, spread
 from quambench.gate.probes import ProbeResult
 from quambench.gate.record import Record, record_of
 from quambench.gate.rerun import Job, rerun
@@ -33,8 +40,9 @@ PROBE_STATUS = {
     "gone": Status.ORPHAN,
     "error": Status.ERROR,
 }
-# The caller's input, not a measurement: a run cannot go on. Everything else is an ERROR verdict.
-INPUT_ERRORS = (BadCheckpoint, BadCorpus, BadParameter, MissingExtra, UnknownName)
+# The caller's input, not a measurement: a run cannot go on. Everything else is an ERROR verdict, also
+# a parameter that calibration code finds wrong: it may itself be what is wrong.
+INPUT_ERRORS = (BadCheckpoint, BadCorpus, MissingExtra)
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -58,6 +66,7 @@ class Session:
     notes: list[str] = field(default_factory=list)  # what a reader should know beside the verdicts
     # (suite, model name) -> what --qb-update or --qb-new-only will write
     to_write: dict[tuple[str, str], list[tuple[Case, Record]]] = field(default_factory=dict)
+    to_remove: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # orphaned case ids
 
     def __post_init__(self) -> None:
         self.store = BaselineStore(self.baselines, machine_class())
@@ -118,21 +127,23 @@ class Session:
     def _judge(self, suite: str, case: Case) -> Verdict:
         run = self._run(case.model)
         record = record_of(run.result(case), provenance())
-        stored = self._stored(suite, case.model)
-        old = stored.cases.get(case.id) if stored else None
+        stored = self._stored(suite, case)
+        old = stored.cases[case.id] if stored else None
         n_cases = len(stored.cases) if stored else 1
-        verdict = judge(record, old, n_cases, bool(stored and stored.portable), self._broken_probe(case))
-        own = self.store.path(suite, case.model).exists()
-        if not (self.update or (self.new_only and (old is None or not own))):
+        portable = bool(stored and stored.portable)
+        verdict = judge(record, old, n_cases, portable, self._broken_probe(case))
+        if not (self.update or (self.new_only and (old is None or portable))):
             return verdict
-        if verdict.status is Status.REGRESSED and not self.accept:
+        worse = verdict.status in (Status.REGRESSED, Status.INCONCLUSIVE)
+        if verdict.status is Status.ERROR:
+            return verdict
+        if worse and not self.accept:
             return replace(verdict, reason=f'not stored, being worse (--qb-accept "why" stores it): {verdict.reason}')
-        disturbed = run.measure_again(case, disturb=disturbance(seed=0))
-        record = replace(
-            record,
-            noise=spread(record.evidence, disturbed, GATED),
-            accepted=self.accept if verdict.status is Status.REGRESSED else "",
-        )
+        apart = [
+            spread(record.evidence, run.measure_again(case, disturb=disturbance(seed)), GATED)
+            for seed in range(DISTURBANCES)
+        ]
+        record = replace(record, noise=largest(apart), accepted=self.accept if worse else "")
         self.to_write.setdefault((suite, case.model), []).append((case, record))
         return replace(verdict, written=True)
 
@@ -144,8 +155,8 @@ class Session:
     def judge_probe(self, name: str) -> Verdict:
         """One probe as a row of its own; the verdict is also kept. raises BadArtefact"""
         result = self.probes[name]
-        written = result.status in ("new", "gone") and (self.update or self.new_only)
-        written |= result.status == "changed" and self.update
+        written = result.status == "new" and (self.update or self.new_only)
+        written |= result.status in ("changed", "gone") and self.update
         status, reason = PROBE_STATUS[result.status], result.reason
         place = "" if status is Status.SAME else name
         verdict = Verdict(f"probe/{name}", status, reason, unit=place, written=written)
@@ -163,10 +174,12 @@ class Session:
                 return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
         return None
 
-    def _stored(self, suite: str, model: str) -> Stored | None:
-        """The baseline; one that cannot be read is no obstacle to replacing it."""
+    def _stored(self, suite: str, case: Case) -> Stored | None:
+        """The baseline that has the case; one that cannot be read is no obstacle to replacing it."""
         try:
-            return self.store.find(suite, model)
+            return self.store.find(suite, case.model, case.id)
+        except NewerSchema:
+            raise
         except BadArtefact:
             if self.update:
                 return None
@@ -189,17 +202,27 @@ class Session:
             for case_id in sorted(of_this_size - set(produced)):
                 reason = "stored, but no case produces it any more; a full run with --qb-update removes it"
                 found.append(Verdict(case_id, Status.ORPHAN, reason, written=self.update))
+                if self.update:
+                    self.to_remove.setdefault((suite, model), []).append(case_id)
         self.verdicts += found
         return found
 
-    def write(self, produced: Mapping[str, Sequence[str]] | None = None) -> list[Path]:
+    def gone_probes(self) -> list[Verdict]:
+        """Stored answers that no probe asks for any more, on full runs; also kept as verdicts."""
+        return [self.judge_probe(name) for name, result in self.probes.items() if result.status == "gone"]
+
+    def write(self, whole: bool = True) -> list[Path]:
         """Write what --qb-update or --qb-new-only collected.
 
-        produced  suite -> ids of all its cases, on full runs: others are removed under update
+        whole  every case of the suites ran: then a file that cannot be read is replaced, else it is refused
         """
         paths = []
-        if any(v.written and v.case_id.startswith("probe/") for v in self.verdicts):
-            paths.append(probes.record(only_new=not self.update))
+        for (suite, model), gone in sorted(self.to_remove.items()):
+            paths += self.store.remove(suite, model, gone)
+        answered = {v.case_id.removeprefix("probe/") for v in self.verdicts if v.written and v.unit}
+        answered &= set(self.probes) if answered else set()
+        if answered:
+            paths.append(probes.record(answered))
         elif self.to_write and (changed := [r.name for r in self.probes.values() if r.status == "changed"]):
             self.notes.append(
                 f"written, but {_listed(changed)} still answer otherwise than stored; "
@@ -212,22 +235,22 @@ class Session:
                 replace(r, noise=largest([r.noise, spread(r.evidence, again[case], GATED)])) if case in again else r
                 for case, r in found
             ]
-            keep = self._kept(suite, produced) if produced is not None and self.update else None
-            self._start_from_readable(suite, model)
-            paths.append(self.store.write(suite, model, records, keep))
+            try:
+                paths.append(self.store.write(suite, model, records))
+            except NewerSchema as error:
+                self._refuse(suite, model, str(error))
+            except BadArtefact as error:
+                if whole:
+                    paths.append(self.store.write(suite, model, records, afresh=True))
+                else:
+                    self._refuse(suite, model, f"{error}; replacing it takes all its cases: leave -k and the like out")
         return paths
 
-    def _kept(self, suite: str, produced: Mapping[str, Sequence[str]]) -> list[str] | None:
-        """What stays of a file after a whole run: all but the orphans."""
-        if suite not in produced:
-            return None
-        gone = {v.case_id for v in self.verdicts if v.status is Status.ORPHAN}
-        stored = [i for path in (self.baselines / suite).glob("*/*.json") for i in self._ids(suite, path.stem)]
-        return [i for i in stored if i not in gone]
-
-    def _ids(self, suite: str, model: str) -> list[str]:
-        found = self._stored(suite, model)
-        return list(found.cases) if found else []
+    def _refuse(self, suite: str, model: str, reason: str) -> None:
+        """Cases that were to be stored and are not."""
+        ids = {case.id for case, _ in self.to_write[suite, model]}
+        self.verdicts = [replace(v, written=False) if v.case_id in ids else v for v in self.verdicts]
+        self.verdicts.append(Verdict(f"{suite}/{model}", Status.ERROR, f"not stored: {reason}"))
 
     def _measured_elsewhere(self) -> dict[Case, Evidence]:
         """Each case to be written, once more, under other numerics (gate/rerun.py)."""
@@ -244,13 +267,6 @@ class Session:
             except RuntimeError as error:  # what was measured is not lost for it
                 self.notes.append(f"{model}: {error}; its noise floor is the disturbed repetition's alone")
         return again
-
-    def _start_from_readable(self, suite: str, model: str) -> None:
-        path = self.store.path(suite, model)
-        try:
-            self.store.find(suite, model)
-        except BadArtefact:
-            path.unlink()  # only under --qb-update, which asked to replace it
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from quambench.errors import BadArtefact
+from quambench.errors import BadArtefact, NewerSchema
 from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
-from quambench.metrics import METRICS
+from quambench.metrics import METRICS, Measurement
 
 _SEPARATOR = "//"  # between case id and array name
 
@@ -48,33 +49,58 @@ class BaselineStore:
     def path(self, suite: str, model: str, machine: str | None = None) -> Path:
         return self.root / suite / (machine or self.machine) / f"{model}.json"
 
-    def find(self, suite: str, model: str) -> Stored | None:
+    def find(self, suite: str, model: str, case_id: str | None = None) -> Stored | None:
         """This class's file, else the nearest class's (marked portable), else None.
 
+        case_id  only files that have this case: a class may have stored some of a suite's cases alone
         raises BadArtefact naming the file when it cannot be trusted
         """
+        for path in self.files(suite, model):
+            stored = self.read(path)
+            if case_id is None or case_id in stored.cases:
+                return stored
+        return None
+
+    def files(self, suite: str, model: str) -> list[Path]:
+        """Every class's file that there is: this class's first, then the nearest."""
         own = self.path(suite, model)
         others = sorted((self.root / suite).glob(f"*/{model}.json"), key=self._distance)
-        for path in [own] if own.exists() else others[:1]:
-            if path not in self._read:
-                self._read[path] = Stored(path, read_baseline(path), portable=path != own)
-            return self._read[path]
-        return None
+        return ([own] if own.exists() else []) + [path for path in others if path != own]
+
+    def read(self, path: Path) -> Stored:
+        """raises BadArtefact"""
+        if path not in self._read:
+            own = path.parent.name == self.machine
+            self._read[path] = Stored(path, read_baseline(path), portable=not own)
+        return self._read[path]
+
+    def remove(self, suite: str, model: str, gone: Iterable[str]) -> list[Path]:
+        """Take cases out of every class's file; a file left without any goes. Returns what was written."""
+        written, out = [], set(gone)
+        for path in self.files(suite, model):
+            cases = dict(self.read(path).cases)
+            kept = {case_id: record for case_id, record in cases.items() if case_id not in out}
+            if len(kept) == len(cases):
+                continue
+            if kept:
+                write_baseline(path, kept)
+            else:
+                remove_baseline(path)
+            self._read.pop(path, None)
+            written.append(path)
+        return written
 
     def _distance(self, path: Path) -> tuple[int, str]:
         """Fewer shared words of the class name is farther; ties by name."""
         return -len(set(path.parent.name.split("-")) & set(self.machine.split("-"))), path.parent.name
 
-    def write(self, suite: str, model: str, records: Iterable[Record], keep: Iterable[str] | None = None) -> Path:
-        """Put `records` into this class's file.
+    def write(self, suite: str, model: str, records: Iterable[Record], afresh: bool = False) -> Path:
+        """Put `records` into this class's file, beside what it has; `afresh`: in place of it.
 
-        keep  ids of stored cases that stay although they were not run; None keeps all
+        raises BadArtefact, and leaves the file alone, when it cannot be read and is not to be replaced
         """
         path = self.path(suite, model)
-        stored = dict(read_baseline(path)) if path.exists() else {}
-        if keep is not None:
-            wanted = set(keep)
-            stored = {i: r for i, r in stored.items() if i in wanted}
+        stored = dict(read_baseline(path)) if path.exists() and not afresh else {}
         stored |= {record.case_id: record for record in records}
         write_baseline(path, stored)
         self._read.pop(path, None)
@@ -97,8 +123,20 @@ def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
         "cases": entries,
     }
     _replace(path, _dump(document).encode())
-    for old in path.parent.glob(f"{path.stem}.*.safetensors"):
-        if old != evidence:
+    _remove_evidence(path, but=evidence)
+
+
+def remove_baseline(path: Path) -> None:
+    """The file and its evidence; the file first, so that no JSON ever names what is not there."""
+    path.unlink(missing_ok=True)
+    _remove_evidence(path)
+
+
+def _remove_evidence(path: Path, but: Path | None = None) -> None:
+    """Evidence of this file alone: another model's name may begin like this one's."""
+    of_this = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{12}\.safetensors")
+    for old in path.parent.glob("*.safetensors"):
+        if old != but and of_this.fullmatch(old.name):
             old.unlink()
 
 
@@ -111,7 +149,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
         document = json.loads(path.read_text(encoding="utf-8"))
         schema = document["schema"]
         if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-            raise BadArtefact(
+            raise NewerSchema(
                 f"{path} has schema {schema!r}, this version of quambench reads 1 to {SCHEMA}:"
                 " update quambench, or restore the file from git"
             )
@@ -200,10 +238,12 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
     noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
+    metrics = {n: METRICS[n].measure(own) for n in entry["metrics"] if n in METRICS}
     record = Record(
         case_id=case_id,
         settings=dict(entry["settings"]),
-        metrics={n: METRICS[n].measure(own) for n in entry["metrics"] if n in METRICS},
+        metrics=metrics,
+        restated=_restated(entry, metrics),
         evidence=own,
         artefacts=Artefacts(scales, dict(entry["weights"])),
         provenance=dict(entry["provenance"]),
@@ -213,6 +253,17 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
     if record.protocol != entry["protocol"] or record.artefact_digest != entry["artefacts"]:
         raise ValueError(f"{case_id}: settings or artefacts were edited by hand")
     return record
+
+
+def _restated(entry: Mapping[str, Any], metrics: Mapping[str, Measurement]) -> dict[str, tuple[float, float]]:
+    """Metrics of unchanged version whose stored value is not what the stored evidence gives today."""
+    found = {}
+    for name, measured in metrics.items():
+        was = entry["metrics"][name][0]
+        same_formula = entry["settings"].get(f"metric.{name}") == METRICS[name].version
+        if was is not None and same_formula and not math.isclose(was, measured.value, rel_tol=1e-6, abs_tol=1e-12):
+            found[name] = (float(was), measured.value)
+    return found
 
 
 def _dump(document: Mapping[str, Any]) -> str:

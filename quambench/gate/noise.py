@@ -22,6 +22,9 @@ from quambench.metrics import METRICS, Terms
 
 Evidence = Mapping[str, Tensor]
 SITE_ROWS = ("sites.accumulated", "decode.accumulated")
+# Disturbed repetitions per case. A disturbance that meets no tie at a site leaves that floor at 0, so
+# one draw is too few; each more costs an evaluation, and only where a baseline is written.
+DISTURBANCES = 2
 
 
 @dataclass(frozen=True, slots=True)

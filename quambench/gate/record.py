@@ -39,6 +39,8 @@ class Record:
     artefacts: Artefacts
     provenance: Mapping[str, Any]
     noise: Noise = field(default_factory=Noise)  # measured when this was stored
+    # metric -> (as stored, as today's code has it from the stored evidence), where these differ
+    restated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     accepted: str = ""  # why a worse result was stored, in its author's words
 
     @property

@@ -48,13 +48,16 @@ def paired(old: Terms, new: Terms, level: float) -> Paired:
     low as it can be. Where they do not, its larger p stands. Both results weigh the same units.
     """
     difference = Terms(new.values - old.values, new.weights, new.documents)
-    if difference.n_clusters < MIN_CLUSTERS:
+    few = difference.n_clusters < MIN_CLUSTERS
+    if few:
         difference = Terms(difference.values, difference.weights, torch.arange(len(difference.values)))
     found = _t_test(difference.mean(), difference.standard_error(), difference.n_clusters, level)
     if found.p_value >= level:
         return found
     p_flip, least = sign_flip_p(difference.cluster_sums(difference.values))
-    agrees = p_flip <= max(level, least)
+    # So few that signs could not clear the level are not enough for the t-test alone either, when
+    # they are windows that only stand in for documents.
+    agrees = p_flip <= (level if few else max(level, least))
     return found if agrees else Paired(found.difference, found.standard_error, p_flip, found.detectable, found.n)
 
 

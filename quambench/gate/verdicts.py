@@ -26,16 +26,21 @@ from quambench.metrics import METRICS, Measurement
 FAMILY_LEVEL = 1e-3
 
 # Metrics whose change decides; the others are shown, being functions of these or of one extreme.
-BY_DOCUMENT = ("loss_rise", "kl", "agreement", "decode_ppl_ratio", "decode_kl")
+BY_DOCUMENT = ("loss_rise", "kl", "agreement", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
 BY_ITEM = ("accuracy", *(f"recall_{task}" for task in TASKS))  # right or wrong: McNemar
 GATED = (*BY_DOCUMENT, *BY_ITEM)
 # Continuous, so that any change of the computation moves them.
-SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl")
+SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
+COUNTED = {"scales.count": "n_scales", "scales.bytes": "scale_bytes", "model.bytes": "model_bytes"}
 
 # How many times the floor is more than noise. Two machines are two draws of the noise, so their
 # difference is sqrt(2) times one draw's; draws measured on the bundled models differed among
 # themselves by up to 1.4 (docs/gate.md). 3 leaves half as much again.
 BEYOND = 3.0
+
+# Of shares at an unchanged scale: an activation or scale 1 ulp off (1e-7) may move a few of some
+# hundred thousand values across the end of the grid.
+MAX_SHARE_CHANGE = 1e-4
 
 MAX_SCALE_ULP = 1  # float64 calibration: see quambench/calibrate.py
 
@@ -113,8 +118,11 @@ def judge(
     if new.protocol != old.protocol:
         reason = f"the stored result measured something else: {changed_fields(old, new)}"
         return Verdict(new.case_id, Status.STALE, reason, metrics=new.metrics, stored=old.metrics)
+    if lost := _not_finite(old, new):
+        return Verdict(new.case_id, Status.ERROR, f"{lost} is not finite any more", place=lost)
     comparisons = compare(old, new, FAMILY_LEVEL / n_cases)
-    found = [f for f in (probe, first_changed_artefact(old, new) or first_changed_local_error(old, new)) if f]
+    changed = first_changed_artefact(old, new) or first_changed_local_error(old, new) or first_changed_count(old, new)
+    found = [f for f in (probe, changed, _restated(old)) if f]
     if len(found) < 2:  # accumulated error is the echo of what stands above
         found += [f for f in (first_moved_site(old, new) or first_moved_metric(old, new, comparisons),) if f]
     status, why = _decide(comparisons, bool(found))
@@ -162,10 +170,28 @@ def _decide(comparisons: Sequence[Comparison], changed: bool) -> tuple[Status, s
     return Status.SAME, ""
 
 
+def _not_finite(old: Record, new: Record) -> str:
+    """The first array of evidence with a NaN or infinity where the stored one has a number."""
+    for name, array in new.evidence.items():
+        before = old.evidence.get(name)
+        if before is None or before.shape != array.shape:
+            continue
+        if bool((before.isfinite() & ~array.isfinite()).any()):
+            return name
+    return ""
+
+
+def _restated(old: Record) -> Finding | None:
+    """A metric that today's code computes otherwise from the stored evidence than it was stored."""
+    for name, (was, now) in old.restated.items():
+        return Finding(name, f"the metric's formula changed ({was:.6g} -> {now:.6g} from the same evidence)")
+    return None
+
+
 def _needed(unsure: Sequence[Comparison]) -> str:
     """How many would tell: errors fall with the root of n."""
-    first = max(unsure, key=lambda c: c.worse / c.paired.detectable)
-    if not math.isfinite(first.paired.detectable) or not first.worse:
+    first = min(unsure, key=lambda c: c.paired.detectable / c.worse)
+    if not math.isfinite(first.paired.detectable):
         return "a corpus of more documents would tell"
     n = math.ceil(first.paired.n * (first.paired.detectable / first.worse) ** 2)
     return f"about {n} instead of {first.paired.n} documents or items would (try --qb-full)"
@@ -225,6 +251,24 @@ def first_changed_local_error(old: Record, new: Record) -> Finding | None:
         d = 2 * 2 ** (bits - 1) * eps * step
         if abs(a - b) > 2 * max(a, b) ** 0.5 * d + d * d:
             return Finding(site, f"local error changed at an unchanged scale (mse {a:.3g} -> {b:.3g})")
+    for name, what in (("clipped", "share clipped"), ("range_used", "share of the range used")):
+        shares = zip(
+            new.sites, old.evidence[f"sites.{name}"].tolist(), new.evidence[f"sites.{name}"].tolist(), strict=True
+        )
+        for site, a, b in shares:
+            if abs(a - b) > MAX_SHARE_CHANGE * max(1.0, abs(a)):
+                return Finding(site, f"{what} changed at an unchanged scale ({a:.3g} -> {b:.3g})")
+    return None
+
+
+def first_changed_count(old: Record, new: Record) -> Finding | None:
+    """A number of scales or bytes that is not the stored one: exact on every machine."""
+    for array, metric in COUNTED.items():
+        was, now = old.evidence.get(array), new.evidence.get(array)
+        if was is None or now is None or was.isnan():
+            continue  # an older schema did not count
+        if not torch.equal(was, now):
+            return Finding(metric, f"changed ({was.item():g} -> {now.item():g})")
     return None
 
 

@@ -25,12 +25,12 @@ for _task in TASKS:
     _add(f"recall_{_task}_float", _task, "right_float")
 
 
-def _state_error(evidence: Evidence) -> Measurement:
+def _state_error(evidence: Evidence) -> Terms:
     """Error energy of the INT8 state over the state's, at the end of a sequence of 8 times the training length."""
     if "long.state_error" not in evidence:
-        return UNMEASURED
-    at_end = evidence["long.state_error"][:, -1].mean(0)  # over layers
-    return Measurement(at_end.mean().item(), (at_end.std() / len(at_end) ** 0.5).item())
+        return NO_TERMS
+    at_end = evidence["long.state_error"][:, -1].double().mean(0)  # over layers
+    return Terms(at_end, torch.ones_like(at_end), torch.arange(len(at_end)))
 
 
 def _state_error_growth(evidence: Evidence) -> Measurement:
@@ -42,5 +42,8 @@ def _state_error_growth(evidence: Evidence) -> Measurement:
     return Measurement(ratio.mean().item(), (ratio.std() / len(ratio) ** 0.5).item())
 
 
-for _name, _measure in (("state_error", _state_error), ("state_error_growth", _state_error_growth)):
-    METRICS.add(_name, Metric(name=_name, unit="ratio", better="lower", version=1, measure=_measure))
+add_mean("state_error", "ratio", "lower", _state_error)
+METRICS.add(
+    "state_error_growth",
+    Metric(name="state_error_growth", unit="ratio", better="lower", version=1, measure=_state_error_growth),
+)

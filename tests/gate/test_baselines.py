@@ -20,10 +20,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quambench.errors import BadArtefact
+from quambench.errors import BadArtefact, NewerSchema
 from quambench.gate.baselines import BaselineStore, read_baseline, write_baseline
 from quambench.gate.migrations import SCHEMA, STEPS
 from quambench.gate.verdicts import Status, judge
+from quambench.metrics import METRICS, Measurement
 
 
 @pytest.fixture
@@ -94,12 +95,57 @@ def test_writing_keeps_the_cases_that_did_not_run(tmp_path, path, stored, record
     store = BaselineStore(tmp_path, "cpu-x86_64-avx512")
     store.write("alpha", "m", [record])
     assert sorted(read_baseline(path)) == sorted(stored)
-    store.write("alpha", "m", [record], keep=[record.case_id])
+    store.write("alpha", "m", [record], afresh=True)
     assert list(read_baseline(path)) == [record.case_id]
 
 
+def test_removing_takes_a_case_out_of_every_class_and_a_file_without_cases_goes(tmp_path, path, stored, record):
+    other = tmp_path / "alpha" / "cpu-x86_64-avx2" / "m.json"
+    write_baseline(other, {record.case_id: record})
+    neighbour = path.with_name("m.large.json")  # its evidence begins like m's
+    write_baseline(neighbour, {record.case_id: record})
+    written = BaselineStore(tmp_path, "cpu-x86_64-avx512").remove("alpha", "m", [record.case_id])
+    assert sorted(written) == sorted([path, other])
+    assert sorted(read_baseline(path)) == sorted(set(stored) - {record.case_id})
+    assert list(other.parent.iterdir()) == []
+    assert list(read_baseline(neighbour)) == [record.case_id]
+
+
+def test_a_class_that_lacks_a_case_leaves_it_to_one_that_has_it(tmp_path, stored, record):
+    (missing,) = set(stored) - {record.case_id}
+    write_baseline(tmp_path / "alpha" / "cpu-x86_64-avx512" / "m.json", {record.case_id: record})
+    write_baseline(tmp_path / "alpha" / "cpu-x86_64-avx2" / "m.json", stored)
+    store = BaselineStore(tmp_path, "cpu-x86_64-avx512")
+    assert not store.find("alpha", "m", record.case_id).portable
+    assert store.find("alpha", "m", missing).portable
+    assert store.find("alpha", "m", "unknown") is None
+
+
+def test_a_newer_schema_is_neither_read_nor_replaced(tmp_path, path, stored, record):
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}'))
+    before = path.read_bytes()
+    with pytest.raises(NewerSchema, match="update quambench"):
+        BaselineStore(tmp_path, "cpu-x86_64-avx512").write("alpha", "m", [record])
+    assert path.read_bytes() == before
+
+
+def test_a_metric_restated_from_the_same_evidence_is_told(path, record, monkeypatch):
+    write_baseline(path, {record.case_id: replace(record, settings=record.settings | {"metric.kl": 1})})
+    (before,) = read_baseline(path).values()
+    assert before.restated == {}
+    value = record.metrics["kl"].value
+    monkeypatch.setitem(METRICS._entries, "kl", replace(METRICS["kl"], measure=lambda e: Measurement(2 * value, 0.0)))
+    (after,) = read_baseline(path).values()
+    assert list(after.restated) == ["kl"]
+    assert after.restated["kl"] == pytest.approx((value, 2 * value), rel=1e-8)  # nine digits are stored
+    verdict = judge(before, after, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, "kl")
+    monkeypatch.setitem(METRICS._entries, "kl", replace(METRICS["kl"], version=2))
+    assert next(iter(read_baseline(path).values())).restated == {}  # STALE tells of that
+
+
 def test_old_evidence_goes_with_the_baseline_it_belonged_to(tmp_path, path, stored, record):
-    BaselineStore(tmp_path, "cpu-x86_64-avx512").write("alpha", "m", [record], keep=[])
+    BaselineStore(tmp_path, "cpu-x86_64-avx512").write("alpha", "m", [record], afresh=True)
     assert len(list(path.parent.iterdir())) == 2
 
 

@@ -10,7 +10,17 @@ import torch
 
 from quambench.gate.noise import Noise
 from quambench.gate.record import Artefacts
-from quambench.gate.verdicts import BEYOND, GATED, MAX_SCALE_ULP, SEVERITY, Finding, Status, Verdict, judge
+from quambench.gate.verdicts import (
+    BEYOND,
+    GATED,
+    MAX_SCALE_ULP,
+    MAX_SHARE_CHANGE,
+    SEVERITY,
+    Finding,
+    Status,
+    Verdict,
+    judge,
+)
 from quambench.metrics import METRICS
 
 
@@ -294,3 +304,33 @@ def test_every_gated_metric_can_be_paired_and_every_status_ranked():
 
 def test_a_written_verdict_passes(record):
     assert Verdict("c", Status.REGRESSED, written=True).passes()
+
+
+@pytest.mark.parametrize(
+    ("array", "place"),
+    [("scales.count", "n_scales"), ("scales.bytes", "scale_bytes"), ("model.bytes", "model_bytes")],
+)
+def test_a_changed_count_is_drift_named_at_it(record, change, array, place):
+    with_evidence, *_ = change
+    verdict = judge(with_evidence(record, **{array: record.evidence[array] + 1}), record, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, place)
+
+
+@pytest.mark.parametrize(("array", "what"), [("sites.clipped", "share clipped"), ("sites.range_used", "range used")])
+def test_a_changed_share_at_an_unchanged_scale_is_named_at_its_site(record, change, array, what):
+    with_evidence, *_ = change
+    moved, nudged = record.evidence[array].clone(), record.evidence[array].clone()
+    moved[1] += 2 * MAX_SHARE_CHANGE
+    nudged[1] += MAX_SHARE_CHANGE / 2
+    verdict = judge(with_evidence(record, **{array: moved}), record, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, record.sites[1])
+    assert what in verdict.reason
+    assert judge(with_evidence(record, **{array: nudged}), record, 1).status is Status.SAME
+
+
+def test_evidence_that_is_not_finite_any_more_is_an_error_named_by_its_array(record, change):
+    with_evidence, *_ = change
+    spoilt = record.evidence["prefill.kl"].clone()
+    spoilt[3] = torch.inf
+    verdict = judge(with_evidence(record, **{"prefill.kl": spoilt}), record, 1)
+    assert (verdict.status, verdict.place) == (Status.ERROR, "prefill.kl")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,17 @@ def rests_on(result: ProbeResult, architecture: str, observers: set[str], policy
     return True
 
 
-def record(only_new: bool = False, expected: Path = EXPECTED, streams: Path = STREAMS) -> Path:
-    """Store today's answers as the expected ones, or only where none is stored; returns the file."""
-    questions, kept = _questions(streams), _read(expected) if only_new else {}
+def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = STREAMS) -> Path:
+    """Store today's answers of the named probes, and forget those named that no longer exist; returns the file."""
+    questions, kept = _questions(streams), _read(expected)
+    answers: dict[str, Mapping[str, Any]] = {}
     with torch.random.fork_rng(), torch.no_grad():
-        answers = {
-            p.name: kept.get(p.name) or {k: _entry(v) for k, v in p.ask(questions).items()} for p in all_probes()
-        }
+        for probe in all_probes():
+            if probe.name in names:
+                answers[probe.name] = {k: _entry(v) for k, v in probe.ask(questions).items()}
+            elif probe.name in kept:
+                answers[probe.name] = kept[probe.name]
+    answers |= {name: kept[name] for name in kept if name not in answers and name not in names}
     blocks = []
     for name, answer in answers.items():
         rows = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in answer.items())
