@@ -1,7 +1,7 @@
 """Which implementation of an operation runs, by name, and a record of what ran.
 
-"auto" takes the first implementation, in order of registration, that serves the device and can run.
-One asked for by name runs or raises: nothing here falls back.
+"auto" takes the first implementation, in order of registration, that serves the device, can run and
+is wanted there. One asked for by name runs or raises: nothing here falls back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Implementation:
     run: Callable[..., Tensor]
     devices: tuple[str, ...]
     why_not: Callable[[], str | None]
-    auto: bool
+    auto: Callable[[], bool]
 
     def obstacle(self, device: str) -> str | None:
         if device not in self.devices:
@@ -41,12 +41,12 @@ def register(
     *,
     devices: Iterable[str] = ("cpu",),
     why_not: Callable[[], str | None] = lambda: None,
-    auto: bool = True,
+    auto: Callable[[], bool] = lambda: True,
 ) -> None:
     """Enter `run` as an implementation of `op`; earlier entries are preferred.
 
     why_not  reason why it cannot run on this machine, or None; called at every dispatch, so cached
-    auto     False for one that runs only when named
+    auto     whether "auto" may take it on this machine; called at every dispatch, so cached
     """
     entries = _known.setdefault(op, {})
     if name in entries or name == "auto":
@@ -63,7 +63,7 @@ def resolve(op: str, impl: str, device: torch.device) -> Callable[..., Tensor]:
     """The implementation to call now; its name is entered in `chosen()`."""
     entries = _known.get(op, {})
     if impl == "auto":
-        name = next((n for n, e in entries.items() if e.auto and e.obstacle(device.type) is None), None)
+        name = next((n for n, e in entries.items() if e.obstacle(device.type) is None and e.auto()), None)
         if name is None:
             reasons = "; ".join(f"{n}: {e.obstacle(device.type) or 'only by name'}" for n, e in entries.items())
             raise UnavailableError(f"{op}: no implementation for {device.type} ({reasons})")

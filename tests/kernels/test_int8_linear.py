@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -243,7 +244,7 @@ def test_a_named_one_that_cannot_run_is_refused(fresh_record):
 def test_auto_prefers_the_first_and_never_takes_what_runs_only_by_name(fresh_record):
     register("op", "first", cpu.int_mm, devices=("cuda",))
     register("op", "second", cpu.chunked_float32, devices=("cuda",))
-    register("op", "by name", int8_linear_ref, devices=("cuda", "cpu"), auto=False)
+    register("op", "by name", int8_linear_ref, devices=("cuda", "cpu"), auto=lambda: False)
     assert resolve("op", "auto", torch.device("cuda")) is cpu.int_mm
     with pytest.raises(UnavailableError, match=r"no implementation for cpu \(first: runs on cuda.*by name: only"):
         resolve("op", "auto", CPU)
@@ -259,8 +260,12 @@ def test_a_name_is_given_once(fresh_record):
 
 
 def test_the_probe_decides_what_auto_runs(fresh_record, monkeypatch):
-    int8_linear(BYTES, BYTES)
-    assert chosen() == {"int8_linear": "int_mm" if cpu.int_mm_is_exact() else "chunked_float32"}
+    for faster, name in ((True, "int_mm"), (False, "chunked_float32")):
+        monkeypatch.setattr(dispatch, "_ran", {})
+        entry = replace(dispatch._known["int8_linear"]["int_mm"], auto=lambda faster=faster: faster)
+        monkeypatch.setitem(dispatch._known["int8_linear"], "int_mm", entry)
+        int8_linear(BYTES, BYTES)
+        assert chosen() == {"int8_linear": name if cpu.int_mm_is_exact() else "chunked_float32"}
 
     cpu.why_not_int_mm.cache_clear()
     monkeypatch.setattr(cpu, "int_mm_is_exact", lambda: False)
@@ -285,13 +290,14 @@ for m, k, n in ((1, 64, 64), (1, 1531, 65), (17, 33, 9), (40, 300, 64), (33, 409
                 for v, s in ((x_value, (m, k)), (w_value, (n, k))))
         assert torch.equal(int8_linear(x, w).long(), x.long() @ w.long().t()), (m, k, n, x_value, w_value)
 ran = chosen()["int8_linear"]
-assert ran == ("int_mm" if cpu.int_mm_is_exact() else "chunked_float32")
+wanted = cpu.int_mm_is_exact() and cpu.int_mm_is_faster()
+assert ran == ("int_mm" if wanted else "chunked_float32")
 try:
     int8_linear(x, w, impl="int_mm")
     refused = False
 except UnavailableError:
     refused = True
-assert refused == (ran != "int_mm"), "asked for by name, an inexact implementation must not run"
+assert refused == (not cpu.int_mm_is_exact()), "asked for by name, an inexact implementation must not run"
 print(ran)
 """
 

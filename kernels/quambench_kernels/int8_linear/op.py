@@ -12,9 +12,9 @@ from quambench_kernels.int8_linear.reference import int8_linear_ref
 # 128 * 128 * K <= 2^31 - 1, so that no sum leaves int32.
 MAX_K = (2**31 - 1) // 2**14  # 131,071
 
-register("int8_linear", "int_mm", cpu.int_mm, why_not=cpu.why_not_int_mm)
+register("int8_linear", "int_mm", cpu.int_mm, why_not=cpu.why_not_int_mm, auto=cpu.int_mm_is_faster)
 register("int8_linear", "chunked_float32", cpu.chunked_float32)
-register("int8_linear", "reference", int8_linear_ref, devices=("cpu", "cuda"), auto=False)
+register("int8_linear", "reference", int8_linear_ref, devices=("cpu", "cuda"), auto=lambda: False)
 
 
 def int8_linear(x_q: Tensor, w_q: Tensor, *, impl: str = "auto") -> Tensor:
