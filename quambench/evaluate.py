@@ -114,11 +114,15 @@ class FloatInside:
 
 @torch.inference_mode()
 def float_answers(model: LanguageModel, data: EvalData) -> FloatAnswers:
-    """model: the untouched float32 checkpoint."""
-    quality = [F.log_softmax(model(rows)[0].float(), -1) for rows in data.quality.inputs.split(WINDOW_BATCH)]
+    """model: the untouched checkpoint, in float64, so that the reference is the same on every machine."""
+
+    def log_probs(windows: Windows, skip: int = 0) -> Tensor:
+        pieces = windows.inputs.split(WINDOW_BATCH)
+        return torch.cat([_log_probs(model(rows)[0][:, skip:]).float() for rows in pieces])
+
     return FloatAnswers(
-        quality_log_probs=torch.cat(quality),
-        decode_log_probs=F.log_softmax(model(data.decode.inputs)[0][:, data.decode_prefix :].float(), -1),
+        quality_log_probs=log_probs(data.quality),
+        decode_log_probs=log_probs(data.decode, skip=data.decode_prefix),
         correct=_items_correct(model, data),
         recall_right={t: answers_right(model, s, by_steps=False) for t, s in data.recall.items()},
     )
@@ -143,7 +147,7 @@ def evaluate(
     data: EvalData,
     calibration: SiteScales,
     act_bits: int,
-    window_batch: int = WINDOW_BATCH,
+    window_batch: int = WINDOW_BATCH,  # windows per forward; another one is other numerics
 ) -> dict[str, Tensor]:
     """Everything measured of one quantized model.
 
@@ -162,13 +166,14 @@ def evaluate(
 
     raises NonFinite when the model's output is not finite
     """
-    evidence: dict[str, Tensor] = {}
-    logits = torch.cat([model(rows)[0] for rows in data.quality.inputs.split(window_batch)])
-    evidence |= _compare("prefill", logits, answers.quality_log_probs, data.quality)
+    pieces = (model(rows)[0] for rows in data.quality.inputs.split(window_batch))
+    evidence = _compare("prefill", pieces, answers.quality_log_probs, data.quality)
     evidence["prefill.bytes"] = data.quality_bytes
     at_last_step: dict[str, Tensor] = {}
     logits = decode(model, data.decode.inputs, data.decode_prefix, _recorder(at_last_step))
-    evidence |= _compare("decode", logits, answers.decode_log_probs, data.decode, skip=data.decode_prefix)
+    evidence |= _compare(
+        "decode", logits.split(window_batch), answers.decode_log_probs, data.decode, skip=data.decode_prefix
+    )
     evidence |= _decode_against_prefill(model, logits, data)
     evidence["decode.accumulated"] = _accumulated(model, at_last_step, inside.decode_sites)
     if data.items is not None:
@@ -198,8 +203,8 @@ def _accumulated(model: QuantizedModel, found: Mapping[str, Tensor], truth: Mapp
 
 def _decode_against_prefill(model: QuantizedModel, logits: Tensor, data: EvalData) -> dict[str, Tensor]:
     """What carrying an INT8 state costs, with everything else equal."""
-    prefill = F.log_softmax(model(data.decode.inputs)[0][:, data.decode_prefix :].float(), -1)
-    kl = (prefill.exp() * (prefill - F.log_softmax(logits.float(), -1))).sum(-1).double().clamp(min=0)
+    prefill = model(data.decode.inputs)[0][:, data.decode_prefix :]
+    kl = torch.cat([_kl(_log_probs(p), _log_probs(d)) for p, d in zip(prefill.split(1), logits.split(1), strict=True)])
     return {"decode.kl_prefill": kl.sum(-1), "decode.kl_by_step": kl.mean(0)}
 
 
@@ -230,22 +235,41 @@ def _recorder(into: dict[str, Tensor], last_only: bool = False) -> Callable[[str
     return tap
 
 
-def _compare(phase: str, logits: Tensor, float_log_probs: Tensor, windows: Windows, skip: int = 0) -> dict[str, Tensor]:
-    """Sums per window of what tells two next-token distributions apart."""
-    if not torch.isfinite(logits).all():
-        raise NonFinite(f"the quantized model's logits are not finite in {phase}")
-    log_probs = F.log_softmax(logits.float(), -1)
-    targets = windows.targets[:, skip:, None]
-    kl = (float_log_probs.exp() * (float_log_probs - log_probs)).sum(-1).double().clamp(min=0)
-    agree = log_probs.argmax(-1) == float_log_probs.argmax(-1)
-    sums = {
-        "nll": -log_probs.gather(-1, targets)[..., 0].double().sum(-1),
-        "nll_float": -float_log_probs.gather(-1, targets)[..., 0].double().sum(-1),
-        "kl": kl.sum(-1),
-        "agree": agree.double().sum(-1),
-        "tokens": torch.full((len(targets),), float(targets.shape[1]), dtype=torch.float64),
+def _log_probs(logits: Tensor) -> Tensor:
+    """float64: in float32 two machines' KL differ by more than those of a well-behaved model's cases."""
+    return F.log_softmax(logits.double(), -1)
+
+
+def _kl(truth: Tensor, other: Tensor) -> Tensor:
+    """(..., V) log-probabilities, twice -> (...) float64 KL(truth || other), nats, at least 0."""
+    truth = truth.double()
+    return (truth.exp() * (truth - other)).sum(-1).clamp(min=0)
+
+
+def _compare(
+    phase: str, logits: Iterable[Tensor], float_log_probs: Tensor, windows: Windows, skip: int = 0
+) -> dict[str, Tensor]:
+    """Sums per window of what tells two next-token distributions apart; logits come in pieces of windows."""
+    rows: dict[str, list[Tensor]] = {"nll": [], "kl": [], "agree": []}
+    done = 0
+    for piece in logits:
+        if not torch.isfinite(piece).all():
+            raise NonFinite(f"the quantized model's logits are not finite in {phase}")
+        at = slice(done, done := done + len(piece))
+        log_probs, truth = _log_probs(piece), float_log_probs[at]
+        rows["nll"].append(-log_probs.gather(-1, windows.targets[at, skip:, None])[..., 0])
+        rows["kl"].append(_kl(truth, log_probs))
+        rows["agree"].append((piece.argmax(-1) == truth.argmax(-1)).double())
+    found = {name: torch.cat(parts) for name, parts in rows.items()}  # (W, L) each
+    nll_float = -float_log_probs.gather(-1, windows.targets[:, skip:, None])[..., 0].double()
+    n_windows, length = nll_float.shape
+    sums = {name: per_token.sum(-1) for name, per_token in found.items()} | {
+        "nll_float": nll_float.sum(-1),
+        "tokens": torch.full((n_windows,), float(length), dtype=torch.float64),
         "document": windows.documents.to(torch.int32),
-        "kl_quantiles": torch.stack([_quantile_with_error(kl, windows.documents, q) for q in KL_QUANTILES.values()]),
+        "kl_quantiles": torch.stack(
+            [_quantile_with_error(found["kl"], windows.documents, q) for q in KL_QUANTILES.values()]
+        ),
     }
     return {f"{phase}.{name}": value for name, value in sums.items()}
 

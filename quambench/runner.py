@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -81,12 +82,14 @@ class ModelRun:
         cases: Iterable[Case],
         progress: Progress = lambda what, done, total: None,
         known: Known | None = None,
+        window_batch: int = WINDOW_BATCH,
     ) -> None:
         keep_freed_memory()
         self._known = known or Known()
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
         self._progress = progress
+        self._window_batch = window_batch
         self._measured: dict[tuple[str, Precision], dict[str, Tensor]] = {}
         protocols = {case.protocol for case in self.cases}
         if len(protocols) != 1:
@@ -135,7 +138,8 @@ class ModelRun:
         key = (self.checkpoint.digest, self.data.digest)
         if key not in self._known.answers:
             self._progress(f"{self.checkpoint.name}: float reference", 0, 1)
-            self._known.answers[key] = float_answers(self.checkpoint.model, self.data)
+            untouched = copy.deepcopy(self.checkpoint.model).double()
+            self._known.answers[key] = float_answers(untouched, self.data)
         return self._known.answers[key]
 
     @cached_property
@@ -169,14 +173,12 @@ class ModelRun:
             self._measured[key] = self.measure_again(case)
         return self._measured[key]
 
-    def measure_again(
-        self, case: Case, window_batch: int = WINDOW_BATCH, disturb: Disturb = undisturbed
-    ) -> dict[str, Tensor]:
-        """The measurement, not remembered: under other numerics or other batches."""
+    def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
+        """The measurement, not remembered: under other numerics."""
         calibration = self.calibrations[case]
         model = self.quantized(case, disturb)
         bits = case.precision.act_bits
-        return evaluate(model, self.answers, self.inside, self.data, calibration, bits, window_batch)
+        return evaluate(model, self.answers, self.inside, self.data, calibration, bits, self._window_batch)
 
     def settings(self, case: Case) -> dict[str, object]:
         """What decides whether a stored number measured the same thing."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from quambench.errors import (
     MissingExtra,
     NewerSchema,
 )
+from quambench.evaluate import WINDOW_BATCH
 from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, Stored
 from quambench.gate.noise import DISTURBANCES, Evidence, disturbance, largest, spread
@@ -60,6 +62,7 @@ class Session:
     accept: str = ""  # why worse results may be stored
     allow_drift: bool = False
     progress: Progress = no_progress
+    window_batch: int = WINDOW_BATCH  # windows per forward of the INT8 model
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -106,7 +109,12 @@ class Session:
             if model not in self.checkpoints:
                 self.load(model)
             self._runs[model] = ModelRun(
-                self.checkpoints[model], self.corpus, self._cases[model], self.progress, self.known
+                self.checkpoints[model],
+                self.corpus,
+                self._cases[model],
+                self.progress,
+                self.known,
+                self.window_batch,
             )
         return self._runs[model]
 
@@ -120,9 +128,17 @@ class Session:
         except INPUT_ERRORS:
             raise
         except Exception as error:
-            verdict = Verdict(case.id, Status.ERROR, _one_line(error), place=_where(error))
+            verdict = self._failed(case, error)
         self.verdicts.append(verdict)
         return verdict
+
+    def _failed(self, case: Case, error: Exception) -> Verdict:
+        """A crash is the echo of what a probe may know better; the probes' own crash adds nothing."""
+        probe = None
+        with suppress(Exception):
+            probe = self._broken_probe(case)
+        reason = "; ".join(filter(None, [str(probe or ""), _one_line(error)]))
+        return Verdict(case.id, Status.ERROR, reason, unit=probe.place if probe else "", place=_where(error))
 
     def _judge(self, suite: str, case: Case) -> Verdict:
         run = self._run(case.model)

@@ -148,9 +148,11 @@ def read_baseline(path: Path) -> dict[str, Record]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         schema = document["schema"]
-        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        if type(schema) is not int or schema < 1:
+            raise ValueError(f"no schema is numbered {schema!r}")
+        if schema > SCHEMA:
             raise NewerSchema(
-                f"{path} has schema {schema!r}, this version of quambench reads 1 to {SCHEMA}:"
+                f"{path} has schema {schema}, this version of quambench reads 1 to {SCHEMA}:"
                 " update quambench, or restore the file from git"
             )
         name, digest = document["evidence"]["file"], document["evidence"]["sha256"]
@@ -229,7 +231,7 @@ def _number(value: float) -> float | None:
 
 
 def _numbers(stored: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in stored.items()}
+    return {name: math.nan if value is None else float(value) for name, value in stored.items()}
 
 
 def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Record:
@@ -238,7 +240,7 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
     noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
-    metrics = {n: METRICS[n].measure(own) for n in entry["metrics"] if n in METRICS}
+    metrics = {n: _measured(n, entry, own) for n in entry["metrics"] if n in METRICS}
     record = Record(
         case_id=case_id,
         settings=dict(entry["settings"]),
@@ -253,6 +255,14 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
     if record.protocol != entry["protocol"] or record.artefact_digest != entry["artefacts"]:
         raise ValueError(f"{case_id}: settings or artefacts were edited by hand")
     return record
+
+
+def _measured(name: str, entry: Mapping[str, Any], evidence: Mapping[str, torch.Tensor]) -> Measurement:
+    """From the evidence, so that it can be paired; another version's as stored, since it may have no such evidence."""
+    if entry["settings"].get(f"metric.{name}", METRICS[name].version) == METRICS[name].version:
+        return METRICS[name].measure(evidence)
+    value, error = (math.nan if number is None else float(number) for number in entry["metrics"][name])
+    return Measurement(value, error)
 
 
 def _restated(entry: Mapping[str, Any], metrics: Mapping[str, Measurement]) -> dict[str, tuple[float, float]]:

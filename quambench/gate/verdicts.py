@@ -148,9 +148,10 @@ def compare(old: Record, new: Record, level: float) -> tuple[Comparison, ...]:
     for name, test in tests.items():
         was, now = (terms.mean() for terms in pairs[name])
         worse = now - was if METRICS[name].better == "lower" else was - now
-        floor = BEYOND * old.noise.means.get(name, 0.0)
         error = pairs[name][0].standard_error()
         margin = 0.0 if math.isnan(error) else error
+        # Stored before this metric was gated: nothing says how much of it is noise.
+        floor = BEYOND * old.noise.means[name] if name in old.noise.means else margin
         made.append(Comparison(name, test, worse, floor, margin, name in sure and abs(worse) > floor))
     return tuple(made)
 

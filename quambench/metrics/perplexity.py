@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from quambench.metrics.base import METRICS, NO_TERMS, Evidence, Measurement, Metric, Terms, add_mean, per_token
+
+_LARGEST = math.log(sys.float_info.max)  # a model that went astray may lose more nats than that
 
 
 def _exp(terms: Terms) -> Measurement:
     """exp of a mean, its error by the delta method."""
-    value = math.exp(terms.mean())
+    value = math.exp(terms.mean()) if terms.mean() < _LARGEST else math.inf
     return Measurement(value, value * terms.standard_error())
 
 
