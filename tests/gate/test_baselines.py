@@ -219,6 +219,30 @@ def test_a_file_of_schema_1_is_read_and_what_it_did_not_measure_is_unknown(tmp_p
     assert json.loads((tmp_path / "new" / "m.json").read_text())["schema"] == SCHEMA
 
 
+@pytest.mark.parametrize("schema", ["null", "0", '"x"', "[1]", "true", "1.5"])
+def test_what_is_no_schema_is_unreadable_and_may_be_replaced(tmp_path, path, stored, record, schema):
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', f'"schema": {schema}'))
+    with pytest.raises(BadArtefact, match="--qb-update") as caught:
+        read_baseline(path)
+    assert not isinstance(caught.value, NewerSchema)
+    BaselineStore(tmp_path, "cpu-x86_64-avx512").write("alpha", "m", [record], afresh=True)
+    assert list(read_baseline(path)) == [record.case_id]
+
+
+def test_a_metric_of_another_version_is_stale_also_where_its_evidence_is_gone(path, record, monkeypatch):
+    def measure(evidence):
+        raise KeyError("evidence that only the new version stores")
+
+    settings = record.settings | {"metric.kl": METRICS["kl"].version}
+    write_baseline(path, {record.case_id: replace(record, settings=settings)})
+    monkeypatch.setitem(METRICS._entries, "kl", replace(METRICS["kl"], version=2, measure=measure))
+    (stored,) = read_baseline(path).values()
+    assert stored.metrics["kl"].value == pytest.approx(record.metrics["kl"].value, rel=1e-8)
+    verdict = judge(replace(record, settings=settings | {"metric.kl": 2}), stored, 1)
+    assert verdict.status is Status.STALE
+    assert "metric.kl 1 -> 2" in verdict.reason
+
+
 def test_every_schema_has_its_step():
     assert sorted(STEPS) == list(range(1, SCHEMA))
 

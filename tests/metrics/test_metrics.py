@@ -116,3 +116,9 @@ def test_every_metric_states_what_it_is(name):
     assert metric.unit
     assert metric.better in ("lower", "higher")
     assert metric.version >= 1
+
+
+def test_a_model_gone_astray_has_an_infinite_perplexity_and_no_traceback():
+    lost = EVIDENCE | {"prefill.nll": column(2000.0, 2000.0)}  # 1,000 nats a token; exp overflows at 709.8
+    assert METRICS["perplexity"].measure(lost).value == math.inf
+    assert METRICS["ppl_ratio"].measure(lost).value == math.inf
