@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quambench import calibrate as calibration
 from quambench import runner
 from quambench.calibrate import Calibration
 from quambench.models.backbone import LanguageModel, LayerState
+from quambench.models.mamba2 import Mamba2Mixer
 from quambench.observers import ObserverSpec
 from quambench.observers import base as observing
 from quambench.observers import percentile as quantiles
+from quambench.observers import running_max as maxima
 from quambench.observers.percentile import Percentile
 from quambench.observers.running_max import RunningMax
 from quambench.quant import fuse, grid, hadamard, quantized, weights
@@ -124,6 +128,48 @@ def _() -> AbstractContextManager[Any]:
 @fault("no floor under the scale", "grid")
 def _() -> AbstractContextManager[Any]:
     return patch.object(grid, "MIN_SCALE", 0.0)
+
+
+@fault("sites round half away from zero", "site")
+def _() -> AbstractContextManager[Any]:
+    def away(self: quantized.SiteGrid, x: Tensor) -> Tensor:
+        return grid.quantize(x, self.broadcast(x), self.bits, "half_away")
+
+    return patch.object(quantized.SiteGrid, "quantize", away)
+
+
+@fault("sites ignore their bits", "site")
+def _() -> AbstractContextManager[Any]:
+    return patch.object(
+        quantized.SiteGrid, "quantize", lambda self, x: grid.quantize(x, self.broadcast(x), 8, "half_even")
+    )
+
+
+@fault("sites dequantize with twice the scale", "site")
+def _() -> AbstractContextManager[Any]:
+    return _wrapped(quantized.SiteGrid, "dequantize", lambda original, self, q: original(self, q) * 2)
+
+
+# --- granularity ----------------------------------------------------------------------------------
+
+
+@fault("per channel along the wrong axis", "granularity/channel")
+def _() -> AbstractContextManager[Any]:
+    right = GRANULARITIES["channel"]
+    wrong = Granularity(lambda x: right.lay_out(x.movedim(1, -1)), right.expand)
+    return patch.dict(GRANULARITIES._entries, channel=wrong)
+
+
+@fault("scales per channel met along the wrong axis", "granularity/channel")
+def _() -> AbstractContextManager[Any]:
+    wrong = Granularity(GRANULARITIES["channel"].lay_out, lambda scale, x: scale[:, None])
+    return patch.dict(GRANULARITIES._entries, channel=wrong)
+
+
+@fault("one scale from the first position alone", "granularity/tensor")
+def _() -> AbstractContextManager[Any]:
+    right = GRANULARITIES["tensor"]
+    return patch.dict(GRANULARITIES._entries, tensor=Granularity(lambda x: right.lay_out(x)[:1], right.expand))
 
 
 # --- observers ------------------------------------------------------------------------------------
@@ -243,6 +289,45 @@ def _() -> AbstractContextManager[Any]:
     return patch.object(Percentile, "update", lambda self, x: None)
 
 
+@fault("NaN and infinity taken in", "observer")
+def _() -> AbstractContextManager[Any]:
+    def update(self: observing.Observer, x: Tensor) -> None:
+        if x.numel():
+            with np.errstate(invalid="ignore"):
+                self.take(x.detach())
+            self.n_batches += 1
+
+    return patch.object(observing.Observer, "update", update)
+
+
+@fault("NaN refused, infinity taken in", "observer")
+def _() -> AbstractContextManager[Any]:
+    return _wrapped(observing.Observer, "update", lambda original, self, x: original(self, x.clamp(-3e38, 3e38)))
+
+
+@fault("what is refused counts all the same", "observer")
+def _() -> AbstractContextManager[Any]:
+    def update(original: Any, self: observing.Observer, x: Tensor) -> None:
+        if x.numel() and not x.isfinite().all():
+            self.take(x.nan_to_num(0.0, 1e3, -1e3))
+        original(self, x)
+
+    return _wrapped(observing.Observer, "update", update)
+
+
+@fault("a scale from an observer that saw nothing", "observer")
+def _() -> AbstractContextManager[Any]:
+    def scale(original: Any, self: observing.Observer) -> Tensor:
+        return torch.tensor(1.0) if self.amax is None else original(self)
+
+    return _wrapped(observing.Observer, "scale", scale)
+
+
+@fault("no floor under the running maximum", "observer/running_max")
+def _() -> AbstractContextManager[Any]:
+    return patch.object(maxima, "MIN_AMAX", 0.0)
+
+
 @fault("NaN in one batch", "", "", error=True)
 def _() -> AbstractContextManager[Any]:
     return _spoilt_batch(math.nan)
@@ -335,6 +420,17 @@ def _() -> AbstractContextManager[Any]:
     return patch.object(fuse, "rotate_out_proj_input", half)
 
 
+@fault("out_proj's bias not rotated", "fuse")
+def _() -> AbstractContextManager[Any]:
+    def spoil(model: LanguageModel) -> None:
+        for block in model.blocks:
+            bias = block.mixer.out_proj.bias
+            if bias is not None:
+                bias.copy_(_unrotate(bias))
+
+    return _after(fuse, "rotate_residual", spoil)
+
+
 @fault("gain not fused into in_proj", "fuse", "layers.0.in_proj.weight")
 def _() -> AbstractContextManager[Any]:
     return _without_gain(lambda model: [block.norm for block in model.blocks])
@@ -411,6 +507,16 @@ def _() -> AbstractContextManager[Any]:
     return _everywhere("quantize_splits", reversed_sizes, weights, quantized)
 
 
+@fault("weights ignore their bits", "weights")
+def _() -> AbstractContextManager[Any]:
+    return _at_eight_bits(weights, quantized)
+
+
+@fault("the model ignores its weights' bits", "fuse")
+def _() -> AbstractContextManager[Any]:
+    return _at_eight_bits(quantized)
+
+
 # --- the INT8 runtime -----------------------------------------------------------------------------
 
 
@@ -418,6 +524,79 @@ def _() -> AbstractContextManager[Any]:
 def _() -> AbstractContextManager[Any]:
     original = quantized.int8_linear
     return patch.object(quantized, "int8_linear", lambda x, w: original(x, w).clamp(-32768, 32767))
+
+
+@fault("the model ignores its activations' bits", "step")
+def _() -> AbstractContextManager[Any]:
+    def eight(model: QuantizedModel) -> None:
+        for block in model.blocks:
+            block.grids = {site: replace(g, bits=8) for site, g in block.grids.items()}
+
+    return _after_init(eight)
+
+
+@fault("bias of a projection dropped", "step")
+def _() -> AbstractContextManager[Any]:
+    def without(original: Any, self: quantized.QuantizedLinear, x_q: Tensor, x_scale: Tensor) -> Tensor:
+        return original(replace(self, bias=None), x_q, x_scale)
+
+    return _wrapped(quantized.QuantizedLinear, "__call__", without)
+
+
+@fault("float lm_head without its norm", "step/.*/w4a4")
+def _() -> AbstractContextManager[Any]:
+    def head(original: Any, self: QuantizedModel, hidden: Tensor, *tap: Any) -> Tensor:
+        return hidden @ self.head_weight.T if self.head_grid is None else original(self, hidden, *tap)
+
+    return _wrapped(QuantizedModel, "head", head)
+
+
+@fault("gated norm always behind the gate", "step/mamba2-options", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    return _as_if(norm_before_gate=False)
+
+
+@fault("limits of dt dropped", "step/mamba2-options", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    return _as_if(dt_min=0.0, dt_max=math.inf)
+
+
+@fault("lower limit of dt dropped", "step/mamba2-options", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    return _as_if(dt_min=0.0)
+
+
+@fault("upper limit of dt dropped", "step/mamba2-options", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    return _as_if(dt_max=math.inf)
+
+
+@fault("D per channel read per head", "step/mamba2-options", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    def per_head(model: QuantizedModel) -> None:
+        for block in model.blocks:
+            if block.config.d_per_channel:
+                D: Tensor = block.D  # type: ignore[attr-defined]
+                heads = D.view(-1, block.config.head_dim)
+                block.D = heads[:, :1].expand_as(heads).flatten()  # type: ignore[attr-defined]
+
+    return _after_init(per_head)
+
+
+@fault("float model's gated norm always behind the gate", "calibration/mamba2-options", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    return patch.object(Mamba2Mixer, "gated_norm", lambda self, y, z: self.norm(y * F.silu(z)))
+
+
+@fault("state rounded half away from zero", "step/.*/state")
+def _() -> AbstractContextManager[Any]:
+    def away(original: Any, self: Any, ssm: Tensor, tap: Any) -> Tensor:
+        if not self.int8_state:
+            return original(self, ssm, tap)
+        site = self.grids["ssm_state"]
+        return grid.quantize(ssm, site.broadcast(ssm), site.bits, "half_away")
+
+    return _wrapped(quantized._Block, "store_state", away)
 
 
 @fault("state read four times as large", "step", "layers.0.ssm_state")
@@ -522,8 +701,6 @@ def _everywhere(name: str, spoilt: Any, *modules: Any) -> AbstractContextManager
 
     @contextmanager
     def planted() -> Iterator[None]:
-        from contextlib import ExitStack
-
         with ExitStack() as stack:
             for module in modules:
                 stack.enter_context(patch.object(module, name, spoilt))
@@ -555,6 +732,32 @@ def _after_init(spoil: Callable[[QuantizedModel], None]) -> AbstractContextManag
         spoil(self)
 
     return patch.object(QuantizedModel, "__init__", both)
+
+
+def _as_if(**changes: Any) -> AbstractContextManager[Any]:
+    """The INT8 runtime reads another config than the model's."""
+
+    def misread(model: QuantizedModel) -> None:
+        for block in model.blocks:
+            block.config = replace(block.config, **changes)
+
+    return _after_init(misread)
+
+
+def _at_eight_bits(*modules: Any) -> AbstractContextManager[Any]:
+    """Weights come at 8 bits from these modules, whatever was asked."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in ("quantize_tensor", "quantize_rows"):
+                whole = getattr(weights, name)
+                stack.enter_context(_everywhere(name, lambda w, bits=8, whole=whole: whole(w, 8), *modules))
+            splits = weights.quantize_splits
+            stack.enter_context(_everywhere("quantize_splits", lambda w, sizes, bits=8: splits(w, sizes, 8), *modules))
+            yield
+
+    return planted()
 
 
 def _quantile(spoilt: Callable[[Tensor, float, Any], Tensor]) -> AbstractContextManager[Any]:

@@ -195,7 +195,7 @@ class _MambaBlock(_Block):
         dt = F.softplus(dt + self.dt_bias)
         u = self.read("x_proj:input", x_q)
         y, ssm = selective_scan(u, dt, self.A, B, C, self.D, self.read_state(before.ssm))
-        after = LayerState(conv_in[:, 1 - c.conv_width :], self.store_state(ssm, tap))
+        after = LayerState(conv_in[:, conv_in.shape[1] - (c.conv_width - 1) :], self.store_state(ssm, tap))
         return self.project_out(y * F.silu(z), tap), after
 
     def _read_x(self, q: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class _Mamba2Block(_Block):
             y, ssm = ssd_sequential(x, dt, self.A, B, C, ssm)
         else:
             y, ssm = ssd(x, dt, self.A, B, C, ssm, c.chunk_size)
-        after = LayerState(conv_in[:, 1 - c.conv_width :], self.store_state(ssm, tap))
+        after = LayerState(conv_in[:, conv_in.shape[1] - (c.conv_width - 1) :], self.store_state(ssm, tap))
         y = y + x * self.D.view(-1, c.head_dim if c.d_per_channel else 1)
         return self.project_out(self._gated_norm(y.flatten(-2), z), tap), after
 

@@ -13,8 +13,9 @@ from quambench.gate import probes
 from quambench.gate.faults import FAULTS
 from quambench.gate.probes import EXPECTED, STREAMS, ProbeResult, check, record, rests_on
 from quambench.gate.probes.base import Probe
-from quambench.gate.probes.models import CONFIGS
+from quambench.gate.probes.models import CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
+from quambench.quant import quantized
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,46 @@ def test_no_rounding_of_the_step_hangs_on_a_float_error(kind):
     from safetensors.torch import load_file
 
     assert tie_margin(load_file(STREAMS), kind) > TIE_MARGIN
+
+
+def test_both_limits_of_dt_bind_for_some_values_and_not_for_all(monkeypatch):
+    from safetensors.torch import load_file
+
+    seen = []
+    real = torch.nn.functional.softplus
+    monkeypatch.setattr(quantized.F, "softplus", lambda x: seen.append(real(x)) or real(x))
+    with torch.no_grad():
+        stepped(load_file(STREAMS), "mamba2-options")
+    dt, config = torch.cat([x.flatten() for x in seen]), CONFIGS["mamba2-options"]
+    for share in ((dt < config.dt_min).double().mean(), (dt > config.dt_max).double().mean()):
+        assert 0.02 < share < 0.5
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_models_have_what_their_probes_are_to_see(kind):
+    from safetensors.torch import load_file
+
+    weights = {k: v for k, v in load_file(STREAMS).items() if k.startswith(f"{kind}/weight/")}
+    biases = [v for k, v in weights.items() if k.endswith(("in_proj.bias", "out_proj.bias", "conv1d.bias"))]
+    gains = [v for k, v in weights.items() if "norm" in k]
+    assert len(biases) == 3 * CONFIGS[kind].n_layers
+    assert all(b.abs().max() > 0.1 for b in biases)
+    assert all((g - 1).abs().max() > 0.1 for g in gains)
+
+
+def test_a_tie_is_seen_by_the_margin(monkeypatch):
+    from safetensors.torch import load_file
+
+    streams = load_file(STREAMS)
+    original = quantized._Block.enter
+
+    def on_a_tie(self, site, x, tap):
+        x = x.clone()
+        x.flatten()[0] = -127.5 * self.grids[site].scale
+        return original(self, site, x, tap)
+
+    monkeypatch.setattr(quantized._Block, "enter", on_a_tie)
+    assert tie_margin(streams, "mamba") < 1e-7
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.unit], ids=lambda f: f.name)
@@ -123,7 +164,17 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
         ("policy/quamba/mamba2", True),
         ("policy/quamba/mamba", False),
         ("step/mamba", False),
+        ("step/mamba/state", False),
         ("step/mamba2", True),
+        ("step/mamba2/state", True),
+        ("step/mamba2-options", True),
+        ("step/mamba2/w4a4-float_embedding-float_lm_head", True),
+        ("step/mamba/w4a4-float_embedding-float_lm_head", False),
+        ("fuse/mamba2-options", True),
+        ("fuse/mamba", False),
+        ("calibration/mamba2-options/running_max", True),
+        ("calibration/mamba2-options/other", False),
+        ("calibration/mamba/running_max", False),
     ],
 )
 def test_a_case_rests_on_its_own_parts(name, rests):

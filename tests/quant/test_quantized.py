@@ -59,7 +59,10 @@ class Setting:
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def setting(request, randomize):
-    shape, granularity, precision = SETTINGS[request.param]
+    return made(*SETTINGS[request.param], randomize)
+
+
+def made(shape, granularity, precision, randomize):
     with torch.random.fork_rng():
         model = build(ModelConfig(**shape))
     randomize(model, 1)
@@ -218,10 +221,12 @@ def assert_is_the_recipe(s, model, tokens, state=None, given=None):
         assert torch.equal(layer.ssm.double(), integers[at + "ssm_state"])
         inputs = [f"{at}{n}_conv_in" for n in "xBC"] if at + "z" in seen else [at + "in_proj:output"]
         fresh = torch.cat([integers[n] for n in inputs], -1)[..., : s.prepared.config.conv_channels]
-        kept = min(layer.conv.shape[1], fresh.shape[1])
-        assert torch.equal(layer.conv[:, -kept:].double(), fresh[:, -kept:])
+        width = s.prepared.config.conv_width - 1
+        kept = min(width, fresh.shape[1])
+        rest = width - kept
+        assert layer.conv.shape[1] == width
+        assert torch.equal(layer.conv[:, rest:].double(), fresh[:, fresh.shape[1] - kept :])
         if state is not None:  # and before it, what was there
-            rest = layer.conv.shape[1] - kept
             assert torch.equal(layer.conv[:, :rest], state[i].conv[:, kept:])
 
 
@@ -251,6 +256,13 @@ def test_going_on_with_several_tokens_is_the_recipe(setting):
 
 def test_decoding_is_the_recipe(setting):
     assert_decodes_by_the_recipe(setting, setting.model)
+
+
+@pytest.mark.parametrize("shape", [MAMBA, MAMBA2 | dict(n_groups=2)], ids=["mamba", "mamba2"])
+def test_a_convolution_of_one_token_carries_no_history(shape, randomize):
+    s = made(shape | dict(conv_width=1), "tensor", Precision(), randomize)
+    assert_is_the_recipe(s, s.model, TOKENS)
+    assert_decodes_by_the_recipe(s, s.model)
 
 
 def test_states_between_steps_are_integers(setting):

@@ -45,7 +45,10 @@ class ProbeResult:
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
     made = [*units.probes(), *models.probes()]
-    order = ("grid", "hadamard", "weights", "granularity", "observer", "policy", "fuse", "int8_linear", "calibration")
+    order = (
+        "grid", "hadamard", "weights", "granularity", "site", "observer", "policy", "fuse", "int8_linear",
+        "calibration",
+    )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
 
@@ -76,10 +79,15 @@ def rests_on(result: ProbeResult, architecture: str, observers: set[str], policy
         return variant == f"{policy}/{architecture}"
     if unit == "calibration":
         kind, _, observer = variant.partition("/")
-        return kind == architecture and observer.split("[")[0] in observers
+        return _architecture(kind) == architecture and observer.split("[")[0] in observers
     if unit in ("fuse", "step"):
-        return variant == architecture
+        return _architecture(variant.partition("/")[0]) == architecture
     return True
+
+
+def _architecture(kind: str) -> str:
+    """Of one of models.CONFIGS, or of one that was among them when its answers were stored."""
+    return kind.partition("-")[0]
 
 
 def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = STREAMS) -> Path:

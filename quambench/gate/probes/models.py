@@ -1,13 +1,16 @@
 """Probes of what a whole model goes through: policy, fusing, calibration, prefill and step.
 
-Two models small enough to read, with weights from the streams file: two layers, two SSD groups, gains
-that are not 1, biases, a chunk shorter than the sequence.
+Three models small enough to read, with weights from the streams file. All have two layers, gains that
+are not 1 and biases of every projection and convolution; Mamba2's have two SSD groups and a chunk
+shorter than the sequence. "mamba2-options" turns on what no bundled model uses: the gated norm before
+the gate, D per channel, limits of dt that cut some values at either end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +18,34 @@ from torch import Tensor
 from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.models import LanguageModel, ModelConfig, build
-from quambench.models.backbone import Tap
+from quambench.models.backbone import Tap, no_tap
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
 from quambench.quant import fuse, quantized
 
+_SMALL: dict[str, Any] = dict(d_model=8, n_layers=2, vocab_size=16, d_state=3, proj_bias=True)
+_MAMBA2 = _SMALL | dict(head_dim=4, n_groups=2, chunk_size=3)
+# "<architecture>" or "<architecture>-<variant>": what a probe's name says of the cases that rest on it.
 CONFIGS = {
-    "mamba": ModelConfig(architecture="mamba", d_model=8, n_layers=2, vocab_size=16, d_state=3, dt_rank=2),
-    "mamba2": ModelConfig(
-        architecture="mamba2", d_model=8, n_layers=2, vocab_size=16, d_state=3, head_dim=4, n_groups=2, chunk_size=3
+    "mamba": ModelConfig(architecture="mamba", dt_rank=2, **_SMALL),
+    "mamba2": ModelConfig(architecture="mamba2", **_MAMBA2),
+    "mamba2-options": ModelConfig(
+        architecture="mamba2", **_MAMBA2, norm_before_gate=True, d_per_channel=True, dt_min=0.005, dt_max=0.1
     ),
 }
+ARCHITECTURES = ("mamba", "mamba2")
 OBSERVERS = ("percentile[alpha=0.95,sigma=0.2]", "running_max")
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
+USUAL = quantized.Precision()
+# Bits that are nobody's default; embedding and lm_head stay float, so that their float branches are asked.
+LOW = quantized.Precision(weight_bits=4, act_bits=4, embedding=False, lm_head=False)
+LOW_STEPS = 1
+LOGITS = torch.tensor(0.125)  # logits are told in eighths: the quotient is exact
 
 
 def probes() -> Iterator[Probe]:
     for policy in POLICIES:
-        for kind in CONFIGS:
+        for kind in ARCHITECTURES:
             yield Probe(f"policy/{policy}/{kind}", lambda s, p=policy, k=kind: _plan(p, k))  # type: ignore[misc]
     for kind in CONFIGS:
         yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k))  # type: ignore[misc]
@@ -40,8 +53,13 @@ def probes() -> Iterator[Probe]:
         for observer in OBSERVERS:
             name = f"calibration/{kind}/{observer}"
             yield Probe(name, lambda s, k=kind, o=observer: _calibrated(s, k, o))  # type: ignore[misc]
+    for kind in ARCHITECTURES:
+        yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k))  # type: ignore[misc]
     for kind in CONFIGS:
         yield Probe(f"step/{kind}", lambda s, k=kind: stepped(s, k))  # type: ignore[misc]
+    for kind in ARCHITECTURES:
+        name = f"step/{kind}/{LOW.id}"
+        yield Probe(name, lambda s, k=kind: stepped(s, k, LOW, LOW_STEPS))  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +85,19 @@ def _plan(policy: str, kind: str) -> Answer:
 
 
 def _fused(streams: Streams, kind: str) -> Answer:
-    """Integer weights and scales of the prepared model, and by how many millionths its logits moved: 0."""
+    """Integer weights and scales of the prepared model, and by how many millionths its logits moved: 0.
+
+    At 4 bits the scales alone: the integers are the business of weights' probes.
+    """
     model = model_of(streams, kind)
     prepared = fuse.prepare(model)
-    made = quantized.QuantizedModel(prepared, scales_of(streams, kind), quantized.Precision())
+    made = quantized.QuantizedModel(prepared, scales_of(streams, kind), USUAL)
     moved = prepared(streams["sequences"])[0] - model.double()(streams["sequences"])[0]
     answer: dict[str, Tensor | list[str]] = {"logits, moved by": (moved * 1e6).round().int()}
     for name, weight in made.weights().items():
         answer[f"{name} scale"], answer[name] = weight.scale.flatten(), weight.q
-    return answer
+    low = quantized.QuantizedModel(prepared, scales_of(streams, kind), quantized.Precision(weight_bits=4))
+    return answer | {f"4 bits, {name} scale": weight.scale.flatten() for name, weight in low.weights().items()}
 
 
 def _calibrated(streams: Streams, kind: str, observer: str) -> Answer:
@@ -85,17 +107,38 @@ def _calibrated(streams: Streams, kind: str, observer: str) -> Answer:
     return dict(made.scales)
 
 
-def scales_of(streams: Streams, kind: str) -> FixedScales:
+def scales_of(streams: Streams, kind: str, bits: int = 8) -> FixedScales:
+    """The stored scales, which are for 8 bits, or those that span the same range with fewer."""
     prefix = f"{kind}/scale/"
-    found = {k.removeprefix(prefix): v for k, v in streams.items() if k.startswith(prefix)}
+    widening = 127 / (2 ** (bits - 1) - 1)
+    found = {k.removeprefix(prefix): v * widening for k, v in streams.items() if k.startswith(prefix)}
     order = POLICIES["quamba"](CONFIGS[kind], ObserverSpec("running_max"))
     return FixedScales({s: found[s] for s in order}, dict.fromkeys(order, "tensor"))
 
 
-def stepped(streams: Streams, kind: str) -> Answer:
-    """Integers at every site, of a prefill and of each decoding step after it."""
-    scales = scales_of(streams, kind)
-    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, quantized.Precision())
+def _state(streams: Streams, kind: str) -> Answer:
+    """Ties through the state that a block carries from step to step, at scale 0.5; a float one stays itself."""
+    fixed = scales_of(streams, kind)
+    halves = FixedScales({s: torch.tensor(0.5) for s in fixed.scales}, fixed.granularities)
+    prepared = fuse.prepare(model_of(streams, kind))
+    ties = streams["ties"].view(1, *[1] * (prepared.blocks[0].mixer.empty_state(1).ssm.ndim - 3), -1, 1)
+    every = torch.arange(-128, 128).to(torch.int8).view(1, *ties.shape[1:-2], -1, 1)
+    answer: dict[str, Tensor | list[str]] = {}
+    for bits in (8, 4):
+        block = quantized.QuantizedModel(prepared, halves, quantized.Precision(act_bits=bits)).blocks[1]
+        answer[f"{bits} bits, stored"] = block.store_state(ties, no_tap)
+        answer[f"{bits} bits, read"] = block.read_state(every)
+    block = quantized.QuantizedModel(prepared, halves, quantized.Precision(ssm_state=False)).blocks[1]
+    carried = block.read_state(block.store_state(ties, no_tap))
+    answer["float, values that changed"] = (carried != ties).sum()
+    return answer
+
+
+def stepped(streams: Streams, kind: str, precision: quantized.Precision = USUAL, steps: int = STEPS) -> Answer:
+    """Integers at every site, of a prefill and of each decoding step after it, and the logits in eighths."""
+    scales = scales_of(streams, kind, precision.act_bits)
+    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, precision)
+    eighths = quantized.SiteGrid(LOGITS, "tensor", 8)
     answer: dict[str, Tensor | list[str]] = {}
 
     def tap_of(call: str) -> Tap:
@@ -106,10 +149,10 @@ def stepped(streams: Streams, kind: str) -> Answer:
         return tap
 
     with torch.inference_mode():
-        tokens = streams["sequences"][:2, : PREFIX + STEPS]
+        tokens = streams["sequences"][:2, : PREFIX + steps]
         logits, state = made(tokens[:, :PREFIX], tap=tap_of("prefill"))
-        answer["prefill, next tokens"] = logits.argmax(-1).int()
-        for t in range(PREFIX, PREFIX + STEPS):
+        answer["prefill, logits"] = eighths.quantize(logits)
+        for t in range(PREFIX, PREFIX + steps):
             logits, state = made(tokens[:, t : t + 1], state, tap=tap_of(f"step {t - PREFIX + 1}"))
-            answer[f"step {t - PREFIX + 1}, next tokens"] = logits.argmax(-1).int()
+            answer[f"step {t - PREFIX + 1}, logits"] = eighths.quantize(logits)
     return answer

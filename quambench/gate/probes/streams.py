@@ -8,14 +8,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from quambench.gate.probes.models import CONFIGS, model_of, stepped
+from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOW, LOW_STEPS, model_of, stepped
 from quambench.models import build
 from quambench.quant import fuse, quantized
 
-# No quotient of the step's probes lies nearer to a rounding tie than this, in steps: about twice the
-# largest error of a float32 quotient of up to 127 made of a few dozen operations (127 * 10 eps), so
-# the integers are the same on every machine.
-TIE_MARGIN = 3e-4
+# No quotient of the step's probes lies nearer to a rounding tie than this, relative to the largest
+# integer of its grid: about twice the largest error of a float32 quotient made of a few dozen
+# operations (10 eps), so the integers are the same on every machine. 3.0e-4 steps at 8 bits.
+TIE_MARGIN = 20 * torch.finfo(torch.float32).eps
 
 
 def make_streams() -> dict[str, Tensor]:
@@ -30,17 +30,21 @@ def make_streams() -> dict[str, Tensor]:
 
 
 def tie_margin(streams: dict[str, Tensor], kind: str) -> float:
-    """Least distance, in steps, of any quotient of the step's probe from a rounding tie."""
+    """Least distance of any quotient of the step's probes from a rounding tie, by its grid's largest integer."""
     least = [0.5]
     original = quantized.SiteGrid.quantize
 
     def watching(self: quantized.SiteGrid, x: Tensor) -> Tensor:
-        quotient = (x.double() / self.scale.double()).clamp(-128.5, 127.5)
-        least.append((quotient - quotient.floor() - 0.5).abs()[quotient.abs() < 127.4].min().item())
+        quotient = x.double() / self.scale.double()
+        top = 2 ** (self.bits - 1) - 1
+        within = quotient[(quotient > -top - 1.4) & (quotient < top + 0.4)]  # beyond, every rounding saturates
+        least.extend(((within - within.floor() - 0.5).abs() / top).tolist())
         return original(self, x)
 
     with patch.object(quantized.SiteGrid, "quantize", watching):
         stepped(streams, kind)
+        if kind in ARCHITECTURES:
+            stepped(streams, kind, LOW, LOW_STEPS)
     return min(least)
 
 

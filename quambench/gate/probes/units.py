@@ -6,11 +6,12 @@ there then is what answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from quambench.errors import NonFinite, SiteUnseen
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.observers import OBSERVERS, ObserverSpec
 from quambench.quant import grid, hadamard, quantized, weights
@@ -34,11 +35,15 @@ def probes() -> Iterator[Probe]:
     yield Probe("grid/clipped_share", _clipped)
     for n in ROTATIONS:
         yield Probe(f"hadamard/{n}", lambda streams, n=n: _rotate(n))  # type: ignore[misc]
-    yield Probe("weights/tensor", lambda s: _weight(weights.quantize_tensor(s["weights"])))
-    yield Probe("weights/rows", lambda s: _weight(weights.quantize_rows(s["weights"])))
-    yield Probe("weights/splits", lambda s: _weight(weights.quantize_splits(s["weights"], (1, 4, 2, 5))))
+    yield Probe("weights/tensor", lambda s: _weight(lambda *bits: weights.quantize_tensor(s["weights"], *bits)))
+    yield Probe("weights/rows", lambda s: _weight(lambda *bits: weights.quantize_rows(s["weights"], *bits)))
+    yield Probe(
+        "weights/splits",
+        lambda s: _weight(lambda *bits: weights.quantize_splits(s["weights"], (1, 4, 2, 5), *bits)),
+    )
     for name in GRANULARITIES:
         yield Probe(f"granularity/{name}", lambda streams, name=name: _lay_out(streams, name))  # type: ignore[misc]
+    yield Probe("site", _site)
     for name in OBSERVERS:
         for spec in (name, *VARIANTS.get(name, ())):
             yield Probe(f"observer/{spec}", lambda streams, spec=spec: _observe(streams, spec))  # type: ignore[misc]
@@ -78,19 +83,42 @@ def _rotate(n: int) -> Answer:
     }
 
 
-def _weight(made: weights.QuantizedTensor) -> Answer:
-    return {"scale": made.scale.contiguous(), "q": made.q}
+def _weight(made: Callable[..., weights.QuantizedTensor]) -> Answer:
+    """By default, and at 4 bits."""
+    usual, low = made(), made(4)
+    return {
+        "scale": usual.scale.contiguous(),
+        "q": usual.q,
+        "4 bits, scale": low.scale.contiguous(),
+        "4 bits, q": low.q,
+    }
 
 
 def _lay_out(streams: Streams, name: str) -> Answer:
-    """Which value goes where, by values that say where they came from."""
+    """Which value goes where, by values that say where they came from; and which scale meets which value."""
     granularity = GRANULARITIES[name]
     answer: dict[str, Tensor | list[str]] = {}
-    for what, shape in (("activation", (1, 3, 4)), ("state", (1, 2, 3, 4))):
+    # As many positions as channels: there a scale on the wrong axis broadcasts too.
+    for what, shape in (("activation", (1, 3, 4)), ("state", (1, 2, 3, 4)), ("square", (1, 4, 4))):
         x = torch.arange(torch.Size(shape).numel()).view(shape)
         laid_out = granularity.lay_out(x)
         answer[f"{what} order"] = laid_out.int()
         answer[f"{what} shape"] = torch.tensor(laid_out.shape)
+        scale = 1 + torch.arange(laid_out[0, ..., 0].numel()).view(laid_out.shape[1:-1])
+        answer[f"{what} scales"] = granularity.expand(scale, x).expand(x.shape).int()
+    return answer
+
+
+def _site(streams: Streams) -> Answer:
+    """Ties by way of a site's own grid; per channel, at scales that divide exactly."""
+    ties, every = streams["ties"], torch.arange(-128, 128).to(torch.int8)
+    answer: dict[str, Tensor | list[str]] = {}
+    for bits in (8, 4):
+        one = quantized.SiteGrid(torch.tensor(0.5), "tensor", bits)
+        answer[f"{bits} bits"], answer[f"{bits} bits, back"] = one.quantize(ties), one.dequantize(every)
+    channels = quantized.SiteGrid(torch.tensor([0.25, 0.5, 1.0, 2.0]), "channel", 8)
+    answer["per channel"] = channels.quantize(ties[3::4][:256].view(1, -1, 4))
+    answer["per channel, back"] = channels.dequantize(every.view(1, -1, 4))
     return answer
 
 
@@ -108,7 +136,40 @@ def _observe(streams: Streams, spec: str) -> Answer:
     for batch in (streams["batches/ordinary"][0], torch.empty(0, 5), streams["batches/ordinary"][1]):
         low.update(batch)  # the empty one changes nothing
     answer["4 bits, an empty batch"] = low.scale()
+    for bits in (4, 2):  # where an observer's own floor is above the grid's
+        low = ObserverSpec.parse(spec).build(bits)
+        low.update(streams["batches/zeros"][0])
+        answer[f"zeros, {bits} bits"] = low.scale()
+    answer["refused"], answer["after what was refused"] = _refused(streams["batches/ordinary"], spec)
     return answer
+
+
+def _refused(batches: Tensor, spec: str) -> tuple[list[str], Tensor]:
+    """What becomes of data that no scale can be made of, and the scale of the good batches around it."""
+    observer = ObserverSpec.parse(spec).build()
+
+    def said(call: Callable[[], object]) -> str:
+        try:
+            call()
+        except (NonFinite, SiteUnseen) as error:
+            return type(error).__name__
+        return "taken"
+
+    words = [f"unseen: {said(observer.scale)}"]
+    observer.update(torch.empty(0, 5))
+    words.append(f"only an empty batch: {said(observer.scale)}")
+    for value in ("nan", "inf", "-inf"):
+        spoilt = batches[0].clone()
+        spoilt[7, 3] = float(value)
+        words.append(f"{value} at first: {said(lambda x=spoilt: observer.update(x))}")  # type: ignore[misc]
+    words.append(f"unseen still: {said(observer.scale)}")
+    observer.update(batches[0])
+    for value in ("nan", "inf", "-inf"):
+        spoilt = batches[1].clone()
+        spoilt[0, 0] = float(value)
+        words.append(f"{value} later: {said(lambda x=spoilt: observer.update(x))}")  # type: ignore[misc]
+    observer.update(batches[1])
+    return words, observer.scale()
 
 
 def _product(streams: Streams) -> Answer:
