@@ -1,7 +1,8 @@
 """This code against another revision of it: same machine, same minutes, case by case in turn.
 
 No stored baseline is needed: the other revision, in a git worktree of its own, measures what it
-says, this one measures the same, and the gate judges the second against the first.
+says, this one measures the same, and the gate judges the second against the first. So it is with
+the probes: both answer this side's questions, and its answers are checked against the other's.
 """
 
 from __future__ import annotations
@@ -11,17 +12,26 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
+from typing import IO, Any
 
 from quambench.errors import BadArtefact, BadParameter
+from quambench.gate import probes
 from quambench.gate.baselines import read_baseline
 from quambench.gate.record import Record
-from quambench.gate.verdicts import Status, Verdict, judge
+from quambench.gate.verdicts import Finding, Status, Verdict, judge
 from quambench.gate.worker import Task
 
 Progress = Callable[[str, int, int], None]
+Answer = dict[str, Any]
+
+
+def to_stderr(note: str) -> None:
+    """What a reader should know beside the verdicts."""
+    print(f"note: {note}", file=sys.stderr)
 
 
 def compare(
@@ -29,6 +39,7 @@ def compare(
     tasks: Sequence[Task],
     folder: Path,
     progress: Progress = lambda what, done, total: None,
+    note: Callable[[str], None] = to_stderr,
 ) -> list[Verdict]:
     """Verdicts on the code in `folder`'s git checkout against revision `against` of it.
 
@@ -37,22 +48,71 @@ def compare(
     """
     verdicts = []
     with _worktree(folder, against) as (ours, theirs), tempfile.TemporaryDirectory(prefix="quambench-") as out:
+        otherwise = _broken_probes(theirs, ours, Path(out), against, progress, note)
         for turn, task in enumerate(tasks):
-            at = Path(out) / str(turn)
-            with _worker(theirs, ours, task, at / "theirs") as old, _worker(ours, ours, task, at / "ours") as new:
+            jobs = [task.to_json(Path(out) / str(turn) / side) for side in ("theirs", "ours")]
+            with _worker(theirs, ours, jobs[0]) as old, _worker(ours, ours, jobs[1]) as new:
                 for number, observer in enumerate(task.observers):
                     progress(f"{task.model}: {against} and now, in turn", number, len(task.observers))
+                    was, now = old.ask(number, "file"), new.ask(number, "file")
                     case = f"{task.model}/{observer}"
-                    verdicts.append(_judge(case, old(number), new(number), len(task.observers), against))
+                    verdicts.append(_judge(case, was, now, len(task.observers), against, otherwise))
     return verdicts
 
 
-def _judge(case: str, old: Record | str, new: Record | str, n_cases: int, against: str) -> Verdict:
+def _judge(
+    case: str, was: Answer | str, now: Answer | str, n_cases: int, against: str, otherwise: Sequence[Finding]
+) -> Verdict:
+    old, new = _record(was), _record(now)
     if isinstance(new, str):
         return Verdict(case, Status.ERROR, new)
     if isinstance(old, str):
         return Verdict(new.case_id, Status.ERROR, f"{against}: {old}", metrics=new.metrics)
-    return judge(new, old, n_cases)
+    rests_on = now.get("rests_on", ()) if isinstance(now, dict) else ()
+    return judge(new, old, n_cases, probe=next((f for f in otherwise if f.place in rests_on), None))
+
+
+def _record(answer: Answer | str) -> Record | str:
+    if isinstance(answer, str):
+        return answer
+    try:
+        (record,) = read_baseline(Path(answer["file"])).values()
+    except BadArtefact as error:
+        return str(error)
+    return record
+
+
+def _broken_probes(
+    theirs: Path, ours: Path, out: Path, against: str, progress: Progress, note: Callable[[str], None]
+) -> list[Finding]:
+    """Units of this side that answer otherwise than the other side's, in order of dependence.
+
+    In processes of their own: a revision that knows no probes ends at such a question. Then this
+    side's answers are checked against its stored ones.
+    """
+    if not any((code / "quambench").is_dir() for code in (theirs, ours)):
+        return []  # a fork's repository: the installed units serve both sides
+    progress(f"probes: {against} and now", 0, 1)
+    own = ours / "quambench" / "gate" / "probes" / probes.STREAMS.name
+    streams, answers = str(own if own.is_file() else probes.STREAMS), str(out / "answers.json")
+    job = Task("", ()).to_json(out)
+    with _worker(theirs, ours, job) as old, _worker(ours, ours, job) as new:
+        was = old.ask({"streams": streams, "into": answers}, "answered")
+        now = was if isinstance(was, str) else new.ask({"streams": streams, "against": answers}, "otherwise")
+        if not isinstance(was, str) and not isinstance(now, str):
+            by, told = f"the unit answers its probe otherwise than at {against}", set(was["answered"])
+        else:
+            why = shorten(str(now), 120)
+            note(
+                f"probes of {against} and now cannot be compared ({why}); now's are checked against the stored answers"
+            )
+            by, told = "the unit answers its probe otherwise than stored", None
+            now = new.ask({"streams": streams, "against": ""}, "otherwise")
+    progress(f"probes: {against} and now", 1, 1)
+    if isinstance(now, str):
+        note(f"nor do the stored answers serve ({shorten(now, 120)}): units are not probed")
+        return []
+    return [Finding(name, f"{by} ({reason})") for name, reason in now["otherwise"] if told is None or name in told]
 
 
 @contextmanager
@@ -83,8 +143,8 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def _worker(code: Path, ours: Path, task: Task, out: Path) -> Iterator[Callable[[int], Record | str]]:
-    """A process that runs `code`; call it with a case's number for its record, or for what went wrong.
+def _worker(code: Path, ours: Path, job: str) -> Iterator[_Worker]:
+    """A process that runs `code`.
 
     Where `code` has no quambench of its own (a fork's repository, with quambench installed), the
     installed one serves both sides, and what differs is the fork's observers.
@@ -93,48 +153,71 @@ def _worker(code: Path, ours: Path, task: Task, out: Path) -> Iterator[Callable[
     path = os.pathsep.join([str(code), str(code / "kernels"), *elsewhere])
     if (code / "quambench").is_dir() and not (code / "quambench" / "gate" / "worker.py").is_file():
         raise BadParameter("that revision is older than `quambench compare`; it cannot be asked")
-    with subprocess.Popen(
-        [sys.executable, "-m", "quambench.gate.worker"],
-        cwd=code,
-        env=os.environ | {"PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        _tell(process, task.to_json(out))
+    with (
+        tempfile.TemporaryFile() as said,  # a pipe that nobody reads would block it once full
+        subprocess.Popen(
+            [sys.executable, "-m", "quambench.gate.worker"],
+            cwd=code,
+            env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        worker = _Worker(process, said)
+        worker.tell(job)
         try:
-            yield lambda number: _ask(process, number)
+            yield worker
         finally:
             process.kill()
 
 
-def _tell(process: subprocess.Popen[str], line: str) -> None:
-    """A process that is gone is noticed when it does not answer."""
-    assert process.stdin
-    try:
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        with suppress(BrokenPipeError):
-            process.stdin.close()
+class _Worker:
+    """What is said to a worker's process, and what it answers."""
 
+    def __init__(self, process: subprocess.Popen[str], said: IO[bytes]) -> None:
+        self.process, self.said = process, said
+        self.lost = ""  # why it can be asked no more
 
-def _ask(process: subprocess.Popen[str], number: int) -> Record | str:
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    if not process.stdin.closed:
-        _tell(process, str(number))
-    line = process.stdout.readline()
-    if not line:
-        said = process.stderr.read().strip().splitlines() or ["it said nothing"]
-        return f"the process that measures it ended: {said[-1]}"
-    answer = json.loads(line)
-    if "error" in answer:
-        return str(answer["error"])
-    try:
-        (record,) = read_baseline(Path(answer["file"])).values()
-    except BadArtefact as error:
-        return str(error)
-    return record
+    def tell(self, line: str) -> None:
+        """A process that is gone is noticed when it does not answer."""
+        assert self.process.stdin
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+    def ask(self, request: int | Mapping[str, str], wanted: str) -> Answer | str:
+        """The answer, which has the field `wanted`, or else what went wrong in one line."""
+        assert self.process.stdin
+        assert self.process.stdout
+        if self.lost:
+            return self.lost
+        if not self.process.stdin.closed:
+            self.tell(json.dumps(request))
+        line = self.process.stdout.readline()
+        if not line:
+            self.lost = f"the process that measures it ended: {self._last_words()}"
+            return self.lost
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict) and "error" in answer:
+            return str(answer["error"])
+        if isinstance(answer, dict) and wanted in answer:
+            return answer
+        # What comes after it may answer anything.
+        self.lost = f"the process that measures it printed {line.strip()[:80]!r} where its answer was due"
+        return self.lost
+
+    def _last_words(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=10)
+        self.said.seek(max(self.said.seek(0, os.SEEK_END) - 10_000, 0))
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+import quambench
+from quambench import compare as comparing
 from quambench.cli.main import main
+from quambench.gate.worker import Task
 
 OBSERVER = """
 class Mine:
@@ -14,6 +19,7 @@ class Mine:
         self.amax = None
 
     def update(self, w):
+        print("{{}}" * 500)  # as people do
         new = w.abs().amax(){spoilt}
         self.amax = new if self.amax is None else max(self.amax, new)
 
@@ -23,8 +29,8 @@ class Mine:
 
 
 @pytest.fixture
-def fork(tmp_path, monkeypatch):
-    """A git repository with an observer of its own, committed once; quambench itself is installed."""
+def git(tmp_path):
+    """git in a fresh repository."""
 
     def git(*arguments):
         done = subprocess.run(["git", "-C", str(tmp_path), *arguments], capture_output=True, text=True, check=True)
@@ -33,6 +39,12 @@ def fork(tmp_path, monkeypatch):
     git("init", "-q", "-b", "main")
     git("config", "user.email", "someone@example.org")
     git("config", "user.name", "Someone")
+    return git
+
+
+@pytest.fixture
+def fork(tmp_path, git, monkeypatch):
+    """A git repository with an observer of its own, committed once; quambench itself is installed."""
     (tmp_path / "mine.py").write_text(OBSERVER.format(spoilt=""))
     git("add", "mine.py")
     git("commit", "-qm", "an observer")
@@ -84,10 +96,90 @@ def test_a_revision_older_than_compare_is_refused(fork, capsys):
 
 
 def test_a_worker_that_dies_is_an_error_verdict(fork, world, monkeypatch):
-    from quambench import compare as module
-    from quambench.gate.worker import Task
-
-    monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    (verdict,) = module.compare("HEAD", [Task(str(world / "tiny-model"), ("running_max",))], fork[0])
+    monkeypatch.setattr(comparing.sys, "executable", "/bin/false")
+    (verdict,) = comparing.compare("HEAD", [Task(str(world / "tiny-model"), ("running_max",))], fork[0])
     assert verdict.status == "ERROR"
     assert "ended: it said nothing" in verdict.reason
+
+
+@pytest.fixture
+def checkout(tmp_path, git):
+    """A git repository with a copy of quambench in it; returns `rewrite(file, old, new)` and `commit()`."""
+    leave = shutil.ignore_patterns("__pycache__", "*-tiny", "*-recall")
+    shutil.copytree(Path(quambench.__file__).parent, tmp_path / "quambench", ignore=leave)
+
+    def rewrite(file, old, new):
+        path = tmp_path / "quambench" / file
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+
+    def commit():
+        git("add", "quambench")
+        git("commit", "-qm", "a revision")
+
+    return rewrite, commit
+
+
+@pytest.mark.slow
+def test_a_unit_that_answers_its_probe_otherwise_is_named(checkout, tmp_path, world):
+    rewrite, commit = checkout
+    # Both revisions lack the floor, whose probe comes first: not as stored, but no difference.
+    rewrite("quant/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")
+    commit()
+    rewrite("quant/grid.py", '"half_even": torch.round', '"half_even": lambda x: torch.floor(x + 0.5)')
+    task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "corpus")), []
+    (verdict,) = comparing.compare("HEAD", [task], tmp_path, note=notes.append)
+    assert not verdict.passes()
+    assert verdict.unit == "grid/half_even"
+    assert "answers its probe otherwise than at HEAD (8 bits: [" in verdict.reason
+    assert not notes
+
+
+@pytest.mark.slow
+def test_a_revision_that_knows_no_probes_is_compared_without(checkout, tmp_path, world):
+    rewrite, commit = checkout
+    rewrite("gate/worker.py", "request = json.loads(line)", "request = int(line)")
+    commit()
+    rewrite("gate/worker.py", "request = int(line)", "request = json.loads(line)")
+    rewrite("quant/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")  # a floor that no site reaches
+    task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "corpus")), []
+    (verdict,) = comparing.compare("HEAD", [task], tmp_path, note=notes.append)
+    assert verdict.unit == "grid/scale"
+    assert "otherwise than stored" in verdict.reason
+    (note,) = notes
+    assert "probes of HEAD and now cannot be compared" in note
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Ask a worker twice that is nothing but the given line of code."""
+
+    def ask(line):
+        folder = tmp_path / "quambench" / "gate"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").touch()
+        (folder / "__init__.py").touch()
+        (folder / "worker.py").write_text(
+            f"import sys\nfor request in sys.stdin:\n    {line}\n    sys.stdout.flush()\n"
+        )
+        with comparing._worker(tmp_path, tmp_path, "{}") as worker:
+            return worker.ask(0, "file"), worker.ask(1, "file")
+
+    return ask
+
+
+@pytest.mark.parametrize("printed", ["Hello", "3", '{"other": 1}'])
+def test_what_is_no_answer_is_one_line_and_the_end(ask, printed):
+    first, second = ask(f"print({printed!r})")
+    assert first == second
+    assert first == f"the process that measures it printed {printed!r} where its answer was due"
+
+
+def test_a_worker_may_say_much_on_stderr(ask):
+    answers = ask("""print("x" * 200_000 + "\\nlast", file=sys.stderr); print('{"file": "here"}')""")
+    assert answers == ({"file": "here"}, {"file": "here"})
+
+
+def test_a_worker_s_last_line_is_quoted(ask):
+    first, second = ask("""print("x" * 200_000 + "\\nthe end", file=sys.stderr); sys.exit(1)""")
+    assert first == second == "the process that measures it ended: the end"

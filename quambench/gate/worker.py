@@ -1,13 +1,20 @@
 """One side of `quambench compare`: measures cases on request, with the code it was started with.
 
 `python -m quambench.gate.worker` reads one JSON line {"model", "corpus", "observers", "full", "out"},
-then case numbers, one a line; each is answered by a JSON line {"case", "file"} or {"case", "error"}.
-The files are baselines, so two revisions understand each other as far as their schemas migrate.
+then requests, each a JSON line that is answered by one, which may always be {"error"}:
+
+    3                       measure that case    {"file": a baseline, "rests_on": names of its probes}
+    {"streams", "into"}     answer all probes    {"answered": their names}
+    {"streams", "against"}  check all probes     {"otherwise": [[name, reason], ...]}; "" is what is stored
+
+The files are baselines and probes' answers, so two revisions understand each other as far as those
+do; a revision without probes ends at such a request. What measured code prints goes to stderr.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,12 +24,14 @@ from typing import Any, TextIO
 from quambench.case import FULL, Case, Protocol
 from quambench.data.corpus import load_corpus
 from quambench.errors import QuambenchError
+from quambench.gate import probes
 from quambench.gate.baselines import write_baseline
 from quambench.gate.noise import disturbance, spread
 from quambench.gate.record import record_of
 from quambench.gate.verdicts import GATED
-from quambench.models.checkpoint import load_checkpoint
+from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.observers import ObserverSpec
+from quambench.policy import POLICIES
 from quambench.provenance import provenance
 from quambench.runner import ModelRun
 
@@ -47,13 +56,16 @@ def serve(lines: Iterable[str], answers: TextIO) -> None:
     job = json.loads(next(requests))
     work: ModelRun | None = None
     for line in requests:
-        number = int(line)
         try:
-            work = work or _start(job)
-            answer: dict[str, Any] = {"case": number, "file": str(_measure(work, number, Path(job["out"])))}
+            request = json.loads(line)
+            if isinstance(request, dict):
+                answer = _answer_probes(request) if "into" in request else _check_probes(request)
+            else:
+                work = work or _start(job)
+                answer = _measure(work, request, Path(job["out"]))
         except Exception as error:  # the other side must hear of it, whatever it is
             kind = "" if isinstance(error, QuambenchError) else f"{type(error).__name__}: "
-            answer = {"case": number, "error": kind + " ".join(str(error).split())}
+            answer = {"error": kind + " ".join(str(error).split())}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -66,14 +78,47 @@ def _start(job: dict[str, Any]) -> ModelRun:
     return ModelRun(checkpoint, load_corpus(job["corpus"] or None), cases)
 
 
-def _measure(work: ModelRun, number: int, out: Path) -> Path:
+def _measure(work: ModelRun, number: int, out: Path) -> dict[str, Any]:
     case = work.cases[number]
     record = record_of(work.result(case), provenance())
     disturbed = work.measure_again(case, disturb=disturbance(seed=0))
     path = out / str(number) / f"{case.model}.json"
     write_baseline(path, {case.id: replace(record, noise=spread(record.evidence, disturbed, GATED))})
-    return path
+    return {"file": str(path), "rests_on": _rests_on(case, work.checkpoint)}
+
+
+def _rests_on(case: Case, checkpoint: Checkpoint) -> list[str]:
+    """The probes of the units that a case is made of."""
+    plan = POLICIES[case.policy](checkpoint.config, case.observer)
+    observers = {assignment.observer.name for assignment in plan.values()}
+    asked = [probes.ProbeResult(probe.name, "same") for probe in probes.all_probes()]
+    return [r.name for r in asked if probes.rests_on(r, checkpoint.config.architecture, observers, case.policy)]
+
+
+def _answer_probes(request: dict[str, str]) -> dict[str, Any]:
+    """Write this code's answers; a question that only the other side understands has none here."""
+    into = Path(request["into"])
+    into.write_text(json.dumps({"schema": probes.SCHEMA, "probes": {}}))
+    answered, errors = [], []
+    for probe in probes.all_probes():
+        try:
+            probes.record({probe.name}, into, Path(request["streams"]))
+            answered.append(probe.name)
+        except Exception as error:  # whatever a broken unit trips over
+            errors.append(error)
+    if not answered and errors:
+        raise errors[0]
+    return {"answered": answered}
+
+
+def _check_probes(request: dict[str, str]) -> dict[str, Any]:
+    expected = Path(request["against"]) if request["against"] else probes.EXPECTED
+    results = probes.check(expected, Path(request["streams"]))
+    return {"otherwise": [[r.name, r.reason] for r in results if r.status in ("changed", "error")]}
 
 
 if __name__ == "__main__":
-    serve(sys.stdin, sys.stdout)
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # also for what is printed by other than Python code
+    sys.stdout = sys.stderr
+    serve(sys.stdin, own)
