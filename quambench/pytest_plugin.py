@@ -12,26 +12,30 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from quambench.case import FULL, Case, Protocol
-from quambench.errors import BadArtefact, BadParameter, QuambenchError, check_writable
+from quambench.errors import BadArtefact, QuambenchError, check_writable
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
 from quambench.models.checkpoint import bundled_names
 from quambench.observers import ObserverSpec
 from quambench.provenance import provenance
 from quambench.quant.quantized import Precision
-from quambench.report import REPORTS, format_of, terminal
+from quambench.report import REPORTS, check_report, format_of, terminal
 from quambench.session import INPUT_ERRORS, Session
 
 SESSION = pytest.StashKey[Session]()
 PRODUCED = pytest.StashKey[dict[str, list[str]]]()  # suite -> ids of all its collected cases
 PARTIAL = pytest.StashKey[bool]()  # not all that is stored could run: orphans are not judged
 NARROWED = pytest.StashKey[bool]()  # not all cases of the suites and models asked for ran
+WRITTEN = pytest.StashKey[list[Path]]()  # baselines
+REPORTED = pytest.StashKey[list[Path]]()  # reports that were written
+MISUSED = pytest.StashKey[list[str]]()  # xdist: what made the input useless, one line each
 # pytest's own options that leave tests out, some of them without telling
 NARROWING = ("keyword", "markexpr", "lf", "ignore", "ignore_glob", "deselect", "stepwise", "maxfail")
 
@@ -72,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
         accept=option.qb_accept,
         allow_drift=option.qb_allow_drift,
     )
-    config.stash[SESSION], config.stash[PRODUCED] = session, {}
+    config.stash[SESSION], config.stash[PRODUCED], config.stash[MISUSED] = session, {}, []
+    config.stash[WRITTEN], config.stash[REPORTED] = [], []
     config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
     config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer or config.stash[NARROWED])
     if getattr(option, "dist", "no") == "load":
@@ -86,10 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for spec in option.qb_observer:
             ObserverSpec.parse(spec)
         for path in option.qb_report:
-            format_of(path)
-            check_writable(path.parent)
-            if path.is_dir():
-                raise BadParameter(f"--qb-report must name a file (got the folder {path})")
+            check_report(path, "--qb-report")
         if option.qb_update or option.qb_new_only:
             check_writable(session.baselines)
         if option.qb_corpus:
@@ -163,6 +165,15 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         item.config.stash[PARTIAL] = item.config.stash[NARROWED] = True
 
 
+def _misused(config: pytest.Config, error: QuambenchError) -> NoReturn:
+    """End the run with one line and exit code 4; an xdist worker cannot, so its controller does."""
+    __tracebackhide__ = True
+    if not hasattr(config, "workeroutput"):
+        pytest.exit(f"quambench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+    config.stash[MISUSED].append(str(error))
+    raise pytest.fail.Exception(f"quambench: {error}", pytrace=False) from None
+
+
 @pytest.fixture
 def judge(request: pytest.FixtureRequest) -> Callable[[Case], Verdict]:
     """judge(case): run it, compare it with its baseline, fail on anything but SAME."""
@@ -173,7 +184,7 @@ def judge(request: pytest.FixtureRequest) -> Callable[[Case], Verdict]:
         try:
             verdict = session.judge(_suite_of(request.node), case)
         except INPUT_ERRORS as error:
-            pytest.exit(f"quambench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+            _misused(request.config, error)
         if not verdict.passes(session.allow_drift):
             pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
         return verdict
@@ -191,7 +202,7 @@ def judge_probe(request: pytest.FixtureRequest) -> Callable[[str], Verdict]:
         try:
             verdict = session.judge_probe(name)
         except BadArtefact as error:
-            pytest.exit(f"quambench: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+            _misused(request.config, error)
         if not verdict.passes(session.allow_drift):
             pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
         return verdict
@@ -203,11 +214,17 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
     state, produced = config.stash[SESSION], config.stash[PRODUCED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
-        partial = config.stash[PARTIAL]
-        config.workeroutput["quambench"] = pickle.dumps((state.verdicts, state.to_write, produced, partial))
+        found = (state.verdicts, state.to_write, produced, config.stash[PARTIAL], config.stash[MISUSED])
+        config.workeroutput["quambench"] = pickle.dumps(found)
         return
+    if config.stash[MISUSED]:
+        exitstatus = session.exitstatus = pytest.ExitCode.USAGE_ERROR
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        return  # interrupted or misused: nothing is judged as absent, nothing is written
+        # interrupted or misused: nothing is judged as absent, nothing is written
+        state.verdicts = [replace(v, written=False) for v in state.verdicts]
+        if state.to_write:
+            state.notes.append("the run ended early: nothing was stored")
+        return
     full = not config.stash[PARTIAL] and bool(produced)
     if full:
         for suite, ids in sorted(_suites_in_scope(config, produced).items()):
@@ -223,9 +240,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     for path in config.option.qb_report if state.verdicts else ():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(REPORTS[format_of(path)](state.verdicts, provenance()))
-
-
-WRITTEN = pytest.StashKey[list[Path]]()
+        config.stash[REPORTED].append(path)
 
 
 def _suites_in_scope(config: pytest.Config, produced: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -245,9 +260,10 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     sent = getattr(node, "workeroutput", {}).get("quambench")
     if sent is None:
         return
-    verdicts, to_write, produced, partial = pickle.loads(sent)  # from our own worker process
+    verdicts, to_write, produced, partial, misused = pickle.loads(sent)  # from our own worker process
     state = node.config.stash[SESSION]
     state.verdicts += verdicts
+    node.config.stash[MISUSED].extend(misused)
     for key, records in to_write.items():
         state.to_write.setdefault(key, []).extend(records)
     node.config.stash[PRODUCED] |= produced
@@ -256,19 +272,22 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     state = config.stash[SESSION]
+    write = terminalreporter.write_line
+    misused = config.stash[MISUSED]
+    for message in dict.fromkeys(misused):
+        write(f"quambench: {message}", red=True)
     if not state.verdicts:
         return
-    write = terminalreporter.write_line
     terminalreporter.section("quambench")
     write(terminal(state.verdicts).rstrip())
     for note in state.notes:
         write(note)
-    for path in config.stash.get(WRITTEN, []):
+    for path in config.stash[WRITTEN]:
         write(f"written: {_short(path, config)}")
-    for path in config.option.qb_report:
+    for path in config.stash[REPORTED]:
         write(f"report: {path}")
     unrecorded = [v for v in state.verdicts if v.status == "NEW" and not v.written]
-    if unrecorded:
+    if unrecorded and not (state.update or state.new_only):
         write(f"{len(unrecorded)} case(s) without a baseline; record them: add --qb-new-only to this command")
 
 

@@ -189,7 +189,11 @@ def test_new_only_touches_nothing_that_is_stored(recorded, pytester):
 
 
 def test_reports_are_written_by_suffix(recorded, pytester):
-    recorded("--qb-report", "out/x.md", "--qb-report", "out/x.json")
+    result = recorded("--qb-report", "out/x.md", "--qb-report", "out/x.json")
+    assert [line for line in result.outlines if line.startswith("report: ")] == [
+        "report: out/x.md",
+        "report: out/x.json",
+    ]
     assert "| tiny-model/running_max/1x1" in (pytester.path / "out" / "x.md").read_text()
     document = json.loads((pytester.path / "out" / "x.json").read_text())
     assert [v["status"] for v in document["verdicts"]] == ["SAME", "SAME"]
@@ -222,14 +226,56 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(run, options, says):
     assert "Traceback" not in text(result)
 
 
-def test_text_shorter_than_a_window_is_exit_code_4(run, pytester):
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_text_shorter_than_a_window_is_exit_code_4(run, pytester, workers):
     short = pytester.mkdir("short")
     for i in range(4):
         (short / f"{i}.txt").write_text(f"short text {i}")
-    result = run("--qb-corpus", str(short))
+    result = run("--qb-corpus", str(short), "--qb-new-only", *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "as long as a window" in text(result)
     assert "Traceback" not in text(result)
+    assert "INTERNALERROR" not in text(result)
+    assert "During handling" not in text(result)
+    if workers:  # the controller says it once, after what the workers' tests say
+        assert sum(line.startswith("quambench: no document is as long") for line in result.outlines) == 2 + 1
+    assert not (pytester.path / "baselines").exists()
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_answers_that_cannot_be_read_are_exit_code_4(run, pytester, workers):
+    (pytester.path / "suites" / "test_probes.py").write_text("def test_probe(probe, judge_probe): judge_probe(probe)")
+    fault = (
+        "from quambench.errors import BadArtefact; from quambench.gate import probes\n"
+        "def refuse(): raise BadArtefact('the answers are corrupt')\nprobes.check = refuse"
+    )
+    result = run("-k", "half_even", *workers, fault=fault)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "quambench: the answers are corrupt" in text(result)
+    assert "INTERNALERROR" not in text(result)
+
+
+INTERRUPTED = """
+import pytest
+
+@pytest.mark.observers("running_max", "percentile[alpha=0.9]")
+def test_alpha(case, judge):
+    judge(case)
+    {stop}
+"""
+
+
+@pytest.mark.parametrize("stop", ["raise KeyboardInterrupt", "pytest.exit('enough', returncode=4)"])
+def test_a_run_that_ended_early_stores_nothing_and_says_so(run, pytester, stop):
+    (pytester.path / "suites" / "test_alpha.py").write_text(INTERRUPTED.format(stop=stop))
+    result = run("--qb-new-only", "--qb-report", "x.md")
+    assert result.ret in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.USAGE_ERROR)
+    assert "NEW tiny-model/running_max/1x1" in text(result)
+    assert "written" not in text(result)
+    assert "report: " not in text(result)
+    assert "the run ended early: nothing was stored" in text(result)
+    assert not list(pytester.path.glob("x.md"))
+    assert not (pytester.path / "baselines").exists()
 
 
 def test_a_corrupt_checkpoint_is_exit_code_4(run, world, pytester):

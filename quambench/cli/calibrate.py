@@ -12,6 +12,7 @@ from tabulate import tabulate
 from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_model, progress_bars
 from quambench.data.corpus import load_corpus
+from quambench.errors import check_writable
 from quambench.models.checkpoint import load_checkpoint
 from quambench.observers import ObserverSpec
 from quambench.runner import ModelRun
@@ -39,6 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     observer = ObserverSpec.parse(options.observer)
+    if options.out:
+        check_writable(options.out)
     checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
     protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
     case = Case(model=checkpoint.name, observer=observer, policy=options.policy, protocol=protocol)

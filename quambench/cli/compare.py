@@ -12,7 +12,7 @@ from quambench.gate.worker import Task
 from quambench.models.checkpoint import bundled_names
 from quambench.observers import ObserverSpec
 from quambench.provenance import provenance
-from quambench.report import REPORTS, format_of, terminal
+from quambench.report import REPORTS, check_report, format_of, terminal
 
 OBSERVERS = ("percentile[alpha=0.9995]", "running_max")
 
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     observers = tuple(options.observer or OBSERVERS)
     for path in options.report:
-        format_of(path)
+        check_report(path, "--report")
     for spec in observers:
         ObserverSpec.parse(spec)
     models = [_absolute(m) for m in options.model or bundled_names("prose")]

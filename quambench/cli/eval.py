@@ -13,6 +13,7 @@ from quambench.calibrate import Calibration
 from quambench.case import Case
 from quambench.cli.options import add_corpus, add_model, add_observers, progress_bars
 from quambench.data.corpus import load_corpus
+from quambench.data.recall import TASKS
 from quambench.errors import BadArtefact
 from quambench.evaluate import evaluate
 from quambench.metrics import METRICS, Measurement
@@ -24,7 +25,8 @@ from quambench.runner import ModelRun
 SHOWN = (
     "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p50", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",
     "decode_kl_p99", "accuracy", "accuracy_float", "flips_to_wrong", "flips_to_right", "worst_local_sqnr",
-    "worst_accumulated_sqnr", "most_clipped",
+    "worst_accumulated_sqnr", "most_clipped", *(f"recall_{task}{of}" for task in TASKS for of in ("", "_float")),
+    "state_error", "state_error_growth",
 )  # fmt: skip
 
 
@@ -61,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     rows = [
         [name, METRICS[name].unit, METRICS[name].better, *(_cell(metrics[name]) for metrics in found.values())]
         for name in SHOWN
+        if not all(math.isnan(metrics[name].value) for metrics in found.values())
     ]
     headings = ["metric", "unit", "better", *(name.split("/", 1)[-1] for name in found)]
     print(tabulate(rows, headers=headings, disable_numparse=True))
@@ -81,5 +84,7 @@ def _number(value: float) -> float | None:
 
 
 def _cell(measured: Measurement) -> str:
+    if math.isnan(measured.value):
+        return "-"
     error = measured.standard_error
     return f"{measured.value:.5g}" + (f" ± {error:.2g}" if error > 0 else "")

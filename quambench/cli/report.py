@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quambench.errors import BadArtefact
 from quambench.gate.baselines import read_baseline
 from quambench.gate.verdicts import Status, Verdict
 from quambench.report import REPORTS, terminal
+from quambench.report.json import document
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +27,22 @@ def run(options: argparse.Namespace) -> int:
     files = [options.path] if options.path.is_file() else sorted(options.path.rglob("*.json"))
     if not files:
         raise BadArtefact(f"{options.path} holds no baseline; pytest suites/ --qb-update writes them")
+    if options.format == "json":  # one document, whatever the number of files
+        made = {str(file): document(*_stored(file)) for file in files}
+        print(json.dumps({"schema": 1, "files": made}, indent=1, allow_nan=False))
+        return 0
     for file in files:
-        records = read_baseline(file)
-        verdicts = [Verdict(r.case_id, Status.SAME, metrics=r.metrics) for r in records.values()]
-        first = next(iter(records.values()), None)
-        provenance = dict(first.provenance) if first else {}
+        verdicts, provenance = _stored(file)
         if options.format == "terminal":
             sys.stdout.write(f"{file}\n{terminal(verdicts)}\n")
         else:
             sys.stdout.write(REPORTS[options.format](verdicts, provenance))
     return 0
+
+
+def _stored(file: Path) -> tuple[Sequence[Verdict], Mapping[str, Any]]:
+    """A baseline file's cases as verdicts, and the provenance of its first."""
+    records = read_baseline(file)
+    first = next(iter(records.values()), None)
+    verdicts = [Verdict(r.case_id, Status.SAME, metrics=r.metrics) for r in records.values()]
+    return verdicts, dict(first.provenance) if first else {}

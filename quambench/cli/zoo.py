@@ -14,7 +14,7 @@ from quambench.data.corpus import load_corpus
 from quambench.data.recall import sequences
 from quambench.data.tasks import last_word_items
 from quambench.data.windows import full_windows
-from quambench.errors import BadParameter
+from quambench.errors import BadParameter, check_writable
 from quambench.evaluate import last_word_correct
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.zoo.recipe import RECIPES
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     recipe = RECIPES[options.name]
     folder = options.out or Path(f"zoo-{options.name}")
+    check_writable(folder)
     with progress_bars() as progress:
 
         def report(done: int, total: int, line: str) -> None:

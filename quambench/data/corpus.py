@@ -56,16 +56,19 @@ class Corpus:
     def digest(self) -> str:
         """Hash over every document's part, name and digest: what the data was."""
         lines = [f"{p} {d.name} {d.digest}" for p in sorted(self.parts) for d in self.parts[p]]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()  # as in file names
 
 
 def load_corpus(path: str | Path | None = None) -> Corpus:
     """The pinned default corpus, or the texts at `path`.
 
-    raises BadCorpus when a pinned file's digest differs (named), when a path holds no text, or too
-    few documents to keep calibration and test apart.
+    raises BadCorpus when a pinned file's digest differs (named), when a file cannot be read (named),
+    when a path holds no text, or too few documents to keep calibration and test apart.
     """
-    return _pinned() if path is None else _from_path(Path(path))
+    try:
+        return _pinned() if path is None else _from_path(Path(path))
+    except OSError as error:
+        raise BadCorpus(f"cannot read {error.filename or path}: {error.strerror or error}") from None
 
 
 def _pinned() -> Corpus:
@@ -116,7 +119,7 @@ def _from_path(path: Path) -> Corpus:
 
 def _read(path: Path) -> list[Document]:
     if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
+        files = [f for f in sorted(path.rglob("*.txt")) if not f.is_dir()]
         if not files:
             raise BadCorpus(f"{path} holds no .txt file")
         return [Document.of(str(f.relative_to(path)), f.read_bytes()) for f in files]
@@ -132,7 +135,11 @@ def _read(path: Path) -> list[Document]:
             text = json.loads(line)["text"]
             if not isinstance(text, str):
                 raise TypeError
+            raw = text.encode()
+        except UnicodeEncodeError as error:  # JSON may spell half a surrogate pair, which is no character
+            found = f"\\u{ord(text[error.start]):04x}"
+            raise BadCorpus(f"{path}:{number} is not text: its 'text' has the lone surrogate {found}") from None
         except (ValueError, KeyError, TypeError):
             raise BadCorpus(f"{path}:{number} is not a JSON object with a string 'text'") from None
-        documents.append(Document.of(f"{path.name}:{number:06d}", text.encode()))
+        documents.append(Document.of(f"{path.name}:{number:06d}", raw))
     return documents

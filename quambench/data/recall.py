@@ -143,7 +143,12 @@ def long_sequences(count: int, times: int = 8) -> Tensor:
 
 
 def mixed_sequences(rungs: Mapping[str, int], count: int, length: int, part: str) -> Tensor:
-    """(count, length) int64: the tasks in turn at their rungs, several to a sequence where they are short."""
+    """(count, length) int64: the tasks in turn at their rungs, several to a sequence where they are short.
+
+    raises BadParameter for a count or length below 1
+    """
+    if count < 1 or length < 1:
+        raise BadParameter(f"windows and their length must be at least 1 (got {count} of {length} tokens)")
     tasks = [(task, rungs[task]) for task in TASKS]
     rows = []
     for index in range(count):

@@ -23,6 +23,8 @@ class Tokenizer:
         if start is None:
             raise BadCheckpoint(f"tokenizer.json has no {END_OF_TEXT} token, which every window starts with")
         inner.encode_special_tokens = True  # a text that spells a special token is still text, byte by byte
+        inner.no_truncation()  # a tokenizer.json may ask for either: documents would be cut, or filled up
+        inner.no_padding()
         self._inner, self.start_id = inner, start
 
     @classmethod

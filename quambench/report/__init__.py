@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quambench.report import json, markdown  # noqa: F401  (importing registers them)
-from quambench.report.base import REPORTS, format_of
+from quambench.report.base import REPORTS, check_report, format_of
 from quambench.report.table import terminal
 
-__all__ = ["REPORTS", "format_of", "terminal"]
+__all__ = ["REPORTS", "check_report", "format_of", "terminal"]

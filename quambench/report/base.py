@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quambench.errors import BadParameter
+from quambench.errors import BadParameter, check_writable
 from quambench.gate.verdicts import Verdict
 from quambench.registry import Registry
 
@@ -26,3 +27,16 @@ def format_of(path: Path) -> str:
         known = ", ".join(f".{name}" for name in sorted(REPORTS))
         raise BadParameter(f"a report's format follows its suffix, {known} (got {str(path)!r})")
     return suffix
+
+
+def check_report(path: Path, option: str) -> None:
+    """Whether a report can be written to `path`; before the work that it would report on.
+
+    raises BadParameter
+    """
+    format_of(path)
+    check_writable(path.parent)
+    if path.is_dir():
+        raise BadParameter(f"{option} must name a file (got the folder {path})")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise BadParameter(f"cannot write to {path}: it is not writable")

@@ -15,13 +15,17 @@ from quambench.report.table import worst_first
 
 @REPORTS.register("json")
 def to_json(verdicts: Sequence[Verdict], provenance: Mapping[str, Any]) -> str:
-    document = {
+    return json.dumps(document(verdicts, provenance), indent=1, allow_nan=False) + "\n"
+
+
+def document(verdicts: Sequence[Verdict], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What to_json writes, for those who put several into one file."""
+    return {
         "schema": 1,
         "provenance": dict(provenance),
         "units": {name: {"unit": m.unit, "better": m.better} for name, m in METRICS.items()},
         "verdicts": [_verdict(v) for v in worst_first(verdicts)],
     }
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

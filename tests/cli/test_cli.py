@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from quambench.case import Protocol
 from quambench.cli.main import COMMANDS, main
 from quambench.data.tokenizer import Tokenizer
+from quambench.metrics import METRICS, Measurement
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint
 
@@ -85,6 +88,7 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
         (("calibrate", "mamba2-tiny", "--observer", "percentile[alpha=0]"), "alpha must be in (0, 1]"),
         (("calibrate", "mamba2-tiny", "--policy", "quamb"), "Did you mean 'quamba'"),
         (("calibrate", "mamba2-tiny", "--windows", "0"), "must be at least 1"),
+        (("calibrate", "mamba-recall", "--windows", "0"), "must be at least 1"),
         (("eval", "mamba2-tiny", "--observer", "maximum"), "no observer named 'maximum'"),
         (("eval", "mamba2-tiny", "--corpus", "nowhere"), "no such corpus"),
         (("eval", "mamba2-tiny", "--calibration", "nowhere"), "calibration.json is missing"),
@@ -133,3 +137,49 @@ def test_report_tabulates_what_is_stored(capsys):
     code, out, _ = call(capsys, "report", "baselines/alpha")
     assert code == 0
     assert "mamba2-tiny/running_max/1x1" in out
+
+
+def test_report_as_json_is_one_document(capsys):
+    code, out, _ = call(capsys, "report", "baselines/alpha", "--format", "json")
+    assert code == 0
+    files = json.loads(out)["files"]
+    assert len(files) > 1
+    assert all(document["verdicts"] for document in files.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (("calibrate", "mamba2-tiny", "--out"), "calibrate.load_checkpoint"),
+        (("zoo", "train", "mamba2-tiny", "--out"), "zoo.train"),
+        (("compare", "--against", "HEAD", "--report"), "compare.compare"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(arguments, work, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(f"quambench.cli.{work}", lambda *_: pytest.fail("the work was begun"))
+    file = tmp_path / "there"
+    file.touch()
+    code, _, err = call(capsys, *arguments, file / "x.md" if "--report" in arguments else file)
+    assert code == 2
+    assert "is no folder" in err
+    assert err.count("\n") == 1
+
+
+def test_eval_shows_what_some_case_measured(monkeypatch, capsys):
+    nothing = dict.fromkeys(METRICS, Measurement(math.nan, math.nan))
+    measured = {
+        "running_max": nothing | {"recall_associative": Measurement(0.75, 0.01), "state_error": Measurement(0.5, 0.1)},
+        "percentile": nothing | {"recall_associative": Measurement(0.25, 0.01), "kl": Measurement(0.1, 0.0)},
+    }
+    monkeypatch.setattr(
+        "quambench.cli.eval.ModelRun",
+        lambda *_: SimpleNamespace(result=lambda case: SimpleNamespace(metrics=measured[case.observer.name])),
+    )
+    code, out, _ = call(capsys, "eval", "mamba-recall", "--observer", "running_max", "--observer", "percentile")
+    assert code == 0
+    rows = {line.split()[0]: " ".join(line.split()[3:]) for line in out.splitlines()[2:]}
+    assert rows == {
+        "kl": "- 0.1",
+        "recall_associative": "0.75 ± 0.01 0.25 ± 0.01",
+        "state_error": "0.5 ± 0.1 -",
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -138,6 +139,47 @@ def test_other_bad_paths(tmp_path):
     (folder / "l.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(BadCorpus, match="not UTF-8"):
         load_corpus(folder)
+
+
+def lines_file(path, *texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))  # escapes all but ASCII
+    return path
+
+
+@pytest.mark.parametrize("half", ["\ud800", "so far \udfff so good"])
+def test_half_a_character_in_a_jsonl_is_named(tmp_path, half):
+    with pytest.raises(BadCorpus, match=r"x\.jsonl:2 is not text: .* lone surrogate \\ud[8f]") as caught:
+        load_corpus(lines_file(tmp_path / "x.jsonl", "fine", half))
+    str(caught.value).encode()  # can be printed
+    whole = lines_file(tmp_path / "y.jsonl", "fine", "\N{GRINNING FACE}", "as well")  # a pair of surrogates there
+    assert len(names(load_corpus(whole))) == 3
+
+
+def test_a_folder_named_like_a_text_is_no_text(tmp_path):
+    folder = write(tmp_path, texts(3))
+    (folder / "x.txt").mkdir()
+    assert sorted(name for part in names(load_corpus(folder)).values() for name in part) == sorted(texts(3))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    folder = write(tmp_path / "f", texts(3))
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadCorpus, match=r"cannot read .*gone\.txt: No such file"):
+        load_corpus(folder)
+
+    def refused(file):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    lines = lines_file(tmp_path / "x.jsonl", "a", "b", "c")
+    monkeypatch.setattr(type(lines), "read_bytes", refused)  # root may read all
+    with pytest.raises(BadCorpus, match=r"^cannot read [^\n]*x\.jsonl: Permission denied$"):
+        load_corpus(lines)
+
+
+def test_a_file_name_may_be_any_bytes(tmp_path):
+    folder = write(tmp_path, texts(3))
+    (folder / "t0.txt").rename(folder / os.fsdecode(b"\xff.txt"))
+    assert len(load_corpus(folder).digest) == 64
 
 
 def test_the_digest_follows_texts_and_parts(tmp_path):

@@ -17,6 +17,7 @@ from quambench.data.recall import (
     TASKS,
     TRIGGER,
     VOCAB_SIZE,
+    mixed_sequences,
     sequences,
     tokenizer,
 )
@@ -76,6 +77,14 @@ def test_a_rung_off_the_ladder_is_refused(task):
     for rung in (0, LADDERS[task][-1] + 1):
         with pytest.raises(BadParameter, match=f"{task}: a rung must be from 1 to"):
             sequences(task, rung, 1, "test")
+
+
+@pytest.mark.parametrize(("count", "length"), [(0, 8), (-1, 8), (2, 0)])
+def test_no_sequences_or_no_tokens_are_refused(count, length):
+    rungs = {task: ladder[0] for task, ladder in LADDERS.items()}
+    assert mixed_sequences(rungs, 1, 1, "calibration").tolist() == [[START]]
+    with pytest.raises(BadParameter, match=f"must be at least 1 .got {count} of {length} tokens"):
+        mixed_sequences(rungs, count, length, "calibration")
 
 
 def test_the_language_spells_every_token():

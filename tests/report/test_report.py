@@ -11,7 +11,7 @@ import pytest
 from quambench.errors import BadParameter
 from quambench.gate.verdicts import Status, Verdict
 from quambench.metrics import Measurement
-from quambench.report import REPORTS, format_of, terminal
+from quambench.report import REPORTS, check_report, format_of, terminal
 
 VERDICTS = [
     Verdict(
@@ -70,3 +70,17 @@ def test_a_suffix_without_a_format_is_refused():
     assert format_of(Path("x.md")) == "md"
     with pytest.raises(BadParameter, match=r"\.json, \.md"):
         format_of(Path("x.pdf"))
+
+
+def test_a_report_that_cannot_be_written_is_refused_beforehand(tmp_path, monkeypatch):
+    check_report(tmp_path / "new" / "x.md", "--report")
+    (tmp_path / "folder.md").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(BadParameter, match="--report must name a file"):
+        check_report(tmp_path / "folder.md", "--report")
+    with pytest.raises(BadParameter, match="file is no folder"):
+        check_report(tmp_path / "file" / "x.md", "--report")
+    (tmp_path / "old.md").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "old.md")  # root may write all
+    with pytest.raises(BadParameter, match=r"old\.md: it is not writable"):
+        check_report(tmp_path / "old.md", "--report")
