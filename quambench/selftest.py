@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from quambench import evaluate
 from quambench.case import Case, Protocol
 from quambench.errors import QuambenchError
@@ -45,6 +47,7 @@ CLEAN_SETTINGS: dict[str, dict[str, str]] = {
     "PYTHONHASHSEED 7": {"PYTHONHASHSEED": "7"},
     "class file removed": {"PYTHONHASHSEED": "11"},
 }
+NEEDS = {"2 threads, avx512": "AVX512"}  # setting -> torch's CPU capability, without which it would crash
 CLEAN_BATCHES = (2, 3, 5, 7, 16)  # each composes the windows and items otherwise
 
 Progress = Callable[[str, int, int], None]
@@ -192,10 +195,17 @@ def _named(verdict: Verdict, unit: str, place: str) -> bool:
     return right_unit and right_place
 
 
+def clean_settings() -> dict[str, dict[str, str]]:
+    """Those of CLEAN_SETTINGS that this machine can run."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {s: e for s, e in CLEAN_SETTINGS.items() if NEEDS.get(s, capability) == capability}
+
+
 def _clean_runs(models: Sequence[str], corpus: Path | None, baselines: Path, progress: Progress) -> list[Clean]:
     found: list[Clean] = []
-    for i, (setting, environment) in enumerate(CLEAN_SETTINGS.items()):
-        progress("clean runs under other numerics", i, len(CLEAN_SETTINGS))
+    settings = clean_settings()
+    for i, (setting, environment) in enumerate(settings.items()):
+        progress("clean runs under other numerics", i, len(settings))
         at = baselines
         if setting == "class file removed":
             at = baselines.with_name("elsewhere")

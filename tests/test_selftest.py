@@ -10,7 +10,7 @@ import pytest
 from quambench import selftest as module
 from quambench.cli.main import main
 from quambench.gate.faults import FAULTS
-from quambench.selftest import CLEAN_SETTINGS, Clean, Outcome, Report, selftest
+from quambench.selftest import CLEAN_SETTINGS, Clean, Outcome, Report, clean_settings, selftest
 
 SMALL = dataclasses.replace(
     module.PROTOCOL, calib_windows=6, calib_length=16, quality_windows=8, quality_length=32, decode_windows=6,
@@ -48,10 +48,20 @@ def test_every_planted_fault_goes_away_again(world, small):
     assert {r.status for r in check()} == {"same"}
 
 
+def test_a_setting_that_this_cpu_cannot_run_is_left_out(monkeypatch):
+    for capability, left_out in (
+        ("AVX512", set()),
+        ("AVX2", {"2 threads, avx512"}),
+        ("DEFAULT", {"2 threads, avx512"}),
+    ):
+        monkeypatch.setattr(module.torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        assert set(CLEAN_SETTINGS) - set(clean_settings()) == left_out
+
+
 @pytest.mark.slow
 def test_clean_code_in_other_processes_raises_no_alarm(world):
     report = selftest([str(world / "tiny-model")], ["q_max 126"], world / "corpus")
-    assert {c.setting for c in report.clean} == set(CLEAN_SETTINGS)
+    assert {c.setting for c in report.clean} == set(clean_settings())
     assert [c for c in report.clean if c.alarm] == []
     assert all(c.portable for c in report.clean if c.setting == "class file removed")
 
