@@ -4,7 +4,7 @@ Integer arithmetic is exact everywhere; what differs between machines is the flo
 a rounding, which moves values across ties. Rarely, but then by a whole step, and the steps after it
 follow. So the floor is measured when a baseline is written, by repeating the case
 
-- in another process with one thread, ATEN_CPU_CAPABILITY=avx2 and another batch composition, and
+- in another process with one thread, narrower vector instructions and another batch composition, and
 - DISTURBANCES times with every float tensor disturbed, before it is rounded, by as much as another
   order of summation may disturb it: a stand-in for machines that nobody here has.
 """
