@@ -214,7 +214,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
     state, produced = config.stash[SESSION], config.stash[PRODUCED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
-        found = (state.verdicts, state.to_write, produced, config.stash[PARTIAL], config.stash[MISUSED])
+        left_out = config.stash[PARTIAL], config.stash[NARROWED]
+        found = (state.verdicts, state.to_write, produced, left_out, config.stash[MISUSED])
         config.workeroutput["quambench"] = pickle.dumps(found)
         return
     if config.stash[MISUSED]:
@@ -260,7 +261,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     sent = getattr(node, "workeroutput", {}).get("quambench")
     if sent is None:
         return
-    verdicts, to_write, produced, partial, misused = pickle.loads(sent)  # from our own worker process
+    verdicts, to_write, produced, (partial, narrowed), misused = pickle.loads(sent)  # from our own worker process
     state = node.config.stash[SESSION]
     state.verdicts += verdicts
     node.config.stash[MISUSED].extend(misused)
@@ -268,6 +269,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
         state.to_write.setdefault(key, []).extend(records)
     node.config.stash[PRODUCED] |= produced
     node.config.stash[PARTIAL] = node.config.stash[PARTIAL] or partial
+    node.config.stash[NARROWED] = node.config.stash[NARROWED] or narrowed
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
