@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,13 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
-from quambench.models.backbone import LanguageModel
-from quambench.observers import Observer
-from quambench.policy import Plan
-from quambench.quant.granularity import GRANULARITIES
+from quambench.models.backbone import LanguageModel, Tap, no_tap
+from quambench.models.config import ModelConfig
+from quambench.observers import Batch, Observer, ObserverSpec
+from quambench.policy import Assignment, Plan, check_plan
+from quambench.quant.granularity import UNQUANTIZED, layout
+from quambench.quant.grid import asymmetric_scale
 
 SCHEMA = 1
 FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
+_MANY = 1 << 20  # values of which observers ask for tails of different length, to tell which asks for most
 
 K = TypeVar("K", bound=Hashable)
 Progress = Callable[[int, int], None]
@@ -44,11 +47,12 @@ class Calibration:
     act_bits: int
     model_digest: str
     data_digest: str  # of the sequences
+    symmetric: bool = True  # else a scale is (2, *scale_shape): step and shifted zero point
 
     @property
     def digest(self) -> str:
         """Hash of scales, granularities and bits: what the runtime would read."""
-        h = hashlib.sha256(str(self.act_bits).encode())
+        h = hashlib.sha256(f"{self.act_bits}{'' if self.symmetric else ' asymmetric'}".encode())
         for site, scale in self.scales.items():
             h.update(f"{site} {self.granularities[site]} {tuple(scale.shape)}".encode())
             h.update(scale.contiguous().numpy().tobytes())
@@ -60,6 +64,7 @@ class Calibration:
         about = {
             "schema": SCHEMA,
             "act_bits": self.act_bits,
+            "symmetric": self.symmetric,
             "model_digest": self.model_digest,
             "data_digest": self.data_digest,
             "scales_digest": self.digest,
@@ -89,6 +94,7 @@ class Calibration:
                 act_bits=about["act_bits"],
                 model_digest=about["model_digest"],
                 data_digest=about["data_digest"],
+                symmetric=about.get("symmetric", True),  # files from before there was a choice
             )
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise BadArtefact(f"{folder} holds a corrupt calibration: {error!r}") from None
@@ -97,65 +103,156 @@ class Calibration:
         return loaded
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one case asks of calibration."""
+
+    plan: Plan
+    act_bits: int
+    symmetric: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """One site under one observer, granularity and grid: equal ones are observed once."""
+
+    site: str
+    observer: ObserverSpec
+    granularity: str
+    bits: int
+    symmetric: bool
+
+
+class _Watcher:
+    """The observers of one _Watched: one for each part that its layout makes of the tensor."""
+
+    def __init__(self, of: _Watched) -> None:
+        self.of = of
+        self._observers: list[Observer] = []
+
+    def update(self, parts: Sequence[Batch]) -> None:
+        self._observers = self._observers or [self.of.observer.build(self.of.bits) for _ in parts]
+        for observer, part in zip(self._observers, parts, strict=True):
+            observer.update(part)
+
+    def scale(self) -> Tensor:
+        """(*scale_shape), or (n_parts) of several; with a leading 2, step and zero point, where asymmetric.
+
+        raises SiteUnseen, BadParameter or NonFinite: of this site
+        """
+        try:
+            found = [self._scale(observer) for observer in self._observers]
+        except SiteUnseen:
+            found = []
+        except (BadParameter, NonFinite) as error:  # an observer from outside may say anything
+            raise type(error)(f"{self.of.site}: {error}") from None
+        if not found:
+            raise SiteUnseen(f"no calibration data passed through {self.of.site}")
+        return found[0] if len(found) == 1 else torch.stack(found, dim=-1)
+
+    def _scale(self, observer: Observer) -> Tensor:
+        if self.of.symmetric:
+            return observer.scale()
+        high, low = observer.grid_end()
+        return torch.stack(asymmetric_scale(-low, high, self.of.bits))
+
+
 @torch.no_grad()
 def calibrate(
     prepared: LanguageModel,
     sequences: Tensor,
-    plans: Mapping[K, tuple[Plan, int]],
+    tasks: Mapping[K, Task],
     model_digest: str,
     progress: Progress = lambda done, total: None,
+    also: Tap = no_tap,
 ) -> dict[K, Calibration]:
-    """Run `sequences` once through `prepared`, and turn each plan's observers into scales.
+    """Run `sequences` once through `prepared`, and turn each task's observers into scales.
 
     sequences  (S, L) int64; each sequence is one batch to an observer, in this order
-    plans      key -> (plan, activation bits); equal (site, observer, granularity, bits) are observed once
-    raises NonFinite naming site and sequence; SiteUnseen naming the site; BadCorpus for no sequence
+    also       another tap that watches the same pass
+    raises NonFinite naming site and sequence; SiteUnseen naming the site; BadCorpus for no sequence;
+           BadParameter where a plan asks what a site's consumer cannot work with
     """
     if sequences.numel() == 0:
         raise BadCorpus("calibration needs at least one sequence of at least one token")
-    watchers: dict[tuple, Observer] = {}
-    by_site: dict[str, dict[str, list[Observer]]] = {}
-    for plan, bits in plans.values():
-        for site, (observer, granularity) in ((s, (a.observer.complete, a.granularity)) for s, a in plan.items()):
-            if (site, observer, granularity, bits) not in watchers:
-                made = watchers[site, observer, granularity, bits] = observer.build(bits)
-                by_site.setdefault(site, {}).setdefault(granularity, []).append(made)
+    watchers = _watchers(prepared.config, tasks)
+    by_site: dict[str, list[list[_Watcher]]] = {}
+    for alike in _grouped(watchers.values()):
+        by_site.setdefault(alike[0].of.site, []).append(alike)
 
     first = 0  # index of the forward batch's first sequence
 
     def watch(site: str, x: Tensor) -> Tensor:
-        for granularity, observers in by_site.get(site, {}).items():
-            laid_out = [GRANULARITIES[granularity].lay_out(one) for one in x.float().split(1)]
-            for observer in observers:
-                for offset, batch in enumerate(laid_out):
-                    try:
-                        observer.update(batch)
-                    except NonFinite as error:
-                        raise NonFinite(f"{site}, calibration sequence {first + offset}: {error}") from None
-        return x
+        for alike in by_site.get(site, ()):
+            for offset, one in enumerate(x.float().split(1)):
+                parts = _laid_out(one, alike[0].of, prepared.config)
+                try:
+                    for watcher in alike:
+                        watcher.update(parts)
+                except NonFinite as error:
+                    raise NonFinite(f"{site}, calibration sequence {first + offset}: {error}") from None
+        return also(site, x)
 
     for first in range(0, len(sequences), FORWARD_BATCH):
         prepared(sequences[first : first + FORWARD_BATCH], tap=watch)
         progress(min(first + FORWARD_BATCH, len(sequences)), len(sequences))
 
     data_digest = hashlib.sha256(str(tuple(sequences.shape)).encode() + sequences.numpy().tobytes()).hexdigest()
+    scales = {watched: watcher.scale() for watched, watcher in watchers.items()}
     return {
         key: Calibration(
-            scales={s: _scale(s, watchers[s, a.observer.complete, a.granularity, bits]) for s, a in plan.items()},
-            granularities={s: a.granularity for s, a in plan.items()},
-            observers={s: str(a.observer.complete) for s, a in plan.items()},
-            act_bits=bits,
+            scales={
+                site: scales[_watched(site, a, task)] if a.granularity != UNQUANTIZED else torch.zeros(0)
+                for site, a in task.plan.items()
+            },
+            granularities={s: a.granularity for s, a in task.plan.items()},
+            observers={s: str(a.observer.complete) for s, a in task.plan.items()},
+            act_bits=task.act_bits,
             model_digest=model_digest,
             data_digest=data_digest,
+            symmetric=task.symmetric,
         )
-        for key, (plan, bits) in plans.items()
+        for key, task in tasks.items()
     }
 
 
-def _scale(site: str, observer: Observer) -> Tensor:
-    try:
-        return observer.scale()
-    except SiteUnseen:
-        raise SiteUnseen(f"no calibration data passed through {site}") from None
-    except (BadParameter, NonFinite) as error:  # an observer from outside may say anything
-        raise type(error)(f"{site}: {error}") from None
+def _watched(site: str, assignment: Assignment, task: Task) -> _Watched:
+    return _Watched(site, assignment.observer.complete, assignment.granularity, task.act_bits, task.symmetric)
+
+
+def _watchers(config: ModelConfig, tasks: Mapping[K, Task]) -> dict[_Watched, _Watcher]:
+    """Every distinct thing to observe."""
+    found: dict[_Watched, _Watcher] = {}
+    for task in tasks.values():
+        check_plan(config, task.plan)
+        for site, assignment in task.plan.items():
+            if assignment.granularity == UNQUANTIZED:
+                continue
+            watched = _watched(site, assignment, task)
+            if not task.symmetric and assignment.observer.found().follows_grid:
+                raise BadParameter(
+                    f"{assignment.observer.name} finds the best end of a symmetric grid; on an asymmetric one"
+                    " take running_max or percentile"
+                )
+            if watched not in found:
+                found[watched] = _Watcher(watched)
+    return found
+
+
+def _grouped(watchers: Iterable[_Watcher]) -> list[list[_Watcher]]:
+    """Those that see a site laid out alike, together; the longest tail first, so that the others share it."""
+    groups: dict[tuple[str, str, bool], list[_Watcher]] = {}
+    for watcher in watchers:
+        of = watcher.of
+        groups.setdefault((of.site, of.granularity, of.symmetric), []).append(watcher)
+    for alike in groups.values():
+        alike.sort(key=lambda w: -w.of.observer.build(w.of.bits).tail_length(_MANY))
+    return list(groups.values())
+
+
+def _laid_out(x: Tensor, of: _Watched, config: ModelConfig) -> list[Batch]:
+    """What an asymmetric grid asks is how far values reach on either side: two scales for each one."""
+    parts = layout(of.granularity, of.site, config).lay_out(x)
+    if of.symmetric:
+        return [Batch(part) for part in parts]
+    return [Batch(torch.stack([part.clamp(min=0), (-part).clamp(min=0)], dim=1)) for part in parts]

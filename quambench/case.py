@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+from quambench.errors import UnknownName
 from quambench.observers import ObserverSpec
+from quambench.policy import POLICIES, PolicySpec
+from quambench.policy.base import groupings
 from quambench.quant.quantized import Precision
+from quambench.quant.recipe import WeightRecipe
+from quambench.refine import REFINEMENTS, RefinementSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,7 @@ class Protocol:
 
 FULL = Protocol(quality_windows=192, decode_windows=120, error_windows=16, max_items=0, recall_sequences=400)
 """--qb-full: about four times the default; standard errors half as large."""
+QUAMBA = PolicySpec("quamba")
 FULL_SUFFIX = "full"  # of such a case's id
 
 
@@ -46,27 +53,75 @@ class Case:
     model: str
     observer: ObserverSpec
     grouping: str = "1x1"
-    policy: str = "quamba"
+    policy: PolicySpec = QUAMBA
     precision: Precision = field(default_factory=Precision)
+    weights: WeightRecipe = field(default_factory=WeightRecipe)
+    refinement: RefinementSpec | None = None  # what calibration's scales are trained by afterwards
     protocol: Protocol = field(default_factory=Protocol)
 
     @property
     def id(self) -> str:
         """For people, and for -k: mamba2-tiny/percentile[alpha=0.9995,sigma=0.01]/1x1."""
         parts = [self.model, str(self.observer), self.grouping]
-        if self.policy != "quamba":
-            parts.append(self.policy)
+        if self.policy != QUAMBA:
+            parts.append(str(self.policy))
         if self.precision != Precision():
             parts.append(self.precision.id)
+        if self.weights != WeightRecipe():
+            parts.append(self.weights.id)
+        if self.refinement:
+            parts.append(str(self.refinement))
         if self.protocol == FULL:
             parts.append(FULL_SUFFIX)
         return "/".join(parts)
 
+    @classmethod
+    def parse(cls, model: str, text: str, protocol: Protocol | None = None) -> Case:
+        """What an id says after the model: "mse/1x1/w8a4", "percentile/channel", "running_max/gptq/w4a8".
+
+        The observer comes first; what follows may be left out, in any order.
+
+        raises UnknownName, BadParameter
+        """
+        observer, *rest = text.split("/")
+        case = cls(model=model, observer=ObserverSpec.parse(observer), protocol=protocol or Protocol())
+        for part in rest:
+            case = replace(case, **_part(part))
+        return case
+
     def settings(self) -> dict[str, object]:
-        """Every field by name, the observer's defaults written out."""
+        """Every field by name, defaults of observer and policy written out.
+
+        What was added after results had been stored stands here only where it is not at its default, so
+        that those results still say what they measured.
+        """
         flat: dict[str, object] = {"model": self.model, "observer": str(self.observer.complete)}
-        flat |= {"grouping": self.grouping, "policy": self.policy}
-        return flat | asdict(self.precision) | asdict(self.protocol)
+        flat |= {"grouping": self.grouping, "policy": str(self.policy.complete)}
+        flat |= asdict(self.precision) | asdict(self.protocol)
+        if self.precision.symmetric:
+            del flat["symmetric"]
+        if self.weights != WeightRecipe():
+            flat["weights"] = self.weights.id
+        if self.refinement:
+            flat["refinement"] = str(self.refinement.complete)
+        return flat
+
+
+def _part(text: str) -> dict[str, Any]:
+    """One part of an id, recognised by its form -> the field that it sets."""
+    name = text.partition("[")[0]
+    if text in groupings():
+        return {"grouping": text}
+    if name in POLICIES:
+        return {"policy": PolicySpec.parse(text)}
+    if name in REFINEMENTS:
+        return {"refinement": RefinementSpec.parse(text)}
+    if text == "gptq" or text.startswith("weights="):
+        return {"weights": WeightRecipe.parse(text)}
+    if text[:1] == "w" and text[1:2].isdigit():
+        return {"precision": Precision.parse(text)}
+    known = [*groupings(), *POLICIES, *REFINEMENTS, "gptq", "weights=channel", "w8a8"]
+    raise UnknownName("part of a case", text, known)
 
 
 def protocol_hash(settings: dict[str, object]) -> str:

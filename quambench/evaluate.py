@@ -25,9 +25,8 @@ from quambench.decoding import answers_right, decode, states_along
 from quambench.errors import NonFinite
 from quambench.models.backbone import LanguageModel, LayerState
 from quambench.models.sites import sites_of
-from quambench.quant.granularity import GRANULARITIES
-from quambench.quant.grid import clipped_share, fake_quantize, q_max
-from quambench.quant.quantized import QuantizedModel, SiteScales
+from quambench.quant.quantized import QuantizedModel
+from quambench.quant.site_grid import SiteScales
 
 Evidence = Mapping[str, Tensor]
 """Name -> tensor; the names are listed in `evaluate`."""
@@ -146,7 +145,6 @@ def evaluate(
     inside: FloatInside,
     data: EvalData,
     calibration: SiteScales,
-    act_bits: int,
     window_batch: int = WINDOW_BATCH,  # windows per forward; another one is other numerics
 ) -> dict[str, Tensor]:
     """Everything measured of one quantized model.
@@ -186,7 +184,7 @@ def evaluate(
         evidence[f"recall.{task}.asked"] = asked.answers.sum(1).int()
     if data.long is not None and inside.long_states is not None:
         evidence["long.state_error"] = _state_errors(model, states_along(model, data.long, step=1), inside.long_states)
-    evidence |= _local_errors(inside.sites, calibration, act_bits, model)
+    evidence |= _local_errors(inside.sites, model)
     found: dict[str, Tensor] = {}
     model(data.error.inputs, tap=_recorder(found))
     evidence["sites.accumulated"] = _accumulated(model, found, inside.sites)
@@ -308,19 +306,18 @@ def last_word_correct(model: LanguageModel | QuantizedModel, items: LastWordItem
     return correct
 
 
-def _local_errors(
-    sites: Mapping[str, Tensor], calibration: SiteScales, act_bits: int, model: QuantizedModel
-) -> dict[str, Tensor]:
+def _local_errors(sites: Mapping[str, Tensor], model: QuantizedModel) -> dict[str, Tensor]:
     """Float input, quantize, dequantize, at each site alone."""
     rows = []
     for site in sites_of(model.config):
-        x = sites[site].double()
-        scale = GRANULARITIES[calibration.granularities[site]].expand(calibration.scales[site].double(), x)
-        error = (fake_quantize(x, scale, act_bits) - x).square().mean()
-        used = (x.abs() / scale).amax().item() / q_max(act_bits)
-        rows.append([error.item(), x.square().mean().item(), clipped_share(x, scale, act_bits), used])
-    columns = torch.tensor(rows, dtype=torch.float64).T.contiguous()
-    return {f"sites.{n}": c for n, c in zip(("local_mse", "signal", "clipped", "range_used"), columns, strict=True)}
+        x, grid = sites[site].double(), model.grids[site].double()
+        error = (grid.dequantize(grid.quantize(x)) - x).square().mean()
+        position = grid.position(x)
+        reached = position.amax().clamp(max=1) - position.amin().clamp(min=-1)
+        row = [error, x.square().mean(), grid.clipped(x).double().mean(), position.abs().amax(), 1 - reached / 2]
+        rows.append(torch.stack(row))
+    names = ("local_mse", "signal", "clipped", "range_used", "range_wasted")
+    return {f"sites.{n}": column.contiguous() for n, column in zip(names, torch.stack(rows, dim=1), strict=True)}
 
 
 def _energy_ratio(x: Tensor, truth: Tensor) -> Tensor:

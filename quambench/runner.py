@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
-from quambench.calibrate import Calibration, calibrate
+from quambench.calibrate import Calibration, Task, calibrate
 from quambench.case import Case, Protocol, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
-from quambench.errors import BadParameter, UnknownName
+from quambench.errors import BadParameter
 from quambench.evaluate import (
     WINDOW_BATCH,
     EvalData,
@@ -28,13 +28,18 @@ from quambench.evaluate import (
     float_answers,
     float_inside,
 )
+from quambench.hessians import gather_hessians
 from quambench.metrics import METRICS, Measurement
 from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
-from quambench.policy import POLICIES
+from quambench.observers import ObserverSpec
+from quambench.policy import Sensitivity
 from quambench.quant.fuse import prepare
 from quambench.quant.quantized import Disturb, Precision, QuantizedModel, undisturbed
+from quambench.quant.recipe import WeightRecipe
 from quambench.quant.weights import QuantizedTensor
+from quambench.refine import Refined
+from quambench.sensitivity import measure
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all) -> None"""
@@ -50,9 +55,6 @@ class Known:
     data: dict[tuple[str, str, Protocol], EvalData] = field(default_factory=dict)
     sequences: dict[tuple[str, str, Protocol], Tensor] = field(default_factory=dict)
     answers: dict[tuple[str, str], FloatAnswers] = field(default_factory=dict)  # (model, evaluation data)
-
-
-GROUPINGS = ("1x1",)  # one scale per tensor
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,13 @@ class ModelRun:
         self.cases = tuple(dict.fromkeys(cases))
         self._progress = progress
         self._window_batch = window_batch
-        self._measured: dict[tuple[str, Precision], dict[str, Tensor]] = {}
+        self._measured: dict[tuple[str, Precision, WeightRecipe], dict[str, Tensor]] = {}
+        self._sensitivity: dict[tuple[ObserverSpec, Precision], Sensitivity] = {}
+        self.refined: dict[Case, Refined] = {}  # what training came to, once `calibrations` are made
         protocols = {case.protocol for case in self.cases}
         if len(protocols) != 1:
             raise BadParameter(f"the cases of a run must share one protocol (got {len(protocols)})")
         (self.protocol,) = protocols
-        for case in self.cases:
-            if case.grouping not in GROUPINGS:
-                raise UnknownName("grouping", case.grouping, GROUPINGS)
 
     @cached_property
     def prepared(self) -> LanguageModel:
@@ -148,27 +149,69 @@ class ModelRun:
 
     @cached_property
     def calibrations(self) -> dict[Case, Calibration]:
-        """One pass for all cases."""
-        plans = {
-            case: (POLICIES[case.policy](self.checkpoint.config, case.observer), case.precision.act_bits)
-            for case in self.cases
-        }
+        """One pass for all cases; a second for those whose policy measures first."""
+        measuring = [case for case in self.cases if case.policy.found().measures]
+        plain = [case for case in self.cases if case not in measuring]
+        made = self._calibrate({case: self._task(case) for case in plain}) if plain else {}
+        if measuring:
+            made |= self._calibrate({case: self._task(case, self.sensitivity(case)) for case in measuring})
+        return {case: self._refined(case, made[case]) for case in self.cases}
+
+    def _task(self, case: Case, sensitivity: Sensitivity | None = None) -> Task:
+        plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping, sensitivity)
+        return Task(plan, case.precision.act_bits, case.precision.symmetric)
+
+    def _calibrate(self, tasks: Mapping[Case, Task]) -> dict[Case, Calibration]:
         title = f"{self.checkpoint.name}: calibration"
         made = calibrate(
             self.prepared,
             self.calibration_sequences,
-            plans,
+            tasks,
             self.checkpoint.digest,
             lambda i, n: self._progress(title, i, n),
         )
         return {case: _saved_and_loaded(calibration) for case, calibration in made.items()}
 
+    def sensitivity(self, case: Case) -> Sensitivity:
+        """KL to float with one site alone quantized, by the case's observer and precision."""
+        key = (case.observer, case.precision)
+        if key not in self._sensitivity:
+            self._sensitivity[key] = measure(
+                self.prepared,
+                self.calibration_sequences,
+                case.observer,
+                case.precision.act_bits,
+                self.checkpoint.digest,
+            )
+        return self._sensitivity[key]
+
+    def _refined(self, case: Case, start: Calibration) -> Calibration:
+        if case.refinement is None:
+            return start
+        title = f"{case.id}: training scales"
+        model = self._quantize(case, start)
+        found = case.refinement.build().refine(
+            self.prepared, model, start, self.calibration_sequences, lambda i, n: self._progress(title, i, n)
+        )
+        self.refined[case] = found
+        return _saved_and_loaded(found.calibration)
+
+    @cached_property
+    def hessians(self) -> dict[str, Tensor]:
+        """Weight name -> (in, in) sum of x xT over the calibration tokens, for GPTQ."""
+        self._progress(f"{self.checkpoint.name}: Hessians", 0, 1)
+        return gather_hessians(self.prepared, self.calibration_sequences)
+
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
-        return QuantizedModel(self.prepared, self.calibrations[case], case.precision, disturb)
+        return self._quantize(case, self.calibrations[case], disturb)
+
+    def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
+        hessians = self.hessians if case.weights.gptq else None
+        return QuantizedModel(self.prepared, calibration, case.precision, disturb, case.weights, hessians)
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
         """The measurement. Cases whose scales and precision are equal are the same model, measured once."""
-        key = (self.calibrations[case].digest, case.precision)
+        key = (self.calibrations[case].digest, case.precision, case.weights)
         if key not in self._measured:
             self._measured[key] = self.measure_again(case)
         return self._measured[key]
@@ -177,8 +220,7 @@ class ModelRun:
         """The measurement, not remembered: under other numerics."""
         calibration = self.calibrations[case]
         model = self.quantized(case, disturb)
-        bits = case.precision.act_bits
-        return evaluate(model, self.answers, self.inside, self.data, calibration, bits, self._window_batch)
+        return evaluate(model, self.answers, self.inside, self.data, calibration, self._window_batch)
 
     def settings(self, case: Case) -> dict[str, object]:
         """What decides whether a stored number measured the same thing."""

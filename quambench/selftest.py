@@ -26,7 +26,6 @@ from quambench.case import Case, Protocol
 from quambench.errors import QuambenchError
 from quambench.gate.faults import FAULTS, SCAN_INPUT, Fault
 from quambench.gate.verdicts import Status, Verdict
-from quambench.observers import ObserverSpec
 from quambench.session import Session
 
 MODELS = ("mamba-tiny", "mamba2-tiny")
@@ -131,7 +130,8 @@ def selftest(
     with tempfile.TemporaryDirectory(prefix="quambench-selftest-") as folder:
         baselines = Path(folder) / "baselines"
         recorded = _session(baselines, corpus, update=True)
-        cases = [_case(recorded, model) for model in models]
+        wanted = {(m, text): _case(recorded, m, text) for m in models for text in _texts(recorded, m, faults)}
+        cases = list(wanted.values())
         recorded.plan(cases)
         for i, case in enumerate(cases):
             progress("recording baselines from clean code", i, len(cases))
@@ -140,7 +140,9 @@ def selftest(
         outcomes = []
         for i, planted in enumerate(faults):
             progress("planting faults", i, len(faults))
-            outcomes += [_plant(planted, m, case, recorded) for m, case in zip(models, cases, strict=True)]
+            outcomes += [
+                _plant(planted, m, wanted[m, planted.case], recorded) for m in models if (m, planted.case) in wanted
+            ]
         clean = _clean_runs(models, corpus, baselines, progress) if clean_runs else ()
     found = tuple(o for o in outcomes if o is not None)
     return Report(found, tuple(clean), time.perf_counter() - started)
@@ -150,8 +152,14 @@ def _session(baselines: Path, corpus: Path | None, update: bool = False) -> Sess
     return Session(baselines, corpus, update=update)
 
 
-def _case(session: Session, model: str) -> Case:
-    return Case(model=session.load(model).name, observer=ObserverSpec.parse(OBSERVER), protocol=PROTOCOL)
+def _case(session: Session, model: str, text: str = "") -> Case:
+    return Case.parse(session.load(model).name, text or OBSERVER, PROTOCOL)
+
+
+def _texts(session: Session, model: str, faults: Sequence[Fault]) -> list[str]:
+    """The cases that a model's faults are planted in; the usual one always, since clean runs judge it."""
+    kind = session.load(model).config.architecture
+    return list(dict.fromkeys(["", *(f.case for f in faults if kind in f.architectures)]))
 
 
 def _plant(planted: Fault, model: str, case: Case, clean: Session) -> Outcome | None:

@@ -31,7 +31,6 @@ from quambench.gate.record import Record, record_of
 from quambench.gate.rerun import Job, rerun
 from quambench.gate.verdicts import GATED, Finding, Status, Verdict, judge
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
-from quambench.policy import POLICIES
 from quambench.provenance import machine_class, provenance
 from quambench.runner import Known, ModelRun, Progress
 
@@ -181,12 +180,10 @@ class Session:
 
     def _broken_probe(self, case: Case) -> Finding | None:
         """The first unit that this case rests on and that answers otherwise than stored."""
-        config = self.checkpoints[case.model].config
-        plan = POLICIES[case.policy](config, case.observer)
-        observers = {assignment.observer.name for assignment in plan.values()}
+        architecture = self.checkpoints[case.model].config.architecture
         for result in self.probes.values():
             broken = result.status in ("changed", "error")
-            if broken and probes.rests_on(result, config.architecture, observers, case.policy):
+            if broken and probes.rests_on(result, architecture, case):
                 return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
         return None
 

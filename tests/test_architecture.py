@@ -14,14 +14,16 @@ PACKAGE = ROOT / "quambench"
 
 # Left to right: a module may import its own row and the rows above it, never one below.
 ORDER = (
-    {"errors", "registry", "allocator"},
+    {"errors", "registry", "spec", "allocator"},
     {"models.config", "data"},
     {"models", "models.backbone", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
-    {"quant.grid", "quant.granularity", "quant.hadamard", "quant.weights", "quant"},
+    {"quant.grid", "quant.granularity", "quant.hadamard", "quant"},
     {"observers"},
     {"policy"},
-    {"quant.fuse", "quant.quantized"},
-    {"calibrate", "case"},
+    {"quant.fuse", "quant.weights", "quant.w4", "quant.gptq", "quant.recipe", "quant.site_grid", "quant.quantized"},
+    {"calibrate"},
+    {"sensitivity", "hessians", "refine"},
+    {"case"},
     {"metrics"},
     {"decoding"},
     {"evaluate"},

@@ -15,6 +15,8 @@ from quambench.data.corpus import load_corpus
 from quambench.errors import check_writable
 from quambench.models.checkpoint import load_checkpoint
 from quambench.observers import ObserverSpec
+from quambench.policy import PolicySpec
+from quambench.policy.base import check_grouping
 from quambench.runner import ModelRun
 
 
@@ -26,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--observer", default="percentile", metavar="SPEC", help='at the percentile sites (default: "percentile")'
     )
     parser.add_argument("--policy", default="quamba", help="which site gets which observer (default: quamba)")
+    parser.add_argument("--grouping", default="1x1", help="how fine scales are where a site allows it (default: 1x1)")
     parser.add_argument(
         "--windows", type=int, default=default.calib_windows, help="calibration windows (default: %(default)s)"
     )
@@ -40,11 +43,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     observer = ObserverSpec.parse(options.observer)
+    check_grouping(options.grouping)
     if options.out:
         check_writable(options.out)
     checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
     protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
-    case = Case(model=checkpoint.name, observer=observer, policy=options.policy, protocol=protocol)
+    policy = PolicySpec.parse(options.policy)
+    case = Case(model=checkpoint.name, observer=observer, policy=policy, grouping=options.grouping, protocol=protocol)
     with progress_bars() as progress:
         calibration = ModelRun(checkpoint, corpus, [case], progress).calibrations[case]
     if options.out:

@@ -18,7 +18,6 @@ from quambench.errors import BadArtefact
 from quambench.evaluate import evaluate
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import load_checkpoint
-from quambench.observers import ObserverSpec
 from quambench.quant.quantized import Precision, QuantizedModel
 from quambench.runner import ModelRun
 
@@ -35,6 +34,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_observers(parser)
     add_corpus(parser)
     parser.add_argument(
+        "--case",
+        action="append",
+        metavar="SPEC",
+        help='observer, grouping, policy, precision, weights: "mse/channel/w8a4"; repeatable, in place of --observer',
+    )
+    parser.add_argument(
         "--calibration",
         type=Path,
         metavar="DIR",
@@ -44,9 +49,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    specs = [ObserverSpec.parse(s) for s in options.observer or ["percentile"]]
+    specs = options.case or options.observer or ["percentile"]
     checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
-    cases = [Case(model=checkpoint.name, observer=spec) for spec in specs]
+    cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, cases, progress)
         if options.calibration:
@@ -73,9 +78,9 @@ def run(options: argparse.Namespace) -> int:
 def _with_saved(work: ModelRun, calibration: Calibration) -> dict[str, Measurement]:
     if calibration.model_digest != work.checkpoint.digest:
         raise BadArtefact(f"these scales were made for another model than {work.checkpoint.name!r}")
-    precision = Precision(act_bits=calibration.act_bits)
+    precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
     model = QuantizedModel(work.prepared, calibration, precision)
-    evidence = evaluate(model, work.answers, work.inside, work.data, calibration, calibration.act_bits)
+    evidence = evaluate(model, work.answers, work.inside, work.data, calibration)
     return {name: metric.measure(evidence) for name, metric in METRICS.items()}
 
 

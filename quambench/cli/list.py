@@ -50,6 +50,7 @@ def _sites() -> Rows:
             "tensor": s.tensor,
             "observer": s.observer,
             "allowed": ", ".join(s.allowed),
+            "feeds": s.consumer.split(",")[0],
         }
         for kind, sites in SITES.items()
         for s in sites

@@ -25,15 +25,18 @@ from quambench import runner
 from quambench.calibrate import Calibration
 from quambench.models.backbone import LanguageModel, LayerState
 from quambench.models.mamba2 import Mamba2Mixer
-from quambench.observers import ObserverSpec
+from quambench.observers import Batch, ObserverSpec
 from quambench.observers import base as observing
 from quambench.observers import percentile as quantiles
 from quambench.observers import running_max as maxima
 from quambench.observers.percentile import Percentile
 from quambench.observers.running_max import RunningMax
-from quambench.quant import fuse, grid, hadamard, quantized, weights
-from quambench.quant.granularity import GRANULARITIES, Granularity
+from quambench.policy import Plan, Policy
+from quambench.policy.quamba import Quamba
+from quambench.quant import fuse, grid, hadamard, quantized, recipe, site_grid, weights
+from quambench.quant.granularity import GRANULARITIES, Layout
 from quambench.quant.quantized import QuantizedModel
+from quambench.quant.site_grid import SymmetricGrid
 
 BOTH = ("mamba", "mamba2")
 # The scan's input: the first percentile site of either architecture.
@@ -49,6 +52,7 @@ class Fault:
     unit: str  # probe of the unit at fault, "" where no unit alone is
     place: str  # first site or weight; {scan} stands for the scan's input
     architectures: tuple[str, ...] = BOTH
+    case: str = ""  # what the case must be, as its id says after the model; "" for the self-test's usual one
     error: bool = False  # the right verdict is ERROR: data that no scale can be made of
     no_op: str = ""  # why it changes nothing
 
@@ -98,7 +102,7 @@ def _() -> AbstractContextManager[Any]:
     def narrow(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even") -> Tensor:
         return original(x, scale, bits, rounding).clamp(min=-grid.q_max(bits))
 
-    return _everywhere("quantize", narrow, grid, quantized, weights)
+    return _everywhere("quantize", narrow, grid, site_grid, weights)
 
 
 @fault("scale inverted", "grid/scale|weights|observer", "embedding.weight|layers.0.in_proj:input")
@@ -132,44 +136,69 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("sites round half away from zero", "site")
 def _() -> AbstractContextManager[Any]:
-    def away(self: quantized.SiteGrid, x: Tensor) -> Tensor:
-        return grid.quantize(x, self.broadcast(x), self.bits, "half_away")
-
-    return patch.object(quantized.SiteGrid, "quantize", away)
+    return patch.object(SymmetricGrid, "quantize", lambda self, x: grid.quantize(x, self.scale, self.bits, "half_away"))
 
 
 @fault("sites ignore their bits", "site")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(
-        quantized.SiteGrid, "quantize", lambda self, x: grid.quantize(x, self.broadcast(x), 8, "half_even")
-    )
+    return patch.object(SymmetricGrid, "quantize", lambda self, x: grid.quantize(x, self.scale, 8, "half_even"))
 
 
 @fault("sites dequantize with twice the scale", "site")
 def _() -> AbstractContextManager[Any]:
-    return _wrapped(quantized.SiteGrid, "dequantize", lambda original, self, q: original(self, q) * 2)
+    return _wrapped(SymmetricGrid, "dequantize", lambda original, self, q: original(self, q) * 2)
 
 
 # --- granularity ----------------------------------------------------------------------------------
 
 
-@fault("per channel along the wrong axis", "granularity/channel")
+@fault("one scale from the first position alone", "granularity/.*/tensor")
 def _() -> AbstractContextManager[Any]:
-    right = GRANULARITIES["channel"]
-    wrong = Granularity(lambda x: right.lay_out(x.movedim(1, -1)), right.expand)
-    return patch.dict(GRANULARITIES._entries, channel=wrong)
+    return _layout("tensor", lay_out=lambda right, x: tuple(part[:1] for part in right.lay_out(x)))
 
 
-@fault("scales per channel met along the wrong axis", "granularity/channel")
+@fault("per channel along the wrong axis", "granularity/.*/channel", case="percentile/channel")
 def _() -> AbstractContextManager[Any]:
-    wrong = Granularity(GRANULARITIES["channel"].lay_out, lambda scale, x: scale[:, None])
-    return patch.dict(GRANULARITIES._entries, channel=wrong)
+    def wrong(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
+        return right.lay_out(x.movedim(1, -1).reshape(x.shape))
+
+    return _layout("channel", lay_out=wrong)
 
 
-@fault("one scale from the first position alone", "granularity/tensor")
+@fault("scales per channel one channel on", "granularity/.*/channel", case="percentile/channel")
 def _() -> AbstractContextManager[Any]:
-    right = GRANULARITIES["tensor"]
-    return patch.dict(GRANULARITIES._entries, tensor=Granularity(lambda x: right.lay_out(x)[:1], right.expand))
+    return _layout("channel", expand=lambda right, scale: right.expand(scale.roll(1, 0)))
+
+
+@fault("head and dim axes exchanged", "granularity/mamba2/head", case="percentile/head", architectures=("mamba2",))
+def _() -> AbstractContextManager[Any]:
+    def wrong(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
+        (part,) = right.lay_out(x)  # (n_obs, H, P) read as if it were (n_obs, P, H)
+        n, heads, width = part.shape
+        return (part.reshape(n, width, heads).transpose(1, 2),)
+
+    return _layout("head", lay_out=wrong)
+
+
+@fault("a split's scales in reverse", "granularity/mamba/split", case="percentile/split", architectures=("mamba",))
+def _() -> AbstractContextManager[Any]:
+    return _layout("split", expand=lambda right, scale: right.expand(scale.flip(0)))
+
+
+@fault(
+    "scales of SSD groups by their first n alone", "granularity/mamba2/ssd_group", case="percentile/ssd_group",
+    architectures=("mamba2",),
+)  # fmt: skip
+def _() -> AbstractContextManager[Any]:
+    return _layout("ssd_group", lay_out=lambda right, x: tuple(part[..., :1] for part in right.lay_out(x)))
+
+
+@fault("a finer granularity than the state's is taken", "granularity/.*/channel_state", case="percentile/channel_state")
+def _() -> AbstractContextManager[Any]:
+    def coarser(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
+        return (x.mean(-1, keepdim=True).expand_as(x)[..., None],)
+
+    return _layout("channel_state", lay_out=coarser)
 
 
 # --- observers ------------------------------------------------------------------------------------
@@ -177,10 +206,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("no absolute value before the quantile", "observer/percentile", "layers.0.(x_proj:input|x_conv_out|ssm_state)")
 def _() -> AbstractContextManager[Any]:
-    def take(self: observing.Observer, x: Tensor) -> None:
-        self.amax = self.observe(x)
-
-    return patch.object(Percentile, "take", take)
+    return _quantile(lambda batch, alpha, q: q(_batch_of(batch.x.clone(), signed=True), alpha))
 
 
 @fault("alpha complemented", "observer/percentile", "layers.0.{scan}")
@@ -195,21 +221,17 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("quantile by nearest rank", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    def nearest(x: Tensor, alpha: float, q: Any) -> Tensor:
-        rank = math.ceil(alpha * x.shape[-1])
-        return x.kthvalue(max(rank, 1), dim=-1).values.double()
+    def nearest(batch: Batch, alpha: float, q: Any) -> Tensor:
+        rank = math.ceil(alpha * batch.values_per_scale)
+        values = batch.magnitude.movedim(0, -2).flatten(-2)
+        return values.kthvalue(max(rank, 1), dim=-1).values.double()
 
     return _quantile(nearest)
 
 
 @fault("sigma swapped with its complement", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    original = Percentile.observe
-
-    def observe(self: Percentile, x: Tensor) -> Tensor:
-        return original(replace_sigma(self, 1 - self.sigma), x)
-
-    return patch.object(Percentile, "observe", observe)
+    return patch.object(Percentile, "newest_weight", lambda self: 1 - self.sigma)
 
 
 @fault("first batch skipped", "observer", "layers.0.(in_proj:input|{scan}|.*)")
@@ -248,31 +270,31 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("maximum in place of the moving average", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    def observe(self: Percentile, x: Tensor) -> Tensor:
-        batch = quantiles.upper_quantile(x.movedim(0, -1).flatten(-2), self.alpha)
-        return batch if self.amax is None else torch.maximum(self.amax, batch)
+    def take(self: Percentile, batch: Batch) -> None:
+        newest = quantiles.upper_quantile(batch, self.alpha)
+        self.amax = newest if self.amax is None else torch.maximum(self.amax, newest)
 
-    return patch.object(Percentile, "observe", observe)
+    return patch.object(Percentile, "take", take)
 
 
 @fault("percentile of batch maxima", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    def observe(self: Percentile, x: Tensor) -> Tensor:
-        seen = [*getattr(self, "maxima", ()), x.amax(dim=(0, -1)).double()]
+    def take(self: Percentile, batch: Batch) -> None:
+        seen = [*getattr(self, "maxima", ()), batch.amax.double()]
         self.maxima = seen  # type: ignore[attr-defined]
-        return torch.stack(seen).quantile(self.alpha, dim=0)
+        self.amax = torch.stack(seen).quantile(self.alpha, dim=0)
 
-    return patch.object(Percentile, "observe", observe)
+    return patch.object(Percentile, "take", take)
 
 
 @fault("moving average started at zero", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    def observe(self: Percentile, x: Tensor) -> Tensor:
-        batch = quantiles.upper_quantile(x.movedim(0, -1).flatten(-2), self.alpha)
-        before = torch.zeros_like(batch) if self.amax is None else self.amax
-        return before + self.sigma * (batch - before)
+    def take(self: Percentile, batch: Batch) -> None:
+        newest = quantiles.upper_quantile(batch, self.alpha)
+        before = torch.zeros_like(newest) if self.amax is None else self.amax
+        self.amax = before + self.sigma * (newest - before)
 
-    return patch.object(Percentile, "observe", observe)
+    return patch.object(Percentile, "take", take)
 
 
 @fault("mean in place of the maximum", "observer/running_max", "layers.0.in_proj:input")
@@ -294,7 +316,7 @@ def _() -> AbstractContextManager[Any]:
     def update(self: observing.Observer, x: Tensor) -> None:
         if x.numel():
             with np.errstate(invalid="ignore"):
-                self.take(x.detach())
+                self.take(_batch_of(x))
             self.n_batches += 1
 
     return patch.object(observing.Observer, "update", update)
@@ -302,14 +324,17 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("NaN refused, infinity taken in", "observer")
 def _() -> AbstractContextManager[Any]:
-    return _wrapped(observing.Observer, "update", lambda original, self, x: original(self, x.clamp(-3e38, 3e38)))
+    return _wrapped(
+        observing.Observer, "update", lambda original, self, x: original(self, _batch_of(x).x.clamp(-3e38, 3e38))
+    )
 
 
 @fault("what is refused counts all the same", "observer")
 def _() -> AbstractContextManager[Any]:
-    def update(original: Any, self: observing.Observer, x: Tensor) -> None:
-        if x.numel() and not x.isfinite().all():
-            self.take(x.nan_to_num(0.0, 1e3, -1e3))
+    def update(original: Any, self: observing.Observer, x: Any) -> None:
+        values = _batch_of(x).x
+        if values.numel() and not values.isfinite().all():
+            self.take(_batch_of(values.nan_to_num(0.0, 1e3, -1e3)))
         original(self, x)
 
     return _wrapped(observing.Observer, "update", update)
@@ -318,7 +343,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("a scale from an observer that saw nothing", "observer")
 def _() -> AbstractContextManager[Any]:
     def scale(original: Any, self: observing.Observer) -> Tensor:
-        return torch.tensor(1.0) if self.amax is None else original(self)
+        return torch.tensor(1.0) if self.n_batches == 0 else original(self)
 
     return _wrapped(observing.Observer, "scale", scale)
 
@@ -372,24 +397,13 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("policy: percentile at every site", "policy", "layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
-    original = runner.POLICIES["quamba"]
-
-    def everywhere(config: Any, observer: Any) -> Any:
-        return {site: replace(a, observer=observer) for site, a in original(config, observer).items()}
-
-    return patch.dict(runner.POLICIES._entries, quamba=everywhere)
+    return _planned(Quamba, lambda plan, observer: {s: replace(a, observer=observer) for s, a in plan.items()})
 
 
 @fault("policy: running max at every site", "policy", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    original = runner.POLICIES["quamba"]
-
-    def plain(config: Any, observer: Any) -> Any:
-        return {
-            site: replace(a, observer=ObserverSpec("running_max")) for site, a in original(config, observer).items()
-        }
-
-    return patch.dict(runner.POLICIES._entries, quamba=plain)
+    plain = ObserverSpec("running_max")
+    return _planned(Quamba, lambda plan, observer: {s: replace(a, observer=plain) for s, a in plan.items()})
 
 
 # --- preparing the float model --------------------------------------------------------------------
@@ -481,40 +495,40 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("embedding's rows by their signed maximum", "weights/rows", "embedding.weight")
 def _() -> AbstractContextManager[Any]:
-    def signed(weight: Tensor, bits: int = 8) -> Any:
+    def signed(weight: Tensor, bits: int = 8, *_: Any) -> Any:
         scale = grid.symmetric_scale(weight.amax(dim=1, keepdim=True), bits)
         return weights.QuantizedTensor(grid.quantize(weight, scale.to(weight.dtype), bits), scale)
 
-    return _everywhere("quantize_rows", signed, weights, quantized)
+    return _everywhere("quantize_rows", signed, weights, recipe)
 
 
 @fault("one scale for all splits of in_proj", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
-    def whole(weight: Tensor, sizes: Any, bits: int = 8) -> Any:
+    def whole(weight: Tensor, sizes: Any, bits: int = 8, *_: Any) -> Any:
         one = weights.quantize_tensor(weight, bits)
         return weights.QuantizedTensor(one.q, one.scale.expand(len(weight)).reshape(-1, *[1] * (weight.ndim - 1)))
 
-    return _everywhere("quantize_splits", whole, weights, quantized)
+    return _everywhere("quantize_splits", whole, weights, recipe)
 
 
 @fault("splits in another order", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
     original = weights.quantize_splits
 
-    def reversed_sizes(weight: Tensor, sizes: Any, bits: int = 8) -> Any:
-        return original(weight, sizes[::-1], bits)
+    def reversed_sizes(weight: Tensor, sizes: Any, *more: Any) -> Any:
+        return original(weight, sizes[::-1], *more)
 
-    return _everywhere("quantize_splits", reversed_sizes, weights, quantized)
+    return _everywhere("quantize_splits", reversed_sizes, weights, recipe)
 
 
 @fault("weights ignore their bits", "weights")
 def _() -> AbstractContextManager[Any]:
-    return _at_eight_bits(weights, quantized)
+    return _at_eight_bits(weights, recipe)
 
 
 @fault("the model ignores its weights' bits", "fuse")
 def _() -> AbstractContextManager[Any]:
-    return _at_eight_bits(quantized)
+    return _at_eight_bits(recipe)
 
 
 # --- the INT8 runtime -----------------------------------------------------------------------------
@@ -522,23 +536,23 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("INT8 product saturates at 16 bits", "int8_linear|step", "layers.0.*")
 def _() -> AbstractContextManager[Any]:
-    original = quantized.int8_linear
-    return patch.object(quantized, "int8_linear", lambda x, w: original(x, w).clamp(-32768, 32767))
+    original = site_grid.int8_linear
+    return patch.object(site_grid, "int8_linear", lambda x, w: original(x, w).clamp(-32768, 32767))
 
 
 @fault("the model ignores its activations' bits", "step")
 def _() -> AbstractContextManager[Any]:
     def eight(model: QuantizedModel) -> None:
         for block in model.blocks:
-            block.grids = {site: replace(g, bits=8) for site, g in block.grids.items()}
+            block.grids = {site: replace(g, bits=8) for site, g in block.grids.items()}  # type: ignore[type-var]
 
     return _after_init(eight)
 
 
 @fault("bias of a projection dropped", "step")
 def _() -> AbstractContextManager[Any]:
-    def without(original: Any, self: quantized.QuantizedLinear, x_q: Tensor, x_scale: Tensor) -> Tensor:
-        return original(replace(self, bias=None), x_q, x_scale)
+    def without(original: Any, self: quantized.QuantizedLinear, x_q: Tensor, site: Any) -> Tensor:
+        return original(replace(self, bias=None), x_q, site)
 
     return _wrapped(quantized.QuantizedLinear, "__call__", without)
 
@@ -591,10 +605,10 @@ def _() -> AbstractContextManager[Any]:
 @fault("state rounded half away from zero", "step/.*/state")
 def _() -> AbstractContextManager[Any]:
     def away(original: Any, self: Any, ssm: Tensor, tap: Any) -> Tensor:
-        if not self.int8_state:
-            return original(self, ssm, tap)
         site = self.grids["ssm_state"]
-        return grid.quantize(ssm, site.broadcast(ssm), site.bits, "half_away")
+        if not isinstance(site, SymmetricGrid):
+            return original(self, ssm, tap)
+        return grid.quantize(ssm, site.scale, site.bits, "half_away")
 
     return _wrapped(quantized._Block, "store_state", away)
 
@@ -688,7 +702,7 @@ def _() -> AbstractContextManager[Any]:
     original = RunningMax.observe
 
     def observe(self: RunningMax, x: Tensor) -> Tensor:
-        return original(self, x.double().square().sqrt().float())
+        return original(self, x.double().square().sqrt().to(x.dtype))
 
     return patch.object(RunningMax, "observe", observe)
 
@@ -752,24 +766,59 @@ def _at_eight_bits(*modules: Any) -> AbstractContextManager[Any]:
         with ExitStack() as stack:
             for name in ("quantize_tensor", "quantize_rows"):
                 whole = getattr(weights, name)
-                stack.enter_context(_everywhere(name, lambda w, bits=8, whole=whole: whole(w, 8), *modules))
+                stack.enter_context(
+                    _everywhere(name, lambda w, bits=8, *more, whole=whole: whole(w, 8, *more), *modules)
+                )
             splits = weights.quantize_splits
-            stack.enter_context(_everywhere("quantize_splits", lambda w, sizes, bits=8: splits(w, sizes, 8), *modules))
+            stack.enter_context(
+                _everywhere("quantize_splits", lambda w, sizes, bits=8, *more: splits(w, sizes, 8, *more), *modules)
+            )
             yield
 
     return planted()
 
 
-def _quantile(spoilt: Callable[[Tensor, float, Any], Tensor]) -> AbstractContextManager[Any]:
+def _quantile(spoilt: Callable[[Batch, float, Any], Tensor]) -> AbstractContextManager[Any]:
     original = quantiles.upper_quantile
-    return patch.object(quantiles, "upper_quantile", lambda x, alpha: spoilt(x, alpha, original))
+    return patch.object(quantiles, "upper_quantile", lambda batch, alpha: spoilt(batch, alpha, original))
+
+
+def _batch_of(x: Tensor | Batch, signed: bool = False) -> Batch:
+    batch = x if isinstance(x, Batch) else Batch(x)
+    if signed:
+        batch.__dict__["magnitude"] = batch.x
+    return batch
+
+
+def _layout(name: str, lay_out: Any = None, expand: Any = None) -> AbstractContextManager[Any]:
+    """A granularity with lay_out(right layout, x) or expand(right layout, scale) in place of its own."""
+    make = GRANULARITIES[name]
+
+    def spoilt(site: str, config: Any) -> Layout:
+        right = make(site, config)
+        return Layout(
+            (lambda x: lay_out(right, x)) if lay_out else right.lay_out,
+            (lambda scale: expand(right, scale)) if expand else right.expand,
+        )
+
+    return patch.dict(GRANULARITIES._entries, {name: spoilt})
+
+
+def _planned(policy: type[Policy], change: Callable[[Plan, ObserverSpec], Plan]) -> AbstractContextManager[Any]:
+    """Change what a policy plans."""
+    original = policy.plan
+
+    def plan(self: Policy, config: Any, observer: ObserverSpec, *more: Any) -> Plan:
+        return change(original(self, config, observer, *more), observer)
+
+    return patch.object(policy, "plan", plan)
 
 
 def _update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextManager[Any]:
     """spoilt(original, observer, batch, calls before)."""
     original = observing.Observer.update
 
-    def update(self: Any, x: Tensor) -> None:
+    def update(self: Any, x: Any) -> None:
         calls = getattr(self, "calls", 0)
         self.calls = calls + 1
         spoilt(original, self, x, calls)
@@ -788,18 +837,17 @@ def _scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Abstrac
 
 
 def _spoilt_batch(value: float) -> AbstractContextManager[Any]:
-    kept = GRANULARITIES["tensor"]
     calls = 0
 
-    def lay_out(x: Tensor) -> Tensor:
+    def lay_out(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
         nonlocal calls
         calls += 1
-        out = kept.lay_out(x).clone()
+        (out,) = right.lay_out(x.clone())
         if calls == 40:
             out.flatten()[0] = value
-        return out
+        return (out,)
 
-    return patch.dict(GRANULARITIES._entries, tensor=Granularity(lay_out, kept.expand))
+    return _layout("tensor", lay_out=lay_out)
 
 
 def _without_gain(norms: Callable[[LanguageModel], list[Any]]) -> AbstractContextManager[Any]:
@@ -822,10 +870,3 @@ def _split_by_two(original: Any) -> Any:
         return original(self, 2 if size == 1 and dim == 0 else size, dim)
 
     return split
-
-
-def replace_sigma(observer: Percentile, sigma: float) -> Percentile:
-    """A copy with another weight, over the same memory."""
-    other = Percentile(bits=observer.bits, alpha=observer.alpha, sigma=sigma)
-    other.amax = observer.amax
-    return other

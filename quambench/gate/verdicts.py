@@ -115,8 +115,8 @@ def judge(
     """
     if old is None:
         return Verdict(new.case_id, Status.NEW, "no stored baseline; --qb-new-only records it", metrics=new.metrics)
-    if new.protocol != old.protocol:
-        reason = f"the stored result measured something else: {changed_fields(old, new)}"
+    if changed_settings := changed_fields(old, new):
+        reason = f"the stored result measured something else: {changed_settings}"
         return Verdict(new.case_id, Status.STALE, reason, metrics=new.metrics, stored=old.metrics)
     if lost := _not_finite(old, new):
         return Verdict(new.case_id, Status.ERROR, f"{lost} is not finite any more", place=lost)
@@ -208,8 +208,12 @@ def _equal(comparisons: Sequence[Comparison]) -> str:
 
 
 def changed_fields(old: Record, new: Record) -> str:
-    """ "calib_length 128 -> 256, ..." for every setting that differs."""
-    names = sorted(set(old.settings) | set(new.settings))
+    """ "calib_length 128 -> 256, ..." for every setting that differs.
+
+    A metric that only one of the two knows makes neither measure something else.
+    """
+    both = set(old.settings) & set(new.settings)
+    names = sorted(n for n in set(old.settings) | set(new.settings) if n in both or not n.startswith("metric."))
     pairs = [(n, old.settings.get(n, "absent"), new.settings.get(n, "absent")) for n in names]
     return ", ".join(f"{n} {_short(a)} -> {_short(b)}" for n, a, b in pairs if a != b)
 
@@ -228,7 +232,7 @@ def first_changed_artefact(old: Record, new: Record) -> Finding | None:
         was, now = a.scales[name], b.scales[name]
         if was.shape != now.shape:
             return Finding(name, f"number of scales changed ({was.numel()} -> {now.numel()})")
-        if int(scale_steps_apart(was, now).max()) > MAX_SCALE_ULP:
+        if was.numel() and int(scale_steps_apart(was, now).max()) > MAX_SCALE_ULP:
             worst = int((now / was).log().abs().argmax())
             return Finding(name, f"scale changed ({was[worst].item():.6g} -> {now[worst].item():.6g})")
         if a.digests.get(name) != b.digests.get(name):
@@ -248,7 +252,7 @@ def first_changed_local_error(old: Record, new: Record) -> Finding | None:
     bits = int(new.settings["act_bits"])
     was, now = old.evidence["sites.local_mse"], new.evidence["sites.local_mse"]
     for site, a, b in zip(new.sites, was.tolist(), now.tolist(), strict=True):
-        step = new.artefacts.scales[site].max().item()
+        step = _largest_step(new, site)
         d = 2 * 2 ** (bits - 1) * eps * step
         if abs(a - b) > 2 * max(a, b) ** 0.5 * d + d * d:
             return Finding(site, f"local error changed at an unchanged scale (mse {a:.3g} -> {b:.3g})")
@@ -260,6 +264,14 @@ def first_changed_local_error(old: Record, new: Record) -> Finding | None:
             if abs(a - b) > MAX_SHARE_CHANGE * max(1.0, abs(a)):
                 return Finding(site, f"{what} changed at an unchanged scale ({a:.3g} -> {b:.3g})")
     return None
+
+
+def _largest_step(record: Record, site: str) -> float:
+    """0 for a site that stays float; on an asymmetric grid the zero points stand behind the steps."""
+    scales = record.artefacts.scales[site]
+    if not record.settings.get("symmetric", True):
+        scales = scales[: len(scales) // 2]
+    return scales.max().item() if scales.numel() else 0.0
 
 
 def first_changed_count(old: Record, new: Record) -> Finding | None:

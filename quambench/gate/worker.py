@@ -30,8 +30,6 @@ from quambench.gate.noise import disturbance, spread
 from quambench.gate.record import record_of
 from quambench.gate.verdicts import GATED
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
-from quambench.observers import ObserverSpec
-from quambench.policy import POLICIES
 from quambench.provenance import provenance
 from quambench.runner import ModelRun
 
@@ -73,8 +71,7 @@ def serve(lines: Iterable[str], answers: TextIO) -> None:
 def _start(job: dict[str, Any]) -> ModelRun:
     checkpoint = load_checkpoint(job["model"])
     protocol = FULL if job["full"] else Protocol()
-    specs = [ObserverSpec.parse(text) for text in job["observers"]]
-    cases = [Case(model=checkpoint.name, observer=spec, protocol=protocol) for spec in specs]
+    cases = [Case.parse(checkpoint.name, text, protocol) for text in job["observers"]]
     return ModelRun(checkpoint, load_corpus(job["corpus"] or None), cases)
 
 
@@ -89,10 +86,8 @@ def _measure(work: ModelRun, number: int, out: Path) -> dict[str, Any]:
 
 def _rests_on(case: Case, checkpoint: Checkpoint) -> list[str]:
     """The probes of the units that a case is made of."""
-    plan = POLICIES[case.policy](checkpoint.config, case.observer)
-    observers = {assignment.observer.name for assignment in plan.values()}
     asked = [probes.ProbeResult(probe.name, "same") for probe in probes.all_probes()]
-    return [r.name for r in asked if probes.rests_on(r, checkpoint.config.architecture, observers, case.policy)]
+    return [r.name for r in asked if probes.rests_on(r, checkpoint.config.architecture, case)]
 
 
 def _answer_probes(request: dict[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from quambench.metrics.base import METRICS, Evidence, Measurement, Metric
+from quambench.metrics.base import METRICS, UNMEASURED, Evidence, Measurement, Metric
 
 
 def local_sqnr_db(evidence: Evidence) -> torch.Tensor:
@@ -31,10 +31,18 @@ def _least_range_used(evidence: Evidence) -> Measurement:
     return Measurement(evidence["sites.range_used"].min().item(), math.nan)
 
 
+def _range_wasted(evidence: Evidence) -> Measurement:
+    """Mean over sites of the part of the grid that no value reaches: up to half where values are one-sided."""
+    if "sites.range_wasted" not in evidence:
+        return UNMEASURED
+    return Measurement(evidence["sites.range_wasted"].mean().item(), math.nan)
+
+
 for _name, _unit, _better, _measure in (
     ("worst_local_sqnr", "dB", "higher", _worst_local),
     ("worst_accumulated_sqnr", "dB", "higher", _worst_accumulated),
     ("most_clipped", "share", "lower", _most_clipped),
     ("least_range_used", "share", "higher", _least_range_used),  # 1: the largest value is the grid's end
+    ("range_wasted", "share", "lower", _range_wasted),
 ):
     METRICS.add(_name, Metric(name=_name, unit=_unit, better=_better, version=1, measure=_measure))

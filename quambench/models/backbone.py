@@ -179,3 +179,16 @@ class LanguageModel(nn.Module):
     def head(self, hidden: Tensor, tap: Tap = no_tap) -> Tensor:
         """Residual stream (..., D), at any positions -> logits (..., vocab_size)."""
         return self.lm_head(tap("lm_head:input", self.backbone.norm_f(hidden)))
+
+
+def forward_in_pieces(model: LanguageModel, tokens: Tensor, length: int, tap: Tap = no_tap) -> Tensor:
+    """tokens (B, L) -> logits (B, L, vocab_size), `length` tokens a call with the state carried on.
+
+    In float the same as one call. A tap that quantizes the state is felt by what comes after, which one
+    call would never show.
+    """
+    logits, state = [], None
+    for piece in tokens.split(length, dim=1):
+        out, state = model(piece, state, tap)
+        logits.append(out)
+    return torch.cat(logits, dim=1)

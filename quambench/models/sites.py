@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from quambench.models.config import ModelConfig
 
+_PRODUCT = "an INT8 matrix product, which takes one scale for its whole input"
+_FLOAT = "float arithmetic on dequantized values"
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -21,31 +24,38 @@ class Site:
     tensor: str  # what it is, for people
     observer: str  # "case" or the registry name of a fixed observer
     allowed: tuple[str, ...]  # granularities, coarsest first
+    consumer: str  # what reads it, and so limits `allowed`
 
 
 _MAMBA = (
-    Site("in_proj:input", "normed hidden, B·L·D", "running_max", ("tensor",)),
-    Site("in_proj:output", "x and z together, B·L·2E", "running_max", ("tensor", "split", "channel")),
-    Site("x_proj:input", "x after conv and SiLU, B·L·E", "case", ("tensor",)),
-    Site("x_proj:output", "Δ_low, B and C together, B·L·(R+2N)", "running_max", ("tensor", "split")),
-    Site("dt_proj:output", "Δ before bias and softplus, B·L·E", "running_max", ("tensor", "channel")),
-    Site("ssm_state", "state, B·E·N", "case", ("tensor", "channel", "channel_state")),
-    Site("out_proj:input", "y after gate and Hadamard, B·L·E", "running_max", ("tensor",)),
+    Site("in_proj:input", "normed hidden, B·L·D", "running_max", ("tensor",), _PRODUCT),
+    Site("in_proj:output", "x and z together, B·L·2E", "running_max", ("tensor", "split", "channel"), _FLOAT),
+    Site("x_proj:input", "x after conv and SiLU, B·L·E", "case", ("tensor",), _PRODUCT),
+    Site(
+        "x_proj:output",
+        "Δ_low, B and C together, B·L·(R+2N)",
+        "running_max",
+        ("tensor", "split"),
+        "an INT8 matrix product, which takes one scale for all of Δ_low",
+    ),
+    Site("dt_proj:output", "Δ before bias and softplus, B·L·E", "running_max", ("tensor", "channel"), _FLOAT),
+    Site("ssm_state", "state, B·E·N", "case", ("tensor", "channel", "channel_state"), _FLOAT),
+    Site("out_proj:input", "y after gate and Hadamard, B·L·E", "running_max", ("tensor",), _PRODUCT),
 )
 _MAMBA2 = (
-    Site("in_proj:input", "normed hidden, B·L·D", "running_max", ("tensor",)),
-    Site("z", "gate, B·L·E", "running_max", ("tensor", "channel", "head")),
-    Site("x_conv_in", "x before conv, B·L·E", "running_max", ("tensor", "channel", "head")),
-    Site("B_conv_in", "B before conv, B·L·GN", "running_max", ("tensor", "channel")),
-    Site("C_conv_in", "C before conv, B·L·GN", "running_max", ("tensor", "channel")),
-    Site("dt", "Δ before bias and softplus, B·L·H", "running_max", ("tensor", "head")),
-    Site("x_conv_out", "x after conv and SiLU, B·L·E", "case", ("tensor", "head", "channel")),
-    Site("B_conv_out", "B after conv and SiLU, B·L·GN", "running_max", ("tensor", "ssd_group", "channel")),
-    Site("C_conv_out", "C after conv and SiLU, B·L·GN", "running_max", ("tensor", "ssd_group", "channel")),
-    Site("ssm_state", "state, B·H·P·N", "case", ("tensor", "head", "channel", "channel_state")),
-    Site("out_proj:input", "y after gated norm and Hadamard, B·L·E", "running_max", ("tensor",)),
+    Site("in_proj:input", "normed hidden, B·L·D", "running_max", ("tensor",), _PRODUCT),
+    Site("z", "gate, B·L·E", "running_max", ("tensor", "head", "channel"), _FLOAT),
+    Site("x_conv_in", "x before conv, B·L·E", "running_max", ("tensor", "head", "channel"), _FLOAT),
+    Site("B_conv_in", "B before conv, B·L·GN", "running_max", ("tensor", "channel"), _FLOAT),
+    Site("C_conv_in", "C before conv, B·L·GN", "running_max", ("tensor", "channel"), _FLOAT),
+    Site("dt", "Δ before bias and softplus, B·L·H", "running_max", ("tensor", "head"), _FLOAT),
+    Site("x_conv_out", "x after conv and SiLU, B·L·E", "case", ("tensor", "head", "channel"), _FLOAT),
+    Site("B_conv_out", "B after conv and SiLU, B·L·GN", "running_max", ("tensor", "ssd_group", "channel"), _FLOAT),
+    Site("C_conv_out", "C after conv and SiLU, B·L·GN", "running_max", ("tensor", "ssd_group", "channel"), _FLOAT),
+    Site("ssm_state", "state, B·H·P·N", "case", ("tensor", "head", "channel", "channel_state"), _FLOAT),
+    Site("out_proj:input", "y after gated norm and Hadamard, B·L·E", "running_max", ("tensor",), _PRODUCT),
 )
-_HEAD = Site("lm_head:input", "final normed hidden, B·L·D", "running_max", ("tensor",))
+_HEAD = Site("lm_head:input", "final normed hidden, B·L·D", "running_max", ("tensor",), _PRODUCT)
 
 SITES = {"mamba": _MAMBA, "mamba2": _MAMBA2}
 
@@ -55,3 +65,8 @@ def sites_of(config: ModelConfig) -> dict[str, Site]:
     block = SITES[config.architecture]
     table = {f"layers.{i}.{site.name}": site for i in range(config.n_layers) for site in block}
     return table | {_HEAD.name: _HEAD}
+
+
+def layer_of(site: str) -> int | None:
+    """3 for "layers.3.z", None for "lm_head:input"."""
+    return int(site.split(".")[1]) if site.startswith("layers.") else None

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from quambench.observers import percentile, running_max  # noqa: F401  (importing registers them)
+from quambench.observers import (  # noqa: F401  (importing registers them)
+    aciq,
+    dynamic,
+    entropy,
+    kl,
+    mse,
+    percentile,
+    running_max,
+)
 from quambench.observers.base import OBSERVERS, Observer
+from quambench.observers.batch import Batch
 from quambench.observers.spec import ObserverSpec
 
-__all__ = ["OBSERVERS", "Observer", "ObserverSpec"]
+__all__ = ["OBSERVERS", "Batch", "Observer", "ObserverSpec"]

@@ -7,70 +7,110 @@ parameters as dataclass fields; import it in __init__.py. tests/contract judges 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from abc import ABC
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from quambench.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.observers.batch import Batch
 from quambench.quant.grid import symmetric_scale
 from quambench.registry import Registry
 
 
 @dataclass
 class Observer(ABC):
-    """Watches one site; all it remembers is `amax`, float64, (*scale_shape), and `n_batches`.
+    """Watches one site. Batches arrive laid out by quant/granularity.py.
 
-    A subclass gives `observe`. Batches arrive laid out by quant/granularity.py.
+    The simplest kind carries one number per scale, `amax`, and gives `observe`. Another kind names in
+    `memory` what it remembers, and gives `take` and `threshold`.
     """
 
     order_matters: ClassVar[bool]  # does the scale depend on the order of batches?
+    mergeable: ClassVar[bool] = False  # can two halves of the data be observed apart? then: `absorb`
+    follows_grid: ClassVar[bool] = False  # does the threshold depend on the grid's bits?
+    exceeds_data: ClassVar[bool] = False  # may the grid end beyond the largest value seen?
+    memory: ClassVar[tuple[str, ...]] = ("amax",)  # attributes that are None, or a Tensor once data were seen
 
     bits: int = 8
+    # Part of the threshold that is kept, in (0, 1]. Written in a spec only where it is not 1: cases that
+    # were stored before there was one keep their names.
+    clip_ratio: float = field(default=1.0, metadata={"neutral": True})
 
     def __post_init__(self) -> None:
-        self.amax: Tensor | None = None
+        check_range("clip_ratio", self.clip_ratio, 0, 1)
         self.n_batches = 0
+        self.amax: Tensor | None = None  # (*scale_shape) float64
+        for name in self.memory:
+            setattr(self, name, None)
 
-    @abstractmethod
     def observe(self, x: Tensor) -> Tensor:
         """|x| of one batch, (n_obs, *scale_shape, group) float32, non-empty and finite -> the new amax."""
+        raise NotImplementedError(f"{type(self).__name__} must give observe, or take and threshold")
 
-    def update(self, x: Tensor) -> None:
-        """Take in one batch, (n_obs, *scale_shape, group) float32; an empty one changes nothing.
+    def update(self, x: Tensor | Batch) -> None:
+        """Take in one batch, (n_obs, *scale_shape, group) float; an empty one changes nothing.
 
         raises NonFinite on NaN or infinity, and leaves the state as it was
         """
-        if x.numel() == 0:
+        batch = x if isinstance(x, Batch) else Batch(x)
+        if batch.x.numel() == 0:
             return
-        x = x.detach()
-        if not torch.isfinite(x).all():
-            raise NonFinite(f"{int((~torch.isfinite(x)).sum())} of {x.numel()} values are NaN or infinite")
-        self.take(x)
+        if batch.n_not_finite:
+            raise NonFinite(f"{batch.n_not_finite} of {batch.x.numel()} values are NaN or infinite")
+        self.take(batch)
         self.n_batches += 1
 
-    def take(self, x: Tensor) -> None:
-        """`update`, with x non-empty and finite."""
-        self.amax = self.observe(x.abs())
+    def tail_length(self, n: int) -> int:
+        """How many of n values' largest `take` will ask for; who asks for most is served first."""
+        return 0
 
-    def scale(self) -> Tensor:
-        """(*scale_shape) float32, tensor units per integer step.
+    def take(self, batch: Batch) -> None:
+        """`update`, the batch being non-empty and finite."""
+        self.amax = self.observe(batch.magnitude)
+
+    def threshold(self) -> Tensor:
+        """(*scale_shape) float64: |x| beyond this is clipped, before clip_ratio; data were seen."""
+        assert self.amax is not None
+        return self.amax
+
+    def grid_end(self) -> Tensor:
+        """(*scale_shape) float64: the magnitude that the grid's largest integer stands for.
 
         raises SiteUnseen when no value was seen
         """
-        if self.amax is None:
+        if self.n_batches == 0:
             raise SiteUnseen("the observer saw no data")
-        return symmetric_scale(self.amax, self.bits)
+        return self.threshold() * self.clip_ratio
+
+    def scale(self) -> Tensor:
+        """(*scale_shape) float32, tensor units per integer step. raises SiteUnseen"""
+        return symmetric_scale(self.grid_end(), self.bits)
+
+    def absorb(self, other: Self) -> None:
+        """Go on as if other's batches had come after these; for `mergeable` observers."""
+        if other.n_batches == 0:
+            return
+        if self.n_batches == 0:
+            self.load_state_dict(other.state_dict())
+            return
+        self.join(other)
+        self.n_batches += other.n_batches
+
+    def join(self, other: Self) -> None:
+        """`absorb`, when both have seen data."""
+        raise BadParameter(f"{type(self).__name__} depends on the order of batches: halves cannot be merged")
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that decides `scale()` and later updates, parameters apart."""
-        seen = {} if self.amax is None else {"amax": self.amax.clone()}
+        seen = {name: value.clone() for name in self.memory if (value := getattr(self, name)) is not None}
         return seen | {"n_batches": torch.tensor(self.n_batches)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.amax = state["amax"].clone() if "amax" in state else None
+        for name in self.memory:
+            setattr(self, name, state[name].clone() if name in state else None)
         self.n_batches = int(state["n_batches"])
 
 

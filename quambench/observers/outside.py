@@ -26,7 +26,8 @@ from torch import Tensor
 
 from quambench.errors import BadParameter, NonFinite, SiteUnseen, UnknownName
 from quambench.observers.base import OBSERVERS, Observer
-from quambench.quant.grid import MIN_SCALE
+from quambench.observers.batch import Batch
+from quambench.quant.grid import MIN_SCALE, q_max
 
 GROUP = "quambench.observers"
 INTERFACE = ("update", "get_quantization_parameters")
@@ -46,8 +47,8 @@ def find_outside(name: str) -> type[Observer]:
     """
     kind = _class_named(name)
     made: type[Observer] = kind if Observer in kind.__mro__ else adapted(kind)
-    if inspect.isabstract(made):
-        raise BadParameter(f"{name} must give {', '.join(sorted(made.__abstractmethods__))}, as every Observer does")
+    if made.observe is Observer.observe and made.take is Observer.take:
+        raise BadParameter(f"{name} must give observe, or take and threshold, as every Observer does")
     _sources[name] = _digest(kind)
     return made
 
@@ -131,7 +132,7 @@ class Adapter(Observer):
     def _fresh(self) -> Any:
         """An object that has seen nothing."""
         signature = inspect.signature(self.outside).parameters
-        fixed = {"n_bits": self.bits, "bits": self.bits, "sym": True}
+        fixed = {"n_bits": self.bits, "bits": self.bits, "sym": True, "clip_ratio": self.clip_ratio}
         arguments = {name: value for name, value in fixed.items() if name in signature}
         for name, parameter in _settable(self.outside).items():
             value = getattr(self, name)
@@ -144,18 +145,18 @@ class Adapter(Observer):
         except Exception as error:  # what it says about its parameters is for whoever gave them
             raise BadParameter(f"{_name(self.outside)} cannot be made: {_one_line(error)}") from error
 
-    def take(self, x: Tensor) -> None:
-        """x (n_obs, group) float32, signed; the object gets a copy, contiguous, to do with as it likes.
+    def take(self, batch: Batch) -> None:
+        """(n_obs, group) float32, signed; the object gets a copy, contiguous, to do with as it likes.
 
         raises BadParameter at a granularity with more than one scale
         """
-        if x.ndim != 2:
-            shape = tuple(x.shape[1:-1])
+        if batch.x.ndim != 2:
+            shape = tuple(batch.x.shape[1:-1])
             raise BadParameter(f"{_name(self.outside)} makes one scale per tensor (got a layout of {shape} scales)")
-        self.inner.update(x.clone(memory_format=torch.contiguous_format))
+        self.inner.update(batch.x.clone(memory_format=torch.contiguous_format))
 
-    def observe(self, x: Tensor) -> Tensor:
-        raise AssertionError("an object from outside sees signed batches, in `take`")
+    def grid_end(self) -> Tensor:
+        return self.scale().double() * q_max(self.bits)
 
     def scale(self) -> Tensor:
         """() float32, as the object says, but at least the grid's MIN_SCALE.
@@ -180,6 +181,8 @@ class Adapter(Observer):
             raise NonFinite(f"{asked}: the scale is {scale.item()}")
         if scale <= 0:
             raise BadParameter(f"{asked}: the scale must be positive (got {scale.item():g})")
+        if "clip_ratio" not in inspect.signature(self.outside).parameters:
+            scale = scale * self.clip_ratio
         return scale.clamp(min=MIN_SCALE)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -232,7 +235,7 @@ def adapted(kind: type) -> type[Observer]:
 def _settable(kind: type) -> dict[str, inspect.Parameter]:
     """The parameters of a class that a spec may set: numbers that neither we fix nor Adapter uses the name of."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    fixed = {"n_bits", "bits", "sym", "amax", "n_batches", "inner", *dir(Adapter), "outside"}
+    fixed = {"n_bits", "bits", "sym", "clip_ratio", "amax", "n_batches", "inner", *dir(Adapter), "outside"}
     return {
         name: p
         for name, p in inspect.signature(kind).parameters.items()
@@ -241,9 +244,7 @@ def _settable(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _default(parameter: inspect.Parameter) -> float | None:
-    """None: nothing is passed. Quamba's callers clip nothing."""
-    if parameter.name == "clip_ratio":
-        return 1.0
+    """None: nothing is passed."""
     return None if parameter.default is parameter.empty else parameter.default
 
 

@@ -1,51 +1,96 @@
-"""Quamba's observer: a moving average of each batch's α-quantile of |x|."""
+"""Quamba's observer: a moving average of each batch's α-quantile of |x|, and its relative with a warm-up."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from quambench.errors import BadParameter
 from quambench.observers.base import OBSERVERS, Observer, check_range
+from quambench.observers.batch import Batch
 
 
-def upper_quantile(x: Tensor, alpha: float) -> Tensor:
-    """The α-quantile along the last axis: linear between the two nearest order statistics.
+def upper_quantile(batch: Batch, alpha: float) -> Tensor:
+    """(*scale_shape) float64: the α-quantile of |x|, linear between the two nearest order statistics.
 
-    x (..., n) float32, no NaN -> (...) float64. The rank α(n-1) is taken in float64; torch.quantile
-    takes it in float32, which at α = 0.99999 and half a million values is off by 6.5e-5.
-    A partition finds both order statistics without sorting the rest.
+    The rank α(n-1) is taken in float64; torch.quantile takes it in float32, which at α = 0.99999
+    and half a million values is off by 6.5e-5.
     """
-    rank = alpha * (x.shape[-1] - 1)
+    n = batch.values_per_scale
+    rank = alpha * (n - 1)
     low, high = math.floor(rank), math.ceil(rank)
-    part = np.partition(x.contiguous().numpy(), sorted({low, high}), axis=-1)
-    below, above = part[..., low].astype(np.float64), part[..., high].astype(np.float64)
-    return torch.from_numpy(np.asarray(below + (rank - low) * (above - below)))
+    tail = batch.tail(n - low)
+    below, above = (tail[..., order - n].double() for order in (low, high))
+    return below + (rank - low) * (above - below)
+
+
+@dataclass
+class _MovingQuantile(Observer):
+    """w_1 = m_1, w_t = w_{t-1} + σ_t (m_t - w_{t-1}), m_t the α-quantile of batch t's |x|."""
+
+    order_matters: ClassVar[bool] = True
+
+    alpha: float = 0.9995  # quantile kept, dimensionless, in (0, 1]
+
+    def __post_init__(self) -> None:
+        check_range("alpha", self.alpha, 0, 1)
+        super().__post_init__()
+
+    def tail_length(self, n: int) -> int:
+        return n - math.floor(self.alpha * (n - 1))
+
+    def take(self, batch: Batch) -> None:
+        newest = upper_quantile(batch, self.alpha)
+        self.amax = newest if self.amax is None else self.amax + self.newest_weight() * (newest - self.amax)
+
+    @abstractmethod
+    def newest_weight(self) -> float:
+        """σ of the batch about to be taken in."""
 
 
 @OBSERVERS.register("percentile")
 @dataclass
-class Percentile(Observer):
+class Percentile(_MovingQuantile):
     """w_1 = m_1, w_t = w_{t-1} + σ (m_t - w_{t-1}), m_t the α-quantile of batch t's |x|.
 
     Falls as well as rises, and depends on the order of batches; at α = 1 it is a moving average
     of maxima, not their maximum. Source: Quamba (c474646), its calibration's α and σ.
     """
 
-    order_matters: ClassVar[bool] = True
-
-    alpha: float = 0.9995  # quantile kept, dimensionless, in (0, 1]
     sigma: float = 0.01  # weight of the newest batch, in (0, 1]
 
     def __post_init__(self) -> None:
-        check_range("alpha", self.alpha, 0, 1)
         check_range("sigma", self.sigma, 0, 1)
         super().__post_init__()
 
-    def observe(self, x: Tensor) -> Tensor:
-        batch = upper_quantile(x.movedim(0, -1).flatten(-2), self.alpha)
-        return batch if self.amax is None else self.amax + self.sigma * (batch - self.amax)
+    def newest_weight(self) -> float:
+        return self.sigma
+
+
+@OBSERVERS.register("warmup_percentile")
+@dataclass
+class WarmupPercentile(_MovingQuantile):
+    """`percentile` with a σ that falls as batches come: large while the average is young, small later.
+
+    The schedule is pairs (number of the last batch, σ), batches counted from 1; its default is the user
+    guide's.
+    """
+
+    schedule: tuple[tuple[float, float], ...] = ((50.0, 0.5), (200.0, 0.2), (math.inf, 0.1))
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(step, tuple) and len(step) == 2 for step in self.schedule):
+            raise BadParameter(f"schedule must be pairs of batch:sigma, as in 50:0.5|inf:0.1 (got {self.schedule})")
+        ends = [end for end, _ in self.schedule]
+        if ends != sorted(set(ends)) or ends[0] < 1 or ends[-1] != math.inf:
+            raise BadParameter(f"schedule must rise from 1 or more to inf (got {' '.join(map(str, ends))})")
+        for _, sigma in self.schedule:
+            check_range("sigma", sigma, 0, 1)
+        super().__post_init__()
+
+    def newest_weight(self) -> float:
+        return next(sigma for end, sigma in self.schedule if self.n_batches + 1 <= end)

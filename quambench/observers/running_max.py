@@ -19,7 +19,13 @@ class RunningMax(Observer):
     """amax over all batches. Never falls; clips nothing that calibration saw."""
 
     order_matters: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
 
     def observe(self, x: Tensor) -> Tensor:
         batch = x.amax(dim=(0, -1)).double().clamp(min=MIN_AMAX)
         return batch if self.amax is None else torch.maximum(self.amax, batch)
+
+    def join(self, other: RunningMax) -> None:
+        assert self.amax is not None
+        assert other.amax is not None
+        self.amax = torch.maximum(self.amax, other.amax)

@@ -1,13 +1,21 @@
-"""What a policy decides."""
+"""What a policy decides: which site gets which observer at which granularity, or stays float."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from quambench.errors import BadParameter, UnknownName
 from quambench.models.config import ModelConfig
+from quambench.models.sites import Site, sites_of
 from quambench.observers import ObserverSpec
+from quambench.quant.granularity import GRANULARITIES, UNQUANTIZED
 from quambench.registry import Registry
+from quambench.spec import Spec
+
+PER_TENSOR = "1x1"  # as a case names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,4 +29,69 @@ class Assignment:
 Plan = Mapping[str, Assignment]
 """Site name -> Assignment, for every site of a model, in forward order."""
 
-POLICIES: Registry[Callable[[ModelConfig, ObserverSpec], Plan]] = Registry("policy", "quambench/policy/")
+Sensitivity = Mapping[str, Mapping[str, float]]
+"""Site -> remedy -> KL to float in nats/token with this site alone quantized; see quambench/sensitivity.py."""
+
+
+class Policy(ABC):
+    """A subclass is a frozen dataclass; its fields are what a spec may set."""
+
+    measures: ClassVar[bool] = False  # does `plan` want a Sensitivity?
+
+    @abstractmethod
+    def plan(
+        self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
+    ) -> Plan:
+        """The case's observer and grouping -> an Assignment for every site.
+
+        raises BadParameter where observer and policy do not fit
+        """
+
+
+POLICIES: Registry[type[Policy]] = Registry("policy", "quambench/policy/")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec(Spec):
+    """A policy by name and the parameters given, e.g. scale_multiplier[factor=0.8]."""
+
+    kind: ClassVar[str] = "a policy"
+
+    def found(self) -> type[Policy]:
+        return POLICIES[self.name]
+
+
+def groupings() -> tuple[str, ...]:
+    """What a case's grouping may be."""
+    return (PER_TENSOR, *(name for name in GRANULARITIES if name != "tensor"))
+
+
+def check_grouping(name: str) -> None:
+    """raises UnknownName"""
+    if name not in groupings():
+        raise UnknownName("grouping", name, groupings())
+
+
+def granularity_at(site: Site, grouping: str) -> str:
+    """The finest granularity that the site's consumer can work with and that is no finer than asked.
+
+    raises UnknownName
+    """
+    check_grouping(grouping)
+    order = list(GRANULARITIES)
+    asked = 0 if grouping == PER_TENSOR else order.index(grouping)
+    return max((g for g in site.allowed if order.index(g) <= asked), key=order.index)
+
+
+def check_plan(config: ModelConfig, plan: Plan) -> None:
+    """Every site is there, at a granularity that its consumer allows.
+
+    raises BadParameter with the reason
+    """
+    for name, site in sites_of(config).items():
+        if name not in plan:
+            raise BadParameter(f"the policy leaves out {name}")
+        asked = plan[name].granularity
+        if asked not in (*site.allowed, UNQUANTIZED):
+            allowed = " or ".join(site.allowed)
+            raise BadParameter(f"{name} cannot be quantized per {asked}, only per {allowed}: it feeds {site.consumer}")

@@ -6,16 +6,36 @@ state. Every other site keeps a running maximum, one scale per tensor.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
-from quambench.policy.base import POLICIES, Assignment, Plan
+from quambench.policy.base import POLICIES, Assignment, Plan, Policy, Sensitivity, granularity_at
 
 
 @POLICIES.register("quamba")
-def quamba(config: ModelConfig, observer: ObserverSpec) -> Plan:
-    """`observer` at the percentile sites, running_max elsewhere, all per tensor."""
-    return {
-        name: Assignment(observer if site.observer == "case" else ObserverSpec(site.observer), "tensor")
-        for name, site in sites_of(config).items()
-    }
+@dataclass(frozen=True)
+class Quamba(Policy):
+    """The case's observer at the percentile sites, running_max elsewhere."""
+
+    def plan(
+        self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
+    ) -> Plan:
+        return {
+            name: Assignment(
+                observer if site.observer == "case" else ObserverSpec(site.observer), granularity_at(site, grouping)
+            )
+            for name, site in sites_of(config).items()
+        }
+
+
+@POLICIES.register("uniform")
+@dataclass(frozen=True)
+class Uniform(Policy):
+    """The case's observer at every site."""
+
+    def plan(
+        self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
+    ) -> Plan:
+        return {name: Assignment(observer, granularity_at(site, grouping)) for name, site in sites_of(config).items()}

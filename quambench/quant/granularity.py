@@ -9,33 +9,93 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from quambench.models.config import ModelConfig
 from quambench.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
-class Granularity:
-    """lay_out   (B, ..., C) float -> (n_obs, *scale_shape, group)
-    expand    scale (*scale_shape), and the site's tensor -> a scale that broadcasts to the tensor
+class Layout:
+    """How one site's tensor meets its scales.
+
+    lay_out   (B, ..., C) float -> parts (n_obs, *scale_shape, group), each for an observer of its own
+    expand    the scales, one part's (*scale_shape) or several parts' (n_parts) -> a scale that
+              broadcasts to the tensor
     """
 
-    lay_out: Callable[[Tensor], Tensor]
-    expand: Callable[[Tensor, Tensor], Tensor]
+    lay_out: Callable[[Tensor], tuple[Tensor, ...]]
+    expand: Callable[[Tensor], Tensor]
 
 
-GRANULARITIES: Registry[Granularity] = Registry("granularity", "quambench/quant/granularity.py")
-
-# One scale. An activation (B, L, C) is B*L observations of C values; a state (B, H, P, N) has B of H*P*N.
-GRANULARITIES.add(
-    "tensor",
-    Granularity(
-        lay_out=lambda x: x.flatten(0, -2) if x.ndim == 3 else x.flatten(1),
-        expand=lambda scale, x: scale,
-    ),
+GRANULARITIES: Registry[Callable[[str, ModelConfig], Layout]] = Registry(
+    "granularity", "quambench/quant/granularity.py"
 )
-# One scale per channel of the last axis: (B, L, C) -> (B*L, C, 1).
-GRANULARITIES.add(
-    "channel",
-    Granularity(lay_out=lambda x: x.flatten(0, -2)[..., None], expand=lambda scale, x: scale),
-)
+"""Name -> (site in its block, config) -> Layout; coarsest first."""
+
+UNQUANTIZED = "float"  # stands where a granularity would: the site has no grid
+
+
+def layout(granularity: str, site: str, config: ModelConfig) -> Layout:
+    """site: "layers.0.z" or its last part"""
+    return GRANULARITIES[granularity](site.rpartition(".")[2], config)
+
+
+def _as_is(scale: Tensor) -> Tensor:
+    return scale
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, L, C) -> (B*L, C)."""
+    return x.flatten(0, -2)
+
+
+@GRANULARITIES.register("tensor")
+def _tensor(site: str, config: ModelConfig) -> Layout:
+    """One scale. A sequence's activation is L observations of C values, a state one of all it has."""
+    if site == "ssm_state":
+        return Layout(lambda x: (x.flatten(1),), _as_is)
+    return Layout(lambda x: (_rows(x),), _as_is)
+
+
+@GRANULARITIES.register("split")
+def _split(site: str, config: ModelConfig) -> Layout:
+    """One scale per part that another consumer reads: (B, L, C) -> (B*L, size) for each."""
+    c = config
+    sizes = {
+        "in_proj:output": [c.d_inner, c.d_inner],  # x, z
+        "x_proj:output": [c.dt_rank, c.d_state, c.d_state],  # Δ_low, B, C
+    }[site]
+    return Layout(lambda x: _rows(x).split(sizes, dim=-1), lambda scale: scale.repeat_interleave(torch.tensor(sizes)))
+
+
+@GRANULARITIES.register("ssd_group")
+def _ssd_group(site: str, config: ModelConfig) -> Layout:
+    """One scale per SSD group: (B, L, G*N) -> (B*L, G, N)."""
+    shape = (config.n_groups, config.d_state)
+    return Layout(lambda x: (_rows(x).unflatten(-1, shape),), lambda scale: scale.repeat_interleave(shape[1]))
+
+
+@GRANULARITIES.register("head")
+def _head(site: str, config: ModelConfig) -> Layout:
+    """One scale per head: (B, L, H*P) -> (B*L, H, P); Δ has one value a head, a state P*N."""
+    if site == "ssm_state":
+        return Layout(lambda x: (x.flatten(2),), lambda scale: scale[:, None, None])
+    width = 1 if site == "dt" else config.head_dim
+    shape = (config.n_heads, width)
+    return Layout(lambda x: (_rows(x).unflatten(-1, shape),), lambda scale: scale.repeat_interleave(width))
+
+
+@GRANULARITIES.register("channel")
+def _channel(site: str, config: ModelConfig) -> Layout:
+    """One scale per channel of the last axis, (B, L, C) -> (B*L, C, 1); of a state, per row of N values."""
+    if site == "ssm_state":
+        return Layout(lambda x: (x,), lambda scale: scale[..., None])
+    return Layout(lambda x: (_rows(x)[..., None],), _as_is)
+
+
+@GRANULARITIES.register("channel_state")
+def _channel_state(site: str, config: ModelConfig) -> Layout:
+    """One scale per channel and n: a state's (B, ..., N) -> (B, ..., N, 1)."""
+    return Layout(lambda x: (x[..., None],), _as_is)

@@ -4,6 +4,9 @@ Symmetric, n bits: integers in [-2^(n-1), 2^(n-1) - 1], zero point 0, x ~ q * sc
 q = clamp(round(x / scale)). Rounding is part of the definition: ties go to even. The others exist
 by name because parts of the original round so (`half_away` in its convolution, Hadamard and Mamba
 prefill state; `truncate` in its branch without Hadamard).
+
+Asymmetric, for comparison only: integers in [0, 2^n - 1] and a zero point. Here both are shifted by
+-2^(n-1), which changes no value and lets the integers be int8.
 """
 
 from __future__ import annotations
@@ -62,6 +65,29 @@ def dequantize(q: Tensor, scale: Tensor) -> Tensor:
 def fake_quantize(x: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
     """`dequantize(quantize(x))` in x's dtype: what the integer model knows of x."""
     return dequantize(quantize(x, scale, bits), scale.to(x.dtype))
+
+
+def asymmetric_scale(low: Tensor, high: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Step (high - low) / (2^n - 1), at least MIN_SCALE, and zero point round(-low / step), clamped.
+
+    low, high  (*scale_shape) float64, low <= 0 <= high, in the tensor's own unit
+    returns    step and zero point, (*scale_shape) float32 each; the zero point shifted by -2^(n-1)
+    """
+    half = q_max(bits) + 1
+    scale = ((high - low) / (2 * half - 1)).float().clamp(min=MIN_SCALE)
+    zero = ROUNDINGS["half_even"](-low / scale).clamp(0, 2 * half - 1)
+    return scale, (zero - half).float()
+
+
+def quantize_asymmetric(x: Tensor, scale: Tensor, zero: Tensor, bits: int = 8) -> Tensor:
+    """x (float, any shape) by a step and a shifted zero point that broadcast to it -> int8 of x's shape."""
+    top = q_max(bits)
+    return (ROUNDINGS["half_even"](x / scale) + zero).clamp_(-top - 1, top).to(torch.int8)
+
+
+def dequantize_asymmetric(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """int8 by a step and a shifted zero point -> float of the step's dtype."""
+    return (q - zero) * scale
 
 
 def clipped_share(x: Tensor, scale: Tensor, bits: int = 8) -> float:

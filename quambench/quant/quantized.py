@@ -8,13 +8,12 @@ The forward signature is `LanguageModel`'s, so that both are evaluated by the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from quambench_kernels.int8_linear import int8_linear
 from torch import Tensor
 
 from quambench.errors import BadParameter
@@ -23,26 +22,46 @@ from quambench.models.config import ModelConfig
 from quambench.models.mamba import MambaMixer, selective_scan
 from quambench.models.mamba2 import Mamba2Mixer, ssd, ssd_sequential
 from quambench.models.sites import sites_of
-from quambench.quant.granularity import GRANULARITIES
-from quambench.quant.grid import dequantize, quantize
-from quambench.quant.weights import QuantizedTensor, quantize_rows, quantize_splits, quantize_tensor
+from quambench.quant.recipe import WeightQuantizer, WeightRecipe
+from quambench.quant.site_grid import SiteGrid, SiteScales, Unquantized, site_grid
+from quambench.quant.weights import QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Bits of weights and activations; embedding, lm_head and the carried SSM state may stay float."""
+    """Bits of weights and activations; embedding, lm_head and the carried SSM state may stay float.
+
+    The asymmetric grid is for comparison: the INT8 runtime has none.
+    """
 
     weight_bits: int = 8
     act_bits: int = 8
     embedding: bool = True
     lm_head: bool = True
     ssm_state: bool = True
+    symmetric: bool = True
 
     @property
     def id(self) -> str:
         """For people: "w8a8", with what stays float named."""
         kept = [name for name in ("embedding", "lm_head", "ssm_state") if not getattr(self, name)]
-        return f"w{self.weight_bits}a{self.act_bits}" + "".join(f"-float_{name}" for name in kept)
+        named = [f"float_{name}" for name in kept] + ([] if self.symmetric else ["asymmetric"])
+        return "-".join([f"w{self.weight_bits}a{self.act_bits}", *named])
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Read an id: "w8a4", "w8a8-float_ssm_state-asymmetric".
+
+        raises BadParameter
+        """
+        bits, *named = text.split("-")
+        match = re.fullmatch(r"w([2-8])a([2-8])", bits)
+        made = {"float_embedding": "embedding", "float_lm_head": "lm_head", "float_ssm_state": "ssm_state"}
+        flags = made | {"asymmetric": "symmetric"}
+        if match is None or not set(named) <= set(flags):
+            known = "".join(f"[-{name}]" for name in flags)
+            raise BadParameter(f"a precision is written w8a8{known}, bits 2 to 8 (got {text!r})")
+        return cls(weight_bits=int(match[1]), act_bits=int(match[2]), **{flags[name]: False for name in named})
 
 
 Disturb = Callable[[Tensor], Tensor]
@@ -54,33 +73,6 @@ def undisturbed(x: Tensor) -> Tensor:
     return x
 
 
-class SiteScales(Protocol):
-    """What is read of a Calibration: per site its scale, granularity by name."""
-
-    @property
-    def scales(self) -> Mapping[str, Tensor]: ...
-    @property
-    def granularities(self) -> Mapping[str, str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SiteGrid:
-    """One site's fixed grid."""
-
-    scale: Tensor  # (*scale_shape) float32
-    granularity: str
-    bits: int
-
-    def broadcast(self, x: Tensor) -> Tensor:
-        return GRANULARITIES[self.granularity].expand(self.scale, x)
-
-    def quantize(self, x: Tensor) -> Tensor:
-        return quantize(x, self.broadcast(x), self.bits)
-
-    def dequantize(self, q: Tensor) -> Tensor:
-        return dequantize(q, self.broadcast(q))
-
-
 @dataclass(frozen=True, slots=True)
 class QuantizedLinear:
     """INT8 weight; scale () or (out, 1); bias float32 or None."""
@@ -88,11 +80,20 @@ class QuantizedLinear:
     weight: QuantizedTensor
     bias: Tensor | None
 
-    def __call__(self, x_q: Tensor, x_scale: Tensor) -> Tensor:
-        """x_q (..., in) int8 with one scale () -> (..., out) float32."""
-        total = int8_linear(x_q, self.weight.q)
-        y = total * (x_scale * self.weight.scale.flatten())
+    def __call__(self, x_q: Tensor, grid: SiteGrid) -> Tensor:
+        """x_q (..., in) on a grid with one scale () -> (..., out) float32."""
+        y = grid.product(x_q, self.weight)
         return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a block is built from beside its mixer."""
+
+    grids: Mapping[str, SiteGrid]  # by the site's name in its block
+    weights: WeightQuantizer
+    prefix: str  # "layers.3.", as Hessians name weights
+    disturb: Disturb
 
 
 class _Block:
@@ -100,12 +101,10 @@ class _Block:
 
     out_proj: QuantizedLinear
 
-    def __init__(
-        self, mixer: MambaMixer | Mamba2Mixer, grids: Mapping[str, SiteGrid], precision: Precision, disturb: Disturb
-    ) -> None:
+    def __init__(self, mixer: MambaMixer | Mamba2Mixer, parts: _Parts) -> None:
         self.config: ModelConfig = mixer.config
-        self.grids, self.bits, self.int8_state = grids, precision.weight_bits, precision.ssm_state
-        self.disturb = disturb
+        self.grids, self.disturb = parts.grids, parts.disturb
+        self.quantizer, self.prefix = parts.weights, parts.prefix
         self.rotation = mixer.out_rotation
         self.weights: dict[str, QuantizedTensor] = {}  # in forward order
 
@@ -114,11 +113,21 @@ class _Block:
         self.weights[name] = weight
         return weight
 
-    def linear(self, name: str, linear: torch.nn.Linear, splits: tuple[int, ...] | None = None) -> QuantizedLinear:
-        weight = linear.weight.detach()
-        q = quantize_splits(weight, splits, self.bits) if splits else quantize_tensor(weight, self.bits)
+    def projection(
+        self, name: str, linear: torch.nn.Linear, splits: Sequence[int] = (), usual: bool = False
+    ) -> QuantizedLinear:
+        weight = self.quantizer.projection(f"{self.prefix}{name}.weight", linear.weight.detach(), splits, usual)
         bias = None if linear.bias is None else linear.bias.detach().float()
-        return QuantizedLinear(self.keep(f"{name}.weight", q), bias)
+        return QuantizedLinear(self.keep(f"{name}.weight", weight), bias)
+
+    def conv(self, mixer: MambaMixer | Mamba2Mixer, splits: Sequence[int] = ()) -> tuple[Tensor, Tensor | None]:
+        """The convolution's weight (C, K) and bias, as the integers have them."""
+        weight = self.quantizer.narrow(mixer.conv1d.weight[:, 0], splits, usual=True)
+        weight = self.keep("conv1d.weight", weight)
+        if mixer.conv1d.bias is None:
+            return weight.dequantize(), None
+        bias = self.keep("conv1d.bias", self.quantizer.other(mixer.conv1d.bias, splits))
+        return weight.dequantize(), bias.dequantize()
 
     def enter(self, site: str, x: Tensor, tap: Tap) -> Tensor:
         """Quantize at a site: float -> int8; the tap sees what the integers stand for."""
@@ -133,64 +142,72 @@ class _Block:
         return self.grids[site].dequantize(q)
 
     def empty_state(self, batch: int) -> LayerState:
+        """Zeros, as each site's grid writes them."""
         c = self.config
         ssm = (c.d_inner, c.d_state) if c.architecture == "mamba" else (c.n_heads, c.head_dim, c.d_state)
-        conv = torch.zeros((batch, c.conv_width - 1, c.conv_channels), dtype=torch.int8)
-        return LayerState(conv, torch.zeros((batch, *ssm), dtype=torch.int8 if self.int8_state else torch.float32))
+        conv = torch.cat([g.quantize(torch.zeros(batch, c.conv_width - 1, n)) for g, n in self.conv_grids()], dim=-1)
+        return LayerState(conv, self.grids["ssm_state"].quantize(torch.zeros(batch, *ssm)))
+
+    def conv_grids(self) -> Sequence[tuple[SiteGrid, int]]:
+        """The grids that the convolution's channels are on, and how many each."""
+        raise NotImplementedError
+
+    def read_conv_in(self, q: Tensor) -> Tensor:
+        """The convolution's inputs, dequantized."""
+        grids = self.conv_grids()
+        parts = q.split([n for _, n in grids], dim=-1)
+        return torch.cat([grid.dequantize(part) for (grid, _), part in zip(grids, parts, strict=True)], dim=-1)
 
     def store_state(self, ssm: Tensor, tap: Tap) -> Tensor:
         """Float SSM state -> what is carried to the next token: INT8, or itself where it stays float."""
-        return self.enter("ssm_state", ssm, tap) if self.int8_state else tap("ssm_state", ssm)
+        return self.enter("ssm_state", ssm, tap)
 
     def read_state(self, ssm: Tensor) -> Tensor:
         """What was carried -> float32."""
-        return self.read("ssm_state", ssm) if self.int8_state else ssm
+        return self.read("ssm_state", ssm)
 
     def project_out(self, y: Tensor, tap: Tap) -> Tensor:
         q = self.enter("out_proj:input", self.rotation(y), tap)
-        return self.out_proj(q, self.grids["out_proj:input"].scale)
+        return self.out_proj(q, self.grids["out_proj:input"])
 
     def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
         raise NotImplementedError
 
 
 class _MambaBlock(_Block):
-    def __init__(
-        self, mixer: MambaMixer, grids: Mapping[str, SiteGrid], precision: Precision, disturb: Disturb
-    ) -> None:
-        super().__init__(mixer, grids, precision, disturb)
-        self.in_proj = self.linear("in_proj", mixer.in_proj)
-        weight = quantize_tensor(mixer.conv1d.weight[:, 0], self.bits)
-        self.conv_weight = self.keep("conv1d.weight", weight).dequantize()
-        self.conv_bias = None
-        if mixer.conv1d.bias is not None:
-            self.conv_bias = self.keep("conv1d.bias", quantize_tensor(mixer.conv1d.bias, self.bits)).dequantize()
-        self.x_proj = self.linear("x_proj", mixer.x_proj)
-        dt_weight = self.keep("dt_proj.weight", quantize_tensor(mixer.dt_proj.weight, self.bits))
+    def __init__(self, mixer: MambaMixer, parts: _Parts) -> None:
+        super().__init__(mixer, parts)
+        c, quantizer = mixer.config, self.quantizer
+        self.in_proj = self.projection("in_proj", mixer.in_proj, (c.d_inner, c.d_inner))
+        self.conv_weight, self.conv_bias = self.conv(mixer)
+        x_weight = quantizer.narrow(mixer.x_proj.weight.detach(), (c.dt_rank, c.d_state, c.d_state))
+        self.x_proj = QuantizedLinear(self.keep("x_proj.weight", x_weight), None)
+        dt_weight = self.keep("dt_proj.weight", quantizer.narrow(mixer.dt_proj.weight.detach()))
         self.dt_proj = QuantizedLinear(dt_weight, None)  # its bias is added after dt_proj:output
-        self.dt_bias = self.keep("dt_proj.bias", quantize_tensor(mixer.dt_proj.bias, self.bits)).dequantize()
-        self.A = -torch.exp(self.keep("A_log", quantize_tensor(mixer.A_log, self.bits)).dequantize())
-        self.D = self.keep("D", quantize_tensor(mixer.D, self.bits)).dequantize()
-        self.out_proj = self.linear("out_proj", mixer.out_proj)
+        self.dt_bias = self.keep("dt_proj.bias", quantizer.other(mixer.dt_proj.bias)).dequantize()
+        self.A = -torch.exp(self.keep("A_log", quantizer.other(mixer.A_log)).dequantize())
+        self.D = self.keep("D", quantizer.other(mixer.D)).dequantize()
+        self.out_proj = self.projection("out_proj", mixer.out_proj)
+
+    def conv_grids(self) -> Sequence[tuple[SiteGrid, int]]:
+        n = self.config.d_inner
+        return [(self.grids["in_proj:output"].channels(0, n), n)]
 
     def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
         c, g = self.config, self.grids
         before = state or self.empty_state(hidden.shape[0])
         q = self.enter("in_proj:input", hidden, tap)
-        xz = self.enter("in_proj:output", self.in_proj(q, g["in_proj:input"].scale), tap)
-        # History and input share the site's scale, so they meet as integers.
+        xz = self.enter("in_proj:output", self.in_proj(q, g["in_proj:input"]), tap)
+        # History and input are on the site's own grid, so they meet as integers.
         conv_in = torch.cat([before.conv, xz[..., : c.d_inner]], dim=1)
         z = self.read("in_proj:output", xz)[..., c.d_inner :]
-        x, _ = causal_conv1d(
-            self._read_x(conv_in[:, c.conv_width - 1 :]),
-            self.conv_weight,
-            self.conv_bias,
-            self._read_x(conv_in[:, : c.conv_width - 1]),
-        )
+        past, now = self.read_conv_in(conv_in).tensor_split([c.conv_width - 1], dim=1)
+        x, _ = causal_conv1d(now, self.conv_weight, self.conv_bias, past)
         x_q = self.enter("x_proj:input", F.silu(x), tap)
-        low = self.enter("x_proj:output", self.x_proj(x_q, g["x_proj:input"].scale), tap)
+        low = self.enter("x_proj:output", self.x_proj(x_q, g["x_proj:input"]), tap)
         _, B, C = self.read("x_proj:output", low).split([c.dt_rank, c.d_state, c.d_state], dim=-1)
-        dt = self.dt_proj(low[..., : c.dt_rank].contiguous(), g["x_proj:output"].scale)
+        dt_low = low[..., : c.dt_rank].contiguous()
+        dt = self.dt_proj(dt_low, g["x_proj:output"].channels(0, 1))  # all of Δ_low has one scale
         dt = self.read("dt_proj:output", self.enter("dt_proj:output", dt, tap))
         dt = F.softplus(dt + self.dt_bias)
         u = self.read("x_proj:input", x_q)
@@ -198,41 +215,32 @@ class _MambaBlock(_Block):
         after = LayerState(conv_in[:, conv_in.shape[1] - (c.conv_width - 1) :], self.store_state(ssm, tap))
         return self.project_out(y * F.silu(z), tap), after
 
-    def _read_x(self, q: Tensor) -> Tensor:
-        """x's half of in_proj:output, dequantized."""
-        scale = self.grids["in_proj:output"].scale
-        return dequantize(q, scale if scale.ndim == 0 else scale[: self.config.d_inner])
-
 
 class _Mamba2Block(_Block):
-    def __init__(
-        self, mixer: Mamba2Mixer, grids: Mapping[str, SiteGrid], precision: Precision, disturb: Disturb
-    ) -> None:
-        super().__init__(mixer, grids, precision, disturb)
+    def __init__(self, mixer: Mamba2Mixer, parts: _Parts) -> None:
+        super().__init__(mixer, parts)
         self.splits = mixer.splits
-        self.in_proj = self.linear("in_proj", mixer.in_proj, self.splits)
-        conv = self.splits[1:4]
-        weight = quantize_splits(mixer.conv1d.weight[:, 0], conv, self.bits)
-        self.conv_weight = self.keep("conv1d.weight", weight).dequantize()
-        self.conv_bias = None
-        if mixer.conv1d.bias is not None:
-            self.conv_bias = self.keep("conv1d.bias", quantize_splits(mixer.conv1d.bias, conv, self.bits)).dequantize()
+        self.in_proj = self.projection("in_proj", mixer.in_proj, self.splits, usual=True)
+        self.conv_weight, self.conv_bias = self.conv(mixer, self.splits[1:4])
         self.dt_bias = mixer.dt_bias.detach().half().float()  # stays half precision
-        self.A = -torch.exp(self.keep("A_log", quantize_tensor(mixer.A_log, self.bits)).dequantize())
-        self.D = self.keep("D", quantize_tensor(mixer.D, self.bits)).dequantize()
+        self.A = -torch.exp(self.keep("A_log", self.quantizer.other(mixer.A_log)).dequantize())
+        self.D = self.keep("D", self.quantizer.other(mixer.D)).dequantize()
         self.norm_gain = mixer.norm.weight.detach().float()
-        self.out_proj = self.linear("out_proj", mixer.out_proj)
+        self.out_proj = self.projection("out_proj", mixer.out_proj)
+
+    def conv_grids(self) -> Sequence[tuple[SiteGrid, int]]:
+        return [(self.grids[f"{name}_conv_in"], n) for name, n in zip("xBC", self.splits[1:4], strict=True)]
 
     def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
         c, g = self.config, self.grids
         before = state or self.empty_state(hidden.shape[0])
         q = self.enter("in_proj:input", hidden, tap)
-        z, x, B, C, dt = self.in_proj(q, g["in_proj:input"].scale).split(self.splits, dim=-1)
+        z, x, B, C, dt = self.in_proj(q, g["in_proj:input"]).split(self.splits, dim=-1)
         z = self.read("z", self.enter("z", z, tap))
         dt = self.read("dt", self.enter("dt", dt, tap))
         q_in = [self.enter(f"{n}_conv_in", m, tap) for n, m in (("x", x), ("B", B), ("C", C))]
         conv_in = torch.cat([before.conv, torch.cat(q_in, dim=-1)], dim=1)
-        past, now = self._read_conv_in(conv_in).tensor_split([c.conv_width - 1], dim=1)
+        past, now = self.read_conv_in(conv_in).tensor_split([c.conv_width - 1], dim=1)
         xBC, _ = causal_conv1d(now, self.conv_weight, self.conv_bias, past)
         x, B, C = (
             self.read(f"{n}_conv_out", self.enter(f"{n}_conv_out", m, tap))
@@ -249,11 +257,6 @@ class _Mamba2Block(_Block):
         after = LayerState(conv_in[:, conv_in.shape[1] - (c.conv_width - 1) :], self.store_state(ssm, tap))
         y = y + x * self.D.view(-1, c.head_dim if c.d_per_channel else 1)
         return self.project_out(self._gated_norm(y.flatten(-2), z), tap), after
-
-    def _read_conv_in(self, q: Tensor) -> Tensor:
-        """x, B and C before the convolution, each by its own scale."""
-        parts = q.split(self.splits[1:4], dim=-1)
-        return torch.cat([self.read(f"{n}_conv_in", m) for n, m in zip("xBC", parts, strict=True)], dim=-1)
 
     def _gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
         c = self.config
@@ -272,33 +275,43 @@ class QuantizedModel:
         calibration: SiteScales,
         precision: Precision,
         disturb: Disturb = undisturbed,
+        recipe: WeightRecipe = WeightRecipe(),  # noqa: B008  (frozen)
+        hessians: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """hessians: weight name -> (in, in), where the recipe asks for GPTQ.
+
+        raises BadParameter
+        """
         config = self.config = prepared.config
         self.disturb = disturb
         missing = [s for s in sites_of(config) if s not in calibration.scales]
         if missing:
             raise BadParameter(f"the calibration has no scale for {missing[0]} ({len(missing)} sites missing)")
-        grids = {
-            site: SiteGrid(scale, calibration.granularities[site], precision.act_bits)
-            for site, scale in calibration.scales.items()
+        self.grids = {
+            site: site_grid(site, calibration, config, precision.act_bits, precision.symmetric)
+            if precision.ssm_state or not site.endswith("ssm_state")
+            else Unquantized()
+            for site in sites_of(config)
         }
+        quantizer = WeightQuantizer(recipe, precision.weight_bits, hessians or {})
         embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()
         self.top_weights: dict[str, QuantizedTensor] = {}
         self.embedding, self.head_weight = embedding.float(), head.float()
         if precision.embedding:
-            self.top_weights["embedding.weight"] = quantize_rows(embedding, precision.weight_bits)
+            self.top_weights["embedding.weight"] = quantizer.rows(embedding)
             self.embedding = self.top_weights["embedding.weight"].dequantize()
         self.head_grid: SiteGrid | None = None
         if precision.lm_head:
-            self.top_weights["lm_head.weight"] = quantize_tensor(head, precision.weight_bits)
+            self.top_weights["lm_head.weight"] = quantizer.projection("lm_head.weight", head)
             self.lm_head = QuantizedLinear(self.top_weights["lm_head.weight"], None)
-            self.head_grid = grids["lm_head:input"]
+            self.head_grid = self.grids["lm_head:input"]
         self.blocks: list[_Block] = []
         for i, block in enumerate(prepared.blocks):
-            local = {s.removeprefix(f"layers.{i}."): g for s, g in grids.items() if s.startswith(f"layers.{i}.")}
+            prefix = f"layers.{i}."
+            local = {s.removeprefix(prefix): g for s, g in self.grids.items() if s.startswith(prefix)}
             mixer = block.mixer
             make: Callable[..., _Block] = _MambaBlock if isinstance(mixer, MambaMixer) else _Mamba2Block
-            self.blocks.append(make(mixer, local, precision, disturb))
+            self.blocks.append(make(mixer, _Parts(local, quantizer, prefix, disturb)))
 
     def weights(self) -> dict[str, QuantizedTensor]:
         """All integer weights by name, embedding first and lm_head last."""
@@ -311,7 +324,7 @@ class QuantizedModel:
     @property
     def n_bytes(self) -> int:
         """What the weights take, at their own bits, with their scales."""
-        return sum(w.q.nbytes + w.scale.nbytes for w in self.weights().values())
+        return sum(w.n_bytes for w in self.weights().values())
 
     def __call__(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
@@ -340,7 +353,7 @@ class QuantizedModel:
             return normed @ self.head_weight.T
         q = self.head_grid.quantize(self.disturb(normed))
         tap("lm_head:input", self.head_grid.dequantize(q))
-        return self.lm_head(q, self.head_grid.scale)
+        return self.lm_head(q, self.head_grid)
 
     def _norm(self, hidden: Tensor) -> Tensor:
         """Block norms and norm_f: unit gain, since fusing moved the gains into what follows."""

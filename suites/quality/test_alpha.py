@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.observers(
+@pytest.mark.cases(
     "percentile[alpha=0.999]",
     "percentile[alpha=0.9995]",
     "percentile[alpha=0.9999]",

@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.observers(
+@pytest.mark.cases(
     "percentile[sigma=0.01]",
     "percentile[sigma=0.05]",
     "percentile[sigma=0.1]",

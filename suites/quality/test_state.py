@@ -5,10 +5,8 @@ Prefill never reads the carried state and prose hardly does; a recall model give
 
 import pytest
 
-from quambench.quant.quantized import Precision
 
-
-@pytest.mark.observers(
+@pytest.mark.cases(
     "percentile[alpha=0.999]",
     "percentile[alpha=0.9995]",
     "percentile[alpha=0.99999]",
@@ -19,6 +17,6 @@ def test_int8_state(case, judge):
     judge(case)
 
 
-@pytest.mark.observers("percentile[alpha=0.9995]", language="recall", precision=Precision(ssm_state=False))
+@pytest.mark.cases("percentile[alpha=0.9995]/w8a8-float_ssm_state", language="recall")
 def test_float_state(case, judge):
     judge(case)

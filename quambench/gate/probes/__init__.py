@@ -21,9 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from quambench.case import Case
 from quambench.errors import BadArtefact
 from quambench.gate.probes import models, units
 from quambench.gate.probes.base import Answer, Probe
+from quambench.policy.base import PER_TENSOR
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent
@@ -46,8 +48,8 @@ def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
     made = [*units.probes(), *models.probes()]
     order = (
-        "grid", "hadamard", "weights", "granularity", "site", "observer", "policy", "fuse", "int8_linear",
-        "calibration",
+        "grid", "hadamard", "weights", "w4", "gptq", "granularity", "site", "observer", "policy", "fuse",
+        "int8_linear", "calibration",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
@@ -70,13 +72,26 @@ def check(expected: Path = EXPECTED, streams: Path = STREAMS) -> tuple[ProbeResu
     )
 
 
-def rests_on(result: ProbeResult, architecture: str, observers: set[str], policy: str) -> bool:
-    """Whether a case with these parts depends on the unit that a probe asked."""
+def rests_on(result: ProbeResult, architecture: str, case: Case) -> bool:
+    """Whether a case depends on the unit that a probe asked."""
     unit, _, variant = result.name.partition("/")
+    observers = {case.observer.name, case.weights.observer.name, "running_max"}  # weights and sites keep the last
     if unit == "observer":
         return variant.split("[")[0] in observers
     if unit == "policy":
-        return variant == f"{policy}/{architecture}"
+        name, _, kind = variant.rpartition("/")
+        return name.split("[")[0] == case.policy.name and kind == architecture
+    if unit in ("w4", "gptq"):
+        return case.weights.granularity == "group" and (unit == "w4" or case.weights.gptq)
+    if unit == "refine":
+        return case.refinement is not None and variant.split("[")[0] == case.refinement.name
+    if result.name == "grid/asymmetric":
+        return not case.precision.symmetric
+    if unit == "granularity":
+        kind, _, name = variant.partition("/")
+        return kind == architecture and (
+            name == "tensor" or case.grouping != PER_TENSOR or case.policy.found().measures
+        )
     if unit == "calibration":
         kind, _, observer = variant.partition("/")
         return _architecture(kind) == architecture and observer.split("[")[0] in observers

@@ -19,9 +19,13 @@ from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Tap, no_tap
+from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
-from quambench.policy import POLICIES
+from quambench.policy import POLICIES, PolicySpec
+from quambench.policy.base import PER_TENSOR, groupings
+from quambench.policy.quamba import Quamba
 from quambench.quant import fuse, quantized
+from quambench.quant.site_grid import SymmetricGrid
 
 _SMALL: dict[str, Any] = dict(d_model=8, n_layers=2, vocab_size=16, d_state=3, proj_bias=True)
 _MAMBA2 = _SMALL | dict(head_dim=4, n_groups=2, chunk_size=3)
@@ -35,6 +39,9 @@ CONFIGS = {
 }
 ARCHITECTURES = ("mamba", "mamba2")
 OBSERVERS = ("percentile[alpha=0.95,sigma=0.2]", "running_max")
+# Beside every policy's defaults.
+VARIANTS = ("first_middle_last[first=0.9,middle=0.8,last=0.7]", "scale_multiplier[factor=0.5,layers=last]",
+            "sensitivity[budget=3,floats=1]")  # fmt: skip
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
 USUAL = quantized.Precision()
 # Bits that are nobody's default; embedding and lm_head stay float, so that their float branches are asked.
@@ -44,7 +51,7 @@ LOGITS = torch.tensor(0.125)  # logits are told in eighths: the quotient is exac
 
 
 def probes() -> Iterator[Probe]:
-    for policy in POLICIES:
+    for policy in (*POLICIES, *VARIANTS):
         for kind in ARCHITECTURES:
             yield Probe(f"policy/{policy}/{kind}", lambda s, p=policy, k=kind: _plan(p, k))  # type: ignore[misc]
     for kind in CONFIGS:
@@ -80,8 +87,18 @@ def model_of(streams: Streams, kind: str) -> LanguageModel:
 
 
 def _plan(policy: str, kind: str) -> Answer:
-    plan = POLICIES[policy](CONFIGS[kind], ObserverSpec("percentile"))
-    return {"sites": [f"{site}: {a.observer.complete} per {a.granularity}" for site, a in plan.items()]}
+    """What each site is assigned, per tensor and where all take the finest; by costs that say who is worst."""
+    made = PolicySpec.parse(policy).build()
+    config = CONFIGS[kind]
+    costs = {  # site -> remedy -> cost: the later the site the worse; the remedies help in turn
+        site: {"usual": i + 1.0, "multiplier": i + 0.5 + i % 2, "finer": i + 0.5 + (i + 1) % 3}
+        for i, site in enumerate(sites_of(config))
+    }
+    answer: dict[str, Tensor | list[str]] = {}
+    for name, grouping in (("sites", PER_TENSOR), *(() if made.measures else (("finest", groupings()[-1]),))):
+        plan = made.plan(config, ObserverSpec("percentile"), grouping, costs if made.measures else None)
+        answer[name] = [f"{site}: {a.observer.complete} per {a.granularity}" for site, a in plan.items()]
+    return answer
 
 
 def _fused(streams: Streams, kind: str) -> Answer:
@@ -102,9 +119,14 @@ def _fused(streams: Streams, kind: str) -> Answer:
 
 def _calibrated(streams: Streams, kind: str, observer: str) -> Answer:
     prepared = fuse.prepare(model_of(streams, kind))
-    plan = POLICIES["quamba"](CONFIGS[kind], ObserverSpec.parse(observer))
-    made = calibrating.calibrate(prepared, streams["sequences"], {observer: (plan, 8)}, "probe")[observer]
-    return dict(made.scales)
+    spec, finest = ObserverSpec.parse(observer), groupings()[-1]
+    tasks = {
+        "": calibrating.Task(Quamba().plan(CONFIGS[kind], spec, PER_TENSOR), 8),
+        "finest, ": calibrating.Task(Quamba().plan(CONFIGS[kind], spec, finest), 8),
+        "asymmetric, ": calibrating.Task(Quamba().plan(CONFIGS[kind], spec, PER_TENSOR), 8, symmetric=False),
+    }
+    made = calibrating.calibrate(prepared, streams["sequences"], tasks, "probe")
+    return {f"{name}{site}": scale for name, c in made.items() for site, scale in c.scales.items()}
 
 
 def scales_of(streams: Streams, kind: str, bits: int = 8) -> FixedScales:
@@ -112,7 +134,7 @@ def scales_of(streams: Streams, kind: str, bits: int = 8) -> FixedScales:
     prefix = f"{kind}/scale/"
     widening = 127 / (2 ** (bits - 1) - 1)
     found = {k.removeprefix(prefix): v * widening for k, v in streams.items() if k.startswith(prefix)}
-    order = POLICIES["quamba"](CONFIGS[kind], ObserverSpec("running_max"))
+    order = sites_of(CONFIGS[kind])
     return FixedScales({s: found[s] for s in order}, dict.fromkeys(order, "tensor"))
 
 
@@ -138,7 +160,7 @@ def stepped(streams: Streams, kind: str, precision: quantized.Precision = USUAL,
     """Integers at every site, of a prefill and of each decoding step after it, and the logits in eighths."""
     scales = scales_of(streams, kind, precision.act_bits)
     made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, precision)
-    eighths = quantized.SiteGrid(LOGITS, "tensor", 8)
+    eighths = SymmetricGrid(LOGITS, 8)
     answer: dict[str, Tensor | list[str]] = {}
 
     def tap_of(call: str) -> Tap:

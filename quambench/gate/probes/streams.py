@@ -10,7 +10,8 @@ from torch import Tensor
 
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOW, LOW_STEPS, model_of, stepped
 from quambench.models import build
-from quambench.quant import fuse, quantized
+from quambench.quant import fuse
+from quambench.quant.site_grid import SymmetricGrid
 
 # No quotient of the step's probes lies nearer to a rounding tie than this, relative to the largest
 # integer of its grid: about twice the largest error of a float32 quotient made of a few dozen
@@ -32,16 +33,16 @@ def make_streams() -> dict[str, Tensor]:
 def tie_margin(streams: dict[str, Tensor], kind: str) -> float:
     """Least distance of any quotient of the step's probes from a rounding tie, by its grid's largest integer."""
     least = [0.5]
-    original = quantized.SiteGrid.quantize
+    original = SymmetricGrid.quantize
 
-    def watching(self: quantized.SiteGrid, x: Tensor) -> Tensor:
+    def watching(self: SymmetricGrid, x: Tensor) -> Tensor:
         quotient = x.double() / self.scale.double()
         top = 2 ** (self.bits - 1) - 1
         within = quotient[(quotient > -top - 1.4) & (quotient < top + 0.4)]  # beyond, every rounding saturates
         least.extend(((within - within.floor() - 0.5).abs() / top).tolist())
         return original(self, x)
 
-    with patch.object(quantized.SiteGrid, "quantize", watching):
+    with patch.object(SymmetricGrid, "quantize", watching):
         stepped(streams, kind)
         if kind in ARCHITECTURES:
             stepped(streams, kind, LOW, LOW_STEPS)

@@ -7,19 +7,30 @@ there then is what answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quambench.errors import NonFinite, SiteUnseen
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.models.config import ModelConfig
+from quambench.models.sites import SITES
 from quambench.observers import OBSERVERS, ObserverSpec
-from quambench.quant import grid, hadamard, quantized, weights
-from quambench.quant.granularity import GRANULARITIES
+from quambench.quant import gptq, grid, hadamard, site_grid, w4, weights
+from quambench.quant.granularity import GRANULARITIES, layout
 
 BITS = (8, 6, 4, 2)
 # Both sides of rotate's two-factor split, and each family: 2^k, 12 * 2^k, 40 * 2^k.
 ROTATIONS = (1, 2, 4, 8, 12, 24, 40, 48, 80, 160, 512)
+# (positions, channels) of a batch -> what an observer gets of it.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {"tensor": lambda x: x, "channel": lambda x: x[..., None]}
+# Small enough to read the answers; Mamba2 with two SSD groups.
+_SMALL: dict[str, Any] = dict(d_model=4, n_layers=1, vocab_size=8, d_state=3)
+CONFIGS = {
+    "mamba": ModelConfig(architecture="mamba", dt_rank=2, **_SMALL),
+    "mamba2": ModelConfig(architecture="mamba2", head_dim=2, n_groups=2, **_SMALL),
+}
 # Beside every observer's defaults.
 VARIANTS = {
     "percentile": ("percentile[alpha=0.9]", "percentile[alpha=1.0,sigma=0.3]", "percentile[alpha=0.999,sigma=0.05]")
@@ -41,8 +52,13 @@ def probes() -> Iterator[Probe]:
         "weights/splits",
         lambda s: _weight(lambda *bits: weights.quantize_splits(s["weights"], (1, 4, 2, 5), *bits)),
     )
-    for name in GRANULARITIES:
-        yield Probe(f"granularity/{name}", lambda streams, name=name: _lay_out(streams, name))  # type: ignore[misc]
+    yield Probe("grid/asymmetric", _asymmetric)
+    yield Probe("w4", lambda s: _four_bits(lambda w: w4.round_to_nearest(w, group=4)))
+    yield Probe("gptq", lambda s: _four_bits(lambda w: gptq.gptq(w, _second_moments(w.shape[1]), group=4)))
+    for kind, config in CONFIGS.items():
+        for name in GRANULARITIES:
+            if any(name in site.allowed for site in SITES[kind]):
+                yield Probe(f"granularity/{kind}/{name}", lambda _, n=name, c=config: _lay_out(n, c))  # type: ignore[misc]
     yield Probe("site", _site)
     for name in OBSERVERS:
         for spec in (name, *VARIANTS.get(name, ())):
@@ -94,31 +110,83 @@ def _weight(made: Callable[..., weights.QuantizedTensor]) -> Answer:
     }
 
 
-def _lay_out(streams: Streams, name: str) -> Answer:
-    """Which value goes where, by values that say where they came from; and which scale meets which value."""
-    granularity = GRANULARITIES[name]
+def _asymmetric(streams: Streams) -> Answer:
+    """Ranges on either side of zero and across it; ties, at a scale that divides exactly."""
+    amax = streams["amax"].double()
     answer: dict[str, Tensor | list[str]] = {}
-    # As many positions as channels: there a scale on the wrong axis broadcasts too.
-    for what, shape in (("activation", (1, 3, 4)), ("state", (1, 2, 3, 4)), ("square", (1, 4, 4))):
-        x = torch.arange(torch.Size(shape).numel()).view(shape)
-        laid_out = granularity.lay_out(x)
-        answer[f"{what} order"] = laid_out.int()
-        answer[f"{what} shape"] = torch.tensor(laid_out.shape)
-        scale = 1 + torch.arange(laid_out[0, ..., 0].numel()).view(laid_out.shape[1:-1])
-        answer[f"{what} scales"] = granularity.expand(scale, x).expand(x.shape).int()
+    for bits in BITS:
+        scale, zero = grid.asymmetric_scale(-amax, amax.flip(0), bits)
+        answer[f"{bits} bits, scale"], answer[f"{bits} bits, zero"] = scale, zero
+        half, shift = torch.tensor(0.5), torch.tensor(-3.0)
+        q = grid.quantize_asymmetric(streams["ties"], half, shift, bits)
+        answer[f"{bits} bits"], answer[f"{bits} bits, back"] = q, grid.dequantize_asymmetric(q, half, shift)
     return answer
 
 
+def _four_bits(rounded: Callable[[Tensor], w4.GroupedWeight]) -> Answer:
+    """Weights whose last group is short, one group all zeros."""
+    weight = ((torch.arange(30).view(3, 10) * 37 % 61 - 30) / 16).double()
+    weight[1, 4:8] = 0.0
+    found = rounded(weight)
+    whole = w4.to_int8(found)
+    return {"q": found.q, "steps": found.steps, "int8": whole.q, "int8 scale": whole.scale.flatten()}
+
+
+def _second_moments(n: int) -> Tensor:
+    """(n, n) of inputs that go together, so that error fed back to the wrong column shows."""
+    x = ((torch.arange(4 * n).view(4, n) * 29 % 31 - 15) / 8).double()
+    return x.T @ x
+
+
+def _lay_out(name: str, config: ModelConfig) -> Answer:
+    """Which value goes where, by values that say where they came from; and which scale meets which value."""
+    answer: dict[str, Tensor | list[str]] = {}
+    for site in SITES[config.architecture]:
+        if name not in site.allowed:
+            continue
+        x = torch.arange(torch.Size(shape_of(site.name, config)).numel()).view(shape_of(site.name, config))
+        met = layout(name, site.name, config)
+        parts = met.lay_out(x)
+        answer[f"{site.name} order"] = torch.cat([part.reshape(-1) for part in parts]).int()
+        answer[f"{site.name} shape"] = torch.tensor([n for part in parts for n in part.shape])
+        shape = parts[0].shape[1:-1] if len(parts) == 1 else (len(parts),)
+        scale = 1 + torch.arange(torch.Size(shape).numel()).view(shape)
+        answer[f"{site.name} scales"] = met.expand(scale).expand(x.shape).int()
+    return answer
+
+
+def shape_of(site: str, config: ModelConfig) -> tuple[int, ...]:
+    """A tensor of a site: as many positions as its last axis is long, where a scale on the wrong axis fits too."""
+    c = config
+    if site == "ssm_state":
+        return (1, c.d_inner, c.d_state) if c.architecture == "mamba" else (1, c.n_heads, c.head_dim, c.d_state)
+    if c.architecture == "mamba":
+        widths = {"in_proj:output": 2 * c.d_inner, "x_proj:output": c.dt_rank + 2 * c.d_state}
+    else:
+        bc = c.n_groups * c.d_state
+        widths = {"dt": c.n_heads, "B_conv_in": bc, "C_conv_in": bc, "B_conv_out": bc, "C_conv_out": bc}
+    width = (widths | {"in_proj:input": c.d_model}).get(site, c.d_inner)
+    return (1, width, width)
+
+
 def _site(streams: Streams) -> Answer:
-    """Ties by way of a site's own grid; per channel, at scales that divide exactly."""
+    """Ties by way of a site's own grid; per channel, at scales that divide exactly; asymmetric; not at all."""
     ties, every = streams["ties"], torch.arange(-128, 128).to(torch.int8)
     answer: dict[str, Tensor | list[str]] = {}
     for bits in (8, 4):
-        one = quantized.SiteGrid(torch.tensor(0.5), "tensor", bits)
+        one = site_grid.SymmetricGrid(torch.tensor(0.5), bits)
         answer[f"{bits} bits"], answer[f"{bits} bits, back"] = one.quantize(ties), one.dequantize(every)
-    channels = quantized.SiteGrid(torch.tensor([0.25, 0.5, 1.0, 2.0]), "channel", 8)
+        shifted = site_grid.AsymmetricGrid(torch.tensor(0.5), torch.tensor(-3.0), bits)
+        answer[f"{bits} bits, shifted"] = shifted.quantize(ties)
+        answer[f"{bits} bits, shifted back"] = shifted.dequantize(every)
+        answer[f"{bits} bits, clipped"] = torch.stack([one.clipped(ties), shifted.clipped(ties)]).int()
+    channels = site_grid.SymmetricGrid(torch.tensor([0.25, 0.5, 1.0, 2.0]), 8)
     answer["per channel"] = channels.quantize(ties[3::4][:256].view(1, -1, 4))
     answer["per channel, back"] = channels.dequantize(every.view(1, -1, 4))
+    answer["two channels"] = channels.channels(1, 2).dequantize(every.view(1, -1, 2))
+    answer["one channel"] = channels.channels(2, 1).dequantize(every)
+    kept = site_grid.Unquantized()
+    answer["float, values that changed"] = (kept.dequantize(kept.quantize(ties)) != ties).sum()
     return answer
 
 
@@ -127,10 +195,10 @@ def _observe(streams: Streams, spec: str) -> Answer:
     answer: dict[str, Tensor | list[str]] = {}
     for name, batches in streams.items():
         if name.startswith("batches/"):
-            for granularity in GRANULARITIES:
+            for granularity, lay_out in LAYOUTS.items():
                 observer = ObserverSpec.parse(spec).build()
                 for batch in batches.unbind(0):
-                    observer.update(GRANULARITIES[granularity].lay_out(batch[None]))
+                    observer.update(lay_out(batch))
                 answer[f"{name.removeprefix('batches/')}, {granularity}"] = observer.scale()
     low = ObserverSpec.parse(spec).build(bits=4)
     for batch in (streams["batches/ordinary"][0], torch.empty(0, 5), streams["batches/ordinary"][1]):
@@ -177,8 +245,13 @@ def _product(streams: Streams) -> Answer:
     x = (torch.arange(5 * 192).view(5, 192) * 89 % 256 - 128).to(torch.int8)
     w = (torch.arange(7 * 192).view(7, 192) * 151 % 256 - 128).to(torch.int8)
     extreme = torch.full((1, 192), -128, dtype=torch.int8)
+    one, both = torch.tensor(1.0), torch.cat([extreme, -1 - extreme])
+    shifted = site_grid.AsymmetricGrid(one, torch.tensor(-3.0), 8)
     return {
-        "rows": quantized.int8_linear(x, w),
-        "one row": quantized.int8_linear(x[:1], w),
-        "extremes": quantized.int8_linear(extreme, torch.cat([extreme, -1 - extreme])),
+        "rows": site_grid.int8_linear(x, w),
+        "one row": site_grid.int8_linear(x[:1], w),
+        "extremes": site_grid.int8_linear(extreme, both),
+        "site": site_grid.SymmetricGrid(one, 8).product(x, weights.QuantizedTensor(w, one)).int(),
+        "shifted": shifted.product(x, weights.QuantizedTensor(w, one)).int(),
+        "float": site_grid.Unquantized().product(x.float(), weights.QuantizedTensor(w, one)).int(),
     }

@@ -1,0 +1,130 @@
+"""How a model's weights become integers: which observer, at which granularity, rounded how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from quambench.errors import BadParameter
+from quambench.observers import ObserverSpec
+from quambench.quant import w4
+from quambench.quant.gptq import gptq
+from quambench.quant.grid import q_max
+from quambench.quant.weights import LARGEST, QuantizedTensor, grid_end, quantize_rows, quantize_splits, quantize_tensor
+
+GRANULARITIES = ("quamba", "tensor", "split", "channel", "group")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRecipe:
+    """Observer and granularity of projection and convolution weights.
+
+    granularity  "quamba": one scale per tensor, and per split (z, x, B, C, Δ) in Mamba2; "tensor";
+                 "split": also in Mamba; "channel": per output channel;
+                 "group": 4 bits in groups of 128 inputs for in_proj, out_proj and lm_head, 8 bits elsewhere
+    gptq         rounds those three with error feedback instead of to nearest
+
+    What is not multiplied or convolved with (A_log, D, biases) keeps its largest magnitude.
+    raises BadParameter
+    """
+
+    observer: ObserverSpec = LARGEST
+    granularity: str = "quamba"
+    gptq: bool = False
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise BadParameter(f"weights must be per {', '.join(GRANULARITIES)} (got {self.granularity!r})")
+        if self.gptq and self.granularity != "group":
+            raise BadParameter("gptq is for weights in groups of 4 bits: take granularity group")
+        if self.gptq and self.observer != LARGEST:
+            raise BadParameter(f"gptq takes each group's largest magnitude, not {self.observer}")
+
+    @property
+    def id(self) -> str:
+        """For people: "weights=percentile[alpha=0.9999]@channel"; "" for Quamba's own."""
+        if self == WeightRecipe():
+            return ""
+        if self.gptq:
+            return "gptq"
+        observer = "" if self.observer == LARGEST else f"{self.observer}@"
+        return f"weights={observer}{self.granularity}"
+
+    @classmethod
+    def parse(cls, text: str) -> WeightRecipe:
+        """Read an id: "gptq", "weights=channel", "weights=mse@channel"."""
+        if text == "gptq":
+            return cls(granularity="group", gptq=True)
+        observer, _, granularity = text.removeprefix("weights=").rpartition("@")
+        return cls(observer=ObserverSpec.parse(observer) if observer else LARGEST, granularity=granularity)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightQuantizer:
+    """A recipe at work on one model.
+
+    bits      of all weights; with groups, of the grouped ones
+    hessians  weight name -> (in, in), the sum of x xT over calibration tokens; for gptq alone
+    """
+
+    recipe: WeightRecipe = field(default_factory=WeightRecipe)
+    bits: int = 8
+    hessians: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.recipe.granularity == "group" and self.bits != 4:
+            raise BadParameter(f"weights in groups are of 4 bits (got {self.bits})")
+
+    @property
+    def _other_bits(self) -> int:
+        return 8 if self.recipe.granularity == "group" else self.bits
+
+    def projection(self, name: str, weight: Tensor, splits: Sequence[int] = (), usual: bool = False) -> QuantizedTensor:
+        """A weight (out, in) that 4 bits may be enough for.
+
+        splits  rows of its parts, if its output has any; usual: Quamba gives each a scale of its own
+        """
+        if self.recipe.granularity != "group":
+            return self.narrow(weight, splits, usual)
+        if name not in self.hessians and self.recipe.gptq:
+            raise BadParameter(f"gptq needs the Hessian of {name}; calibration gathers it")
+        if self.recipe.gptq:
+            grouped = gptq(weight, self.hessians[name])
+        else:
+            grouped = w4.round_to_nearest(weight, threshold=self._group_ends(weight))
+        return replace(w4.to_int8(grouped), packed_bytes=grouped.nbytes)
+
+    def narrow(self, weight: Tensor, splits: Sequence[int] = (), usual: bool = False) -> QuantizedTensor:
+        """A weight (rows, ...) that stays at 8 bits where others take 4: x_proj, dt_proj, convolution."""
+        observer, bits = self.recipe.observer, self._other_bits
+        if self.recipe.granularity == "channel":
+            return quantize_rows(weight, bits, observer)
+        by_split = self.recipe.granularity == "split" or (usual and self.recipe.granularity != "tensor")
+        if splits and by_split:
+            return quantize_splits(weight, splits, bits, observer)
+        return quantize_tensor(weight, bits, observer)
+
+    def other(self, weight: Tensor, splits: Sequence[int] = ()) -> QuantizedTensor:
+        """What is added or exponentiated: by its largest magnitude, per tensor or per split."""
+        if splits:
+            return quantize_splits(weight, splits, self._other_bits)
+        return quantize_tensor(weight, self._other_bits)
+
+    def rows(self, weight: Tensor) -> QuantizedTensor:
+        """The embedding."""
+        return quantize_rows(weight, self._other_bits)
+
+    def _group_ends(self, weight: Tensor) -> Tensor | None:
+        """(out, n_groups) thresholds by the recipe's observer; None for the largest magnitude.
+
+        An observer that searches a grid searches one whose end is 7 steps away, where a group's is 7.5.
+        """
+        observer = self.recipe.observer
+        if observer == LARGEST:
+            return None
+        reach = (2**w4.BITS - 1) / 2 / q_max(w4.BITS) if observer.found().follows_grid else 1.0
+        groups = weight.split(w4.GROUP, dim=1)  # the last may be shorter: an observation of its own
+        return reach * torch.stack([grid_end(group[None], observer, w4.BITS) for group in groups], dim=1)

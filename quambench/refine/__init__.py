@@ -1,0 +1,8 @@
+"""Refinements: scales that calibration made, trained further. One refinement a module."""
+
+from __future__ import annotations
+
+from quambench.refine import adaround, learned  # noqa: F401  (importing registers them)
+from quambench.refine.base import REFINEMENTS, Refined, Refinement, RefinementSpec
+
+__all__ = ["REFINEMENTS", "Refined", "Refinement", "RefinementSpec"]

@@ -1,0 +1,104 @@
+"""How much each site, and each layer, costs by itself: quantize it and keep the rest float, or the reverse.
+
+The float model's own taps do it: what passes a chosen site is quantized and dequantized there. Tokens
+go through in pieces with the state carried on, so that the state's scale shows too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quambench.calibrate import Calibration, Task, calibrate
+from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces
+from quambench.models.sites import layer_of, sites_of
+from quambench.observers import ObserverSpec
+from quambench.policy import Sensitivity
+from quambench.policy.base import Assignment
+from quambench.policy.sensitivity import REMEDIES, remedied
+from quambench.quant.site_grid import SiteGrid, site_grid
+
+WINDOWS, LENGTH, PIECE = 12, 64, 16  # sequences, tokens of each, tokens between two readings of the state
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of quantizing some sites."""
+
+    kl: float  # nats/token, float model to it
+    output_mse: float  # mean squared error of the logits, in logits squared
+
+
+class Scale:
+    """Sets of sites, weighed one by one against the float model on the same tokens.
+
+    In float64, so that two machines weigh alike and a policy that goes by it makes the same plan.
+    """
+
+    def __init__(self, prepared: LanguageModel, tokens: Tensor) -> None:
+        """prepared: float64; tokens (W, L) int64"""
+        self._model, self._tokens = prepared, tokens
+        self.config = prepared.config
+        self._logits = self._run(lambda site, x: x)
+        self._truth = F.log_softmax(self._logits, -1)
+
+    @torch.inference_mode()
+    def _run(self, tap: Tap) -> Tensor:
+        return forward_in_pieces(self._model, self._tokens, PIECE, tap)
+
+    def cost(self, grids: Mapping[str, SiteGrid], quantized: Collection[str]) -> Cost:
+        """Of these sites, each on its own grid."""
+
+        def tap(site: str, x: Tensor) -> Tensor:
+            return grids[site].dequantize(grids[site].quantize(x)) if site in quantized else x
+
+        logits = self._run(tap)
+        other = F.log_softmax(logits, -1)
+        kl = (self._truth.exp() * (self._truth - other)).sum(-1).mean()
+        return Cost(kl.item(), (logits - self._logits).square().mean().item())
+
+
+def grids_of(prepared: LanguageModel, calibration: Calibration) -> dict[str, SiteGrid]:
+    """Every site's grid."""
+    c = calibration
+    sites = sites_of(prepared.config)
+    return {site: site_grid(site, c, prepared.config, c.act_bits, c.symmetric).double() for site in sites}
+
+
+def by_site(scale: Scale, grids: Mapping[str, SiteGrid]) -> dict[str, tuple[Cost, Cost]]:
+    """Site -> (this one alone quantized, all but this one quantized)."""
+    every = frozenset(sites_of(scale.config))
+    return {site: (scale.cost(grids, {site}), scale.cost(grids, every - {site})) for site in sites_of(scale.config)}
+
+
+def by_layer(scale: Scale, grids: Mapping[str, SiteGrid]) -> dict[int, tuple[Cost, Cost]]:
+    """Layer -> (all its sites alone quantized, all sites but its own quantized)."""
+    every = frozenset(sites_of(scale.config))
+    layers = {i: {site for site in every if layer_of(site) == i} for i in range(scale.config.n_layers)}
+    return {i: (scale.cost(grids, own), scale.cost(grids, every - own)) for i, own in layers.items()}
+
+
+def measure(
+    prepared: LanguageModel, sequences: Tensor, observer: ObserverSpec, bits: int, model_digest: str
+) -> Sensitivity:
+    """What a policy asks for: each site's cost alone, as Quamba has it and under each remedy.
+
+    sequences  (S, L) int64, the calibration's: the last WINDOWS of them weigh, all of them calibrate
+    """
+    plans = remedied(prepared.config, observer)
+    made = calibrate(prepared, sequences, {name: Task(plan, bits) for name, plan in plans.items()}, model_digest)
+    scale = Scale(prepared, sequences[-WINDOWS:, :LENGTH])
+    found: dict[str, dict[str, float]] = {site: {} for site in sites_of(prepared.config)}
+    for name in REMEDIES:
+        grids = grids_of(prepared, made[name])
+        for site in _changed(plans[name], plans[REMEDIES[0]]) if name != REMEDIES[0] else found:
+            found[site][name] = scale.cost(grids, {site}).kl
+    return found
+
+
+def _changed(plan: Mapping[str, Assignment], usual: Mapping[str, Assignment]) -> Collection[str]:
+    return [site for site, assignment in plan.items() if assignment != usual[site]]

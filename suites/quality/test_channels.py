@@ -1,0 +1,19 @@
+"""What finer scales gain, wherever the consumer of a site can work with them.
+
+`w8a4` rows are stress rows: 4-bit activations, where strategies part that INT8 hardly tells apart.
+"""
+
+import pytest
+
+
+@pytest.mark.cases(
+    "percentile/split",
+    "percentile/head",
+    "percentile/channel",
+    "percentile/channel_state",
+    "running_max/channel",
+    "percentile/w8a4",
+    "percentile/channel/w8a4",
+)
+def test_channels(case, judge):
+    judge(case)
