@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from quambench import calibrate as calibration
-from quambench.calibrate import Calibration, calibrate
+from quambench.calibrate import Calibration, Task, calibrate
 from quambench.errors import BadArtefact, BadCorpus, NonFinite, SiteUnseen
 from quambench.gate.record import scale_steps_apart
 from quambench.models import ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.observers.running_max import RunningMax
-from quambench.policy import POLICIES, Assignment
+from quambench.policy import Assignment
+from quambench.policy.quamba import Quamba
 from quambench.quant.fuse import prepare
 
 CONFIGS = {
@@ -39,11 +40,11 @@ def prepared(request):
 
 
 def plan(prepared, observer):
-    return POLICIES["quamba"](prepared.config, observer)
+    return Quamba().plan(prepared.config, observer, "1x1")
 
 
 def one(prepared, observer, sequences=SEQUENCES):
-    return calibrate(prepared, sequences, {"k": (plan(prepared, observer), 8)}, "model")["k"]
+    return calibrate(prepared, sequences, {"k": Task(plan(prepared, observer), 8)}, "model")["k"]
 
 
 def test_every_site_has_a_scale_in_forward_order(prepared):
@@ -89,7 +90,7 @@ def test_channels_have_scales_of_their_own(prepared, tmp_path):
         site: Assignment(MAXIMUM, "channel" if "channel" in sites[site].allowed and "state" not in site else "tensor")
         for site in sites
     }
-    found = calibrate(prepared, SEQUENCES, {"k": (mixed, 8)}, "model")["k"]
+    found = calibrate(prepared, SEQUENCES, {"k": Task(mixed, 8)}, "model")["k"]
     for site, batches in tapped(prepared).items():
         if mixed[site].granularity == "channel":
             amax = np.abs(np.stack(batches)).reshape(len(SEQUENCES) * SEQUENCES.shape[1], -1).max(0)
@@ -104,20 +105,20 @@ def test_channels_have_scales_of_their_own(prepared, tmp_path):
 def test_observers_see_one_float32_sequence_at_a_time(prepared, monkeypatch):
     seen = []
 
-    def look(observer, x):
-        assert x.dtype == torch.float32
-        seen.append(x.shape)
-        return observer_update(observer, x)
+    def look(observer, batch):
+        assert batch.x.dtype == torch.float32
+        seen.append(batch.x.shape)
+        return observer_update(observer, batch)
 
     observer_update = RunningMax.update
     monkeypatch.setattr(RunningMax, "update", look)
     alone = {"layers.0.in_proj:input": Assignment(MAXIMUM, "tensor")}
-    calibrate(prepared, SEQUENCES, {"k": (alone, 8)}, "model")
+    calibrate(prepared, SEQUENCES, {"k": Task(alone, 8)}, "model")
     assert seen == [(SEQUENCES.shape[1], prepared.config.d_model)] * len(SEQUENCES)
 
 
 def test_one_pass_for_several_plans_equals_a_pass_each(prepared):
-    plans = {name: (plan(prepared, o), 8) for name, o in (("p", PERCENTILE), ("m", MAXIMUM))}
+    plans = {name: Task(plan(prepared, o), 8) for name, o in (("p", PERCENTILE), ("m", MAXIMUM))}
     together = calibrate(prepared, SEQUENCES, plans, "model")
     assert together["p"].digest == one(prepared, PERCENTILE).digest
     assert together["m"].digest == one(prepared, MAXIMUM).digest
@@ -157,7 +158,7 @@ def test_equal_assignments_of_several_plans_are_observed_once(prepared, monkeypa
     monkeypatch.setattr(
         RunningMax, "__post_init__", lambda o, original=RunningMax.__post_init__: (built.append(o), original(o))[1]
     )
-    plans = {name: (plan(prepared, MAXIMUM), 8) for name in "abc"}
+    plans = {name: Task(plan(prepared, MAXIMUM), 8) for name in "abc"}
     expected = len(sites_of(prepared.config))
     calibrate(prepared, SEQUENCES[:1], plans, "model")
     fresh = [o for o in built if o.n_batches]  # naming an observer also builds one, which sees nothing
@@ -166,7 +167,7 @@ def test_equal_assignments_of_several_plans_are_observed_once(prepared, monkeypa
 
 def test_progress_ends_with_all_sequences(prepared):
     told = []
-    calibrate(prepared, SEQUENCES, {"k": (plan(prepared, MAXIMUM), 8)}, "model", lambda *state: told.append(state))
+    calibrate(prepared, SEQUENCES, {"k": Task(plan(prepared, MAXIMUM), 8)}, "model", lambda *state: told.append(state))
     assert told == [(16, 21), (21, 21)]
 
 
@@ -198,7 +199,7 @@ def test_the_order_of_sequences_matters_to_a_moving_average_alone(prepared):
 
 
 def test_act_bits_set_the_step(prepared):
-    plans = {bits: (plan(prepared, MAXIMUM), bits) for bits in (8, 4)}
+    plans = {bits: Task(plan(prepared, MAXIMUM), bits) for bits in (8, 4)}
     found = calibrate(prepared, SEQUENCES, plans, "model")
     for site in found[8].scales:
         if found[8].scales[site] > 1e-5:  # not at the floor
@@ -211,7 +212,7 @@ def test_act_bits_set_the_step(prepared):
 def test_a_site_without_data_is_named(prepared):
     unseen = dict(plan(prepared, MAXIMUM)) | {"layers.9.z": Assignment(MAXIMUM, "tensor")}
     with pytest.raises(SiteUnseen, match=r"no calibration data passed through layers\.9\.z"):
-        calibrate(prepared, SEQUENCES, {"k": (unseen, 8)}, "model")
+        calibrate(prepared, SEQUENCES, {"k": Task(unseen, 8)}, "model")
 
 
 def test_a_value_that_is_not_finite_names_site_and_sequence(prepared):
@@ -231,7 +232,7 @@ def test_a_value_that_is_not_finite_names_site_and_sequence(prepared):
             return forward(tokens, tap=poison)
 
     with pytest.raises(NonFinite, match=r"layers\.1\.ssm_state, calibration sequence 18"):
-        calibrate(Broken(), SEQUENCES, {"k": (plan(prepared, MAXIMUM), 8)}, "model")
+        calibrate(Broken(), SEQUENCES, {"k": Task(plan(prepared, MAXIMUM), 8)}, "model")
 
 
 def test_no_sequence_is_refused(prepared):

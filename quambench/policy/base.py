@@ -84,14 +84,12 @@ def granularity_at(site: Site, grouping: str) -> str:
 
 
 def check_plan(config: ModelConfig, plan: Plan) -> None:
-    """Every site is there, at a granularity that its consumer allows.
+    """Every site at a granularity that its consumer allows.
 
     raises BadParameter with the reason
     """
     for name, site in sites_of(config).items():
-        if name not in plan:
-            raise BadParameter(f"the policy leaves out {name}")
-        asked = plan[name].granularity
+        asked = plan[name].granularity if name in plan else UNQUANTIZED
         if asked not in (*site.allowed, UNQUANTIZED):
             allowed = " or ".join(site.allowed)
             raise BadParameter(f"{name} cannot be quantized per {asked}, only per {allowed}: it feeds {site.consumer}")

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from quambench.case import Case
 from quambench.errors import BadArtefact
 from quambench.gate import probes
 from quambench.gate.faults import FAULTS
@@ -178,4 +179,23 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
     ],
 )
 def test_a_case_rests_on_its_own_parts(name, rests):
-    assert rests_on(ProbeResult(name, "changed"), "mamba2", {"percentile", "running_max"}, "quamba") == rests
+    assert rests_on(ProbeResult(name, "changed"), "mamba2", Case.parse("m", "percentile")) == rests
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("grid/asymmetric", "percentile/w8a8-asymmetric"),
+        ("w4", "percentile/w4a8/weights=group"),
+        ("gptq", "percentile/w4a8/gptq"),
+        ("granularity/mamba2/head", "percentile/head"),
+        ("granularity/mamba2/channel_state", "percentile/sensitivity"),
+        ("observer/mse", "percentile/weights=mse@channel"),
+        ("observer/mse[low=0.8,steps=20.0]", "mse"),
+        ("policy/first_middle_last[first=0.9]/mamba2", "percentile/first_middle_last"),
+    ],
+)
+def test_a_case_of_another_kind_rests_on_what_it_is_made_of(name, text):
+    result = ProbeResult(name, "changed")
+    assert rests_on(result, "mamba2", Case.parse("m", text))
+    assert not rests_on(result, "mamba2", Case.parse("m", "percentile"))

@@ -40,7 +40,7 @@ EVIDENCE |= {
     "recall.selective_copy.asked": torch.tensor([2, 2]),
     "long.state_error": torch.tensor([[[0.1, 0.3], [0.2, 0.6]], [[0.3, 0.5], [0.4, 1.0]]], dtype=torch.float64),
     "scales.count": torch.tensor(23), "scales.bytes": torch.tensor(92), "model.bytes": torch.tensor(1000),
-    "sites.range_used": column(0.5, 1.2),
+    "sites.range_used": column(0.5, 1.2), "sites.range_wasted": column(0.5, 0.1),
 }  # fmt: skip
 EVIDENCE |= {k.replace("prefill", "decode"): v for k, v in EVIDENCE.items() if k.startswith("prefill")}
 
@@ -55,6 +55,7 @@ BY_HAND = {
     "decode_kl": 0.2,
     **{f"{phase}kl_{q}": v for phase in ("", "decode_") for q, v in QUANTILES.items()},
     "decode_gap": 0.1,  # 0.4 nats over 4 tokens
+    "range_wasted": 0.3,
     "recall_associative": 0.5,
     "recall_associative_float": 1.0,
     "recall_induction": 0.5,

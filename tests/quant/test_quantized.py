@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quambench.calibrate import calibrate
+from quambench.calibrate import Task, calibrate
 from quambench.errors import BadParameter
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import LayerState
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
-from quambench.policy import POLICIES, Assignment
+from quambench.policy import Assignment
+from quambench.policy.quamba import Quamba
 from quambench.quant import grid
 from quambench.quant import quantized as runtime
 from quambench.quant.fuse import prepare
@@ -69,14 +70,14 @@ def made(shape, granularity, precision, randomize):
     prepared = prepare(model)
     sites = sites_of(prepared.config)
     plan = {
-        # The layout "channel" is of an activation; a state's channels are not its last axis.
+        # The recipe below reads a scale along the last axis; a state's channels are not that.
         site: Assignment(
             a.observer, granularity if granularity in sites[site].allowed and "state" not in site else "tensor"
         )
-        for site, a in POLICIES["quamba"](prepared.config, ObserverSpec("running_max")).items()
+        for site, a in Quamba().plan(prepared.config, ObserverSpec("running_max"), "1x1").items()
     }
     assert granularity in {a.granularity for a in plan.values()}
-    calibration = calibrate(prepared, TOKENS, {"k": (plan, precision.act_bits)}, "model")["k"]
+    calibration = calibrate(prepared, TOKENS, {"k": Task(plan, precision.act_bits)}, "model")["k"]
     return Setting(prepared, calibration, precision, QuantizedModel(prepared, calibration, precision))
 
 
@@ -338,7 +339,7 @@ def test_the_error_against_the_float_model_shrinks_with_the_step(setting):
         site: Assignment(ObserverSpec("running_max"), granularity)
         for site, granularity in setting.calibration.granularities.items()
     }
-    made = calibrate(prepared, TOKENS, {bits: (plan, bits) for bits in (6, 8)}, "model")
+    made = calibrate(prepared, TOKENS, {bits: Task(plan, bits) for bits in (6, 8)}, "model")
     error = {}
     for bits, calibration in made.items():
         model = QuantizedModel(prepared, calibration, Precision(weight_bits=bits, act_bits=bits))
