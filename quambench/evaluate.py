@@ -32,7 +32,7 @@ Evidence = Mapping[str, Tensor]
 """Name -> tensor; the names are listed in `evaluate`."""
 
 WINDOW_BATCH = 16
-ITEM_BATCH = 64
+ITEM_BATCH = 16  # items are sorted by length: the fewer at once, the less padding
 KL_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -241,7 +241,7 @@ def _log_probs(logits: Tensor) -> Tensor:
 def _kl(truth: Tensor, other: Tensor) -> Tensor:
     """(..., V) log-probabilities, twice -> (...) float64 KL(truth || other), nats, at least 0."""
     truth = truth.double()
-    return (truth.exp() * (truth - other)).sum(-1).clamp(min=0)
+    return (truth - other).mul_(truth.exp()).sum(-1).clamp(min=0)
 
 
 def _compare(
@@ -249,15 +249,15 @@ def _compare(
 ) -> dict[str, Tensor]:
     """Sums per window of what tells two next-token distributions apart; logits come in pieces of windows."""
     rows: dict[str, list[Tensor]] = {"nll": [], "kl": [], "agree": []}
-    done = 0
-    for piece in logits:
-        if not torch.isfinite(piece).all():
+    # One window at a time: a dozen windows' float64 log-probabilities would leave every cache.
+    each = (one for piece in logits for one in piece.split(1))
+    for one, truth, targets in zip(each, float_log_probs.split(1), windows.targets[:, skip:].split(1), strict=True):
+        if not torch.isfinite(one).all():
             raise NonFinite(f"the quantized model's logits are not finite in {phase}")
-        at = slice(done, done := done + len(piece))
-        log_probs, truth = _log_probs(piece), float_log_probs[at]
-        rows["nll"].append(-log_probs.gather(-1, windows.targets[at, skip:, None])[..., 0])
+        log_probs = _log_probs(one)
+        rows["nll"].append(-log_probs.gather(-1, targets[..., None])[..., 0])
         rows["kl"].append(_kl(truth, log_probs))
-        rows["agree"].append((piece.argmax(-1) == truth.argmax(-1)).double())
+        rows["agree"].append((one.argmax(-1) == truth.argmax(-1)).double())
     found = {name: torch.cat(parts) for name, parts in rows.items()}  # (W, L) each
     nll_float = -float_log_probs.gather(-1, windows.targets[:, skip:, None])[..., 0].double()
     n_windows, length = nll_float.shape
@@ -265,23 +265,33 @@ def _compare(
         "nll_float": nll_float.sum(-1),
         "tokens": torch.full((n_windows,), float(length), dtype=torch.float64),
         "document": windows.documents.to(torch.int32),
-        "kl_quantiles": torch.stack(
-            [_quantile_with_error(found["kl"], windows.documents, q) for q in KL_QUANTILES.values()]
-        ),
+        "kl_quantiles": _quantiles_with_errors(found["kl"], windows.documents, list(KL_QUANTILES.values())),
     }
     return {f"{phase}.{name}": value for name, value in sums.items()}
 
 
-def _quantile_with_error(values: Tensor, documents: Tensor, q: float) -> Tensor:
-    """(2,): the q-quantile over all tokens, and its delete-one-document jackknife standard error."""
-    whole = values.flatten().quantile(q)
+def _quantiles_with_errors(values: Tensor, documents: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """values (W, L) -> (Q, 2): quantiles over all tokens, and their delete-one-document jackknife standard errors.
+
+    Sorted once: what is left when a document goes is still in order.
+    """
+    ordered, order = values.flatten().sort()
+    owner = documents.repeat_interleave(values.shape[1])[order]
+    whole = _quantiles_of_sorted(ordered, quantiles)
     groups = documents.unique()
-    if len(groups) < 2:
-        return torch.tensor([whole.item(), float("nan")], dtype=torch.float64)
-    left_out = torch.stack([values[documents != g].flatten().quantile(q) for g in groups])
     n = len(groups)
-    spread = ((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt()
-    return torch.stack([whole, spread])
+    if n < 2:
+        return torch.stack([whole, torch.full_like(whole, torch.nan)], dim=1)
+    left_out = torch.stack([_quantiles_of_sorted(ordered[owner != g], quantiles) for g in groups])
+    spread = ((left_out - left_out.mean(0)).square().sum(0) * (n - 1) / n).sqrt()
+    return torch.stack([whole, spread], dim=1)
+
+
+def _quantiles_of_sorted(ordered: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """(n,) -> (Q,), as `Tensor.quantile` interpolates."""
+    ranks = torch.tensor(quantiles, dtype=ordered.dtype) * (len(ordered) - 1)
+    below = ranks.long()
+    return ordered[below].lerp(ordered[ranks.ceil().long()], ranks - below)
 
 
 @torch.inference_mode()

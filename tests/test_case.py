@@ -4,28 +4,87 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from quambench.case import Case, Protocol, protocol_hash
+from quambench.errors import BadParameter, UnknownName
 from quambench.observers import ObserverSpec
+from quambench.policy import PolicySpec
 from quambench.quant.quantized import Precision
+from quambench.quant.recipe import WeightRecipe
+from quambench.refine import RefinementSpec
 
 CASE = Case(model="mamba2-tiny", observer=ObserverSpec.parse("percentile[alpha=0.9995,sigma=0.01]"))
 
 
 def test_the_id_reads_as_a_person_would_write_it():
     assert CASE.id == "mamba2-tiny/percentile[alpha=0.9995,sigma=0.01]/1x1"
-    other = replace(CASE, precision=Precision(act_bits=4, lm_head=False), policy="other")
-    assert other.id.endswith("/1x1/other/w8a4-float_lm_head")
+    other = replace(CASE, precision=Precision(act_bits=4, lm_head=False), policy=PolicySpec("uniform"))
+    assert other.id.endswith("/1x1/uniform/w8a4-float_lm_head")
 
 
 def test_everything_that_changes_a_number_changes_the_hash():
     changes = {
-        "model": "x", "observer": ObserverSpec("running_max"), "grouping": "4x4", "policy": "p",
+        "model": "x", "observer": ObserverSpec("running_max"), "grouping": "4x4", "policy": PolicySpec("uniform"),
         "precision": Precision(act_bits=4), "protocol": Protocol(calib_windows=1),
+        "weights": WeightRecipe(granularity="channel"), "refinement": RefinementSpec("learned"),
     }  # fmt: skip
-    hashes = {protocol_hash(replace(CASE, **{k: v}).settings()) for k, v in changes.items()}
-    assert len(hashes | {protocol_hash(CASE.settings())}) == len(changes) + 1
+    made = [replace(CASE, **{k: v}) for k, v in changes.items()]
+    made.append(replace(CASE, precision=Precision(symmetric=False)))
+    hashes = {protocol_hash(case.settings()) for case in made}
+    assert len(hashes | {protocol_hash(CASE.settings())}) == len(made) + 1
 
 
 def test_two_spellings_of_one_observer_share_a_hash():
     short = replace(CASE, observer=ObserverSpec("percentile"))
     assert protocol_hash(short.settings()) == protocol_hash(CASE.settings())
+    full = replace(CASE, observer=ObserverSpec.parse("percentile[clip_ratio=1.0]"))
+    assert protocol_hash(full.settings()) == protocol_hash(CASE.settings())
+
+
+def test_what_came_later_is_told_only_where_it_is_not_usual():
+    """A result that was stored before there was a choice must not look as if it had measured something else."""
+    later = {"symmetric", "weights", "refinement"}
+    assert not later & set(CASE.settings())
+    other = Case.parse("m", "percentile/w4a8-asymmetric/gptq")
+    assert later & set(other.settings()) == {"symmetric", "weights"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "running_max/1x1",
+        "percentile[alpha=0.999]/channel/w8a4",
+        "mse/1x1/first_middle_last[first=1.0]/w4a8-float_lm_head-asymmetric/gptq",
+        "percentile/1x1/weights=mse[low=0.5]@channel",
+        "dynamic_percentile[candidates=0.9|1.0]/head/learned[steps=2.0]",
+        "warmup_percentile[schedule=3.0:0.5|inf:0.1]/1x1/weights=group/w4a8",
+    ],
+)
+def test_an_id_reads_back(text):
+    case = Case.parse("m", text)
+    assert Case.parse("m", case.id.removeprefix("m/")) == case
+
+
+def test_the_order_of_parts_is_free_and_what_is_usual_may_be_left_out():
+    assert Case.parse("m", "mse/gptq/w4a8/channel") == Case.parse("m", "mse/channel/w4a8/gptq")
+    assert Case.parse("m", "mse") == Case.parse("m", "mse/1x1/quamba/w8a8")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("mse/chanel", UnknownName, "no part of a case named 'chanel'. Did you mean 'channel'?"),
+        ("mse/w9a8", BadParameter, "a precision is written w8a8"),
+        ("mse/w8a8-float_norm", BadParameter, "a precision is written w8a8"),
+        ("mse/weights=row", BadParameter, "weights must be per quamba, tensor, split, channel, group (got 'row')"),
+        ("mse/weights=nosuch@channel", UnknownName, "no observer named 'nosuch'"),
+        ("mse/uniform[x=1]", BadParameter, "uniform has no parameter 'x'; it takes none"),
+        ("mse[steps=many]", BadParameter, "mse: steps must be a number (got 'many')"),
+    ],
+)
+def test_a_part_that_is_wrong_is_one_line(text, error, says):
+    with pytest.raises(error) as caught:
+        Case.parse("m", text)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)

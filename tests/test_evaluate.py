@@ -64,7 +64,7 @@ def setting(request, documents):
 def measured(setting):
     model, prepared, quantized, calibration, data = setting
     answers, inside = evaluation.float_answers(model, data), evaluation.float_inside(prepared, data)
-    return answers, inside, evaluation.evaluate(quantized, answers, inside, data, calibration, 8)
+    return answers, inside, evaluation.evaluate(quantized, answers, inside, data, calibration)
 
 
 def test_loss_and_divergence_are_their_definitions(setting, measured):
@@ -98,7 +98,7 @@ def test_decoding_reads_the_state_and_prefill_does_not(setting, measured):
     answers, inside, evidence = measured
     coarse = Fixed(prepared, data.decode.inputs)
     coarse.scales = {s: x * 40 if s.endswith("ssm_state") else x for s, x in calibration.scales.items()}
-    other = evaluation.evaluate(QuantizedModel(prepared, coarse, Precision()), answers, inside, data, coarse, 8)
+    other = evaluation.evaluate(QuantizedModel(prepared, coarse, Precision()), answers, inside, data, coarse)
     assert torch.equal(other["prefill.kl"], evidence["prefill.kl"])
     assert not torch.equal(other["decode.kl"], evidence["decode.kl"])
     states = [i for i, site in enumerate(sites_of(prepared.config)) if site.endswith("ssm_state")]
@@ -167,7 +167,7 @@ def test_non_finite_logits_are_an_error(setting, measured):
     broken = QuantizedModel(prepared, calibration, Precision(lm_head=False))
     broken.head_weight = broken.head_weight * math.nan
     with pytest.raises(NonFinite, match="not finite"):
-        evaluation.evaluate(broken, answers, inside, data, calibration, 8)
+        evaluation.evaluate(broken, answers, inside, data, calibration)
 
 
 def test_text_shorter_than_a_window_is_refused(documents):
@@ -176,8 +176,23 @@ def test_text_shorter_than_a_window_is_refused(documents):
         evaluation.EvalData.of_prose([Document.of("short", b"too short")], tokenizer, PROTOCOL)
 
 
-def test_the_99th_percentiles_error_is_the_jackknife(setting):
+def test_a_quantiles_error_is_the_jackknife():
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     # Medians with one row left out: 4.5, 3.5, 2.5; their spread around 3.5, times 2/3, root.
-    found = evaluation._quantile_with_error(values, torch.tensor([0, 1, 2]), 0.5)
-    assert found.tolist() == pytest.approx([3.5, math.sqrt(2 * 2 / 3)])
+    ((value, error),) = evaluation._quantiles_with_errors(values, torch.tensor([0, 1, 2]), [0.5]).tolist()
+    assert [value, error] == pytest.approx([3.5, math.sqrt(2 * 2 / 3)])
+
+
+def test_quantiles_are_torchs_with_each_document_left_out():
+    values = torch.rand(6, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    documents, quantiles = torch.tensor([0, 2, 2, 0, 5, 1]), list(evaluation.KL_QUANTILES.values())
+    found = evaluation._quantiles_with_errors(values, documents, quantiles)
+    q = torch.tensor(quantiles, dtype=torch.float64)
+    left_out = torch.stack([values[documents != g].flatten().quantile(q) for g in (0, 1, 2, 5)])
+    torch.testing.assert_close(found[:, 0], values.flatten().quantile(q))
+    torch.testing.assert_close(found[:, 1], left_out.std(0, correction=0) * 3**0.5)
+
+
+def test_one_document_has_no_jackknife():
+    found = evaluation._quantiles_with_errors(torch.rand(2, 5), torch.zeros(2, dtype=torch.int64), [0.5, 0.9])
+    assert found[:, 1].isnan().all() and not found[:, 0].isnan().any()

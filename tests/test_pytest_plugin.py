@@ -12,7 +12,7 @@ import pytest
 SUITE = """
 import pytest
 
-@pytest.mark.observers("running_max", "percentile[alpha=0.9]")
+@pytest.mark.cases("running_max", "percentile[alpha=0.9]")
 def test_alpha(case, judge):
     judge(case)
 """
@@ -259,7 +259,7 @@ def test_answers_that_cannot_be_read_are_exit_code_4(run, pytester, workers):
 INTERRUPTED = """
 import pytest
 
-@pytest.mark.observers("running_max", "percentile[alpha=0.9]")
+@pytest.mark.cases("running_max", "percentile[alpha=0.9]")
 def test_alpha(case, judge):
     judge(case)
     {stop}
@@ -291,7 +291,7 @@ def test_a_corrupt_checkpoint_is_exit_code_4(run, world, pytester):
 ORPHANS = """
 import pytest
 
-@pytest.mark.observers({observers})
+@pytest.mark.cases({observers})
 def test_alpha(case, judge):
     judge(case)
 """

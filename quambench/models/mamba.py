@@ -1,8 +1,8 @@
 """Mamba's selective state space, in float PyTorch (Gu & Dao 2023, arXiv:2312.00752).
 
 Letters: B batch, L sequence, E inner width, N d_state, and the paper's A, B, C, D, Δ (dt).
-The scan stands here twice: `selective_scan_sequential` is the definition, `selective_scan` the
-same function arranged so that a CPU can evaluate and train with it.
+The scan stands here three times: `selective_scan_sequential` is the definition, and `selective_scan`
+the same function in two arrangements, one to train with and one to evaluate with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, Tap
 from quambench.models.config import ModelConfig
 
-SCAN_CHUNK = 32  # steps whose exponentials are taken in one call; bounds memory at B*32*E*N
+SCAN_CHUNK = 32  # steps whose exponentials are taken in one call in training; bounds memory at B*32*E*N
+SCAN_BLOCK = 1 << 17  # exponentials taken in one call in evaluation: as many as stay in a cache until they are used
 
 
 def selective_scan_sequential(
@@ -69,7 +70,16 @@ class _LinearRecurrence(torch.autograd.Function):
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`selective_scan_sequential` with exponentials and products taken for SCAN_CHUNK steps at once."""
+    """`selective_scan_sequential` as a CPU runs it fast; which way, only gradients decide."""
+    inputs = (u, dt, A, B, C, D, state)
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return (_scan_by_chunks if recorded else _scan_in_place)(*inputs)
+
+
+def _scan_by_chunks(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """With gradients: exponentials and products of SCAN_CHUNK steps at once, every state kept."""
     drive_u = dt * u
     ys = []
     for start in range(0, u.shape[1], SCAN_CHUNK):
@@ -80,6 +90,31 @@ def selective_scan(
         ys.append((states @ C[:, part, :, None])[..., 0])
         state = states[:, -1]
     return torch.addcmul(torch.cat(ys, dim=1), u, D), state
+
+
+def _scan_in_place(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Without gradients: one state, overwritten from step to step, and one buffer of exponentials.
+
+    Inside, the state lies as (B, N, E): with the long axis innermost every product is a vector
+    instruction, and y a product of a row and a matrix. The state returned is a (B, E, N) view of
+    it, which the next call finds as it wants it.
+    """
+    (batch, length, width), n = u.shape, A.shape[1]
+    u, dt, B, C = (x.transpose(0, 1).contiguous() for x in (u, dt, B, C))  # time first
+    state = state.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    ys = u.new_empty(length, batch, 1, width)
+    steps = zip((dt * u)[:, :, None], B[..., None], C[:, :, None], ys, strict=True)
+    block = min(length, max(1, SCAN_BLOCK // state.numel()))
+    buffer = u.new_empty(block, batch, n, width)
+    A = A.t().contiguous()
+    for dts in dt[:, :, None].split(block):
+        for decay in torch.mul(dts, A, out=buffer[: len(dts)]).exp_():
+            drive_u, b, c, y = next(steps)
+            state.mul_(decay).addcmul_(drive_u, b)
+            torch.bmm(c, state, out=y)
+    return torch.addcmul(ys[:, :, 0], u, D).transpose(0, 1), state.transpose(1, 2)
 
 
 class MambaMixer(Mixer):

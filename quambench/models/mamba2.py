@@ -15,6 +15,8 @@ from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, RMSNorm,
 from quambench.models.config import ModelConfig
 from quambench.models.mamba import initial_dt_bias
 
+SSD_BLOCK = 1 << 17  # pairs of positions, over heads and sequences, that are worked on at once
+
 
 def ssd_sequential(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence, one token at a time; also the decoding step (L = 1).
@@ -38,44 +40,59 @@ def ssd_sequential(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state
 def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """`ssd_sequential` by chunks: matrix products inside a chunk, a recurrence between chunks.
 
+    A few sequences at a time, so that what lies between the products stays in a cache.
+    """
+    chunk = min(chunk, x.shape[1])
+    at_once = max(1, SSD_BLOCK // (dt[0].numel() * chunk))
+    parts = zip(*(m.split(at_once) for m in (x, dt, B, C, state)), strict=True)
+    ys, states = zip(*(_ssd_of_few(x, dt, A, B, C, state, chunk) for x, dt, B, C, state in parts), strict=True)
+    return torch.cat(ys), torch.cat(states)
+
+
+def _ssd_of_few(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """`ssd` with all temporaries at once.
+
     A sequence that no chunk divides is padded with Δ = 0, which neither decays nor drives the
     state. Sums of Δ A are taken in float64: their differences are exponents, where the rounding of
     a long float32 sum would show.
     """
     batch, length, heads, head_dim = x.shape
     groups, d_state = B.shape[2:]
-    chunk = min(chunk, length)
     pad = -length % chunk
-    x_dt = F.pad(x * dt[..., None], (0, 0, 0, 0, 0, pad))
-    x_dt = x_dt.view(batch, -1, chunk, groups, heads // groups, head_dim)
-    B, C = (F.pad(m, (0, 0, 0, 0, 0, pad)).view(batch, -1, chunk, groups, d_state) for m in (B, C))
+    x_dt = F.pad(x * dt[..., None], (0, 0, 0, 0, 0, pad)).view(batch, -1, chunk, groups, heads // groups, head_dim)
+    x_dt = x_dt.transpose(2, 3)  # (b, c, g, l, h, p)
+    B, C = (F.pad(m, (0, 0, 0, 0, 0, pad)).view(batch, -1, chunk, groups, d_state).transpose(2, 3) for m in (B, C))
     log_decay = F.pad(dt.double() * A.double(), (0, 0, 0, pad))
-    total = log_decay.view(batch, -1, chunk, groups, heads // groups).permute(0, 1, 3, 4, 2).cumsum(-1)
+    total = log_decay.view(batch, -1, chunk, groups, heads // groups).transpose(2, 3).cumsum(3)  # (b, c, g, l, h)
 
     # 1. Inside each chunk: position s acts on position l >= s, decayed by what lies between.
-    between = (total[..., :, None] - total[..., None, :]).to(x.dtype)  # (b, c, g, h, l, s)
-    past = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    mixing = between.masked_fill(~past, -torch.inf).exp()
-    mixing = mixing * torch.einsum("bclgn,bcsgn->bcgls", C, B)[:, :, :, None]
-    y = torch.einsum("bcghls,bcsghp->bclghp", mixing, x_dt)
+    by_head = total.transpose(3, 4)  # (b, c, g, h, l)
+    between = (by_head[..., :, None] - by_head[..., None, :]).to(x.dtype)  # (b, c, g, h, l, s)
+    future = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
+    mixing = between.masked_fill_(future, -torch.inf).exp() * (C @ B.mT)[:, :, :, None]
+    y = (mixing @ x_dt.transpose(3, 4)).transpose(3, 4)
 
     # 2. What each chunk adds to the state by its end.
-    to_end = (total[..., -1:] - total).to(x.dtype).exp()  # (b, c, g, h, l)
-    added = torch.einsum("bclgn,bcghl,bclghp->bcghpn", B, to_end, x_dt)
+    to_end = (total[..., -1:, :] - total).to(x.dtype).exp()  # (b, c, g, l, h)
+    added = B.mT @ (x_dt * to_end[..., None]).flatten(-2)
+    added = added.unflatten(-1, x_dt.shape[-2:])  # (b, c, g, n, h, p)
 
     # 3. The state at each chunk's start, from chunk to chunk.
-    across = total[..., -1].to(x.dtype).exp()[..., None, None]  # (b, c, g, h, 1, 1)
-    state = state.view(batch, groups, heads // groups, head_dim, d_state)
+    across = total[..., -1, :].to(x.dtype).exp()[..., None, :, None]  # (b, c, g, 1, h, 1)
+    state = state.view(batch, groups, heads // groups, head_dim, d_state).permute(0, 1, 4, 2, 3)
     starts = []
     for c in range(added.shape[1]):
         starts.append(state)
         state = across[:, c] * state + added[:, c]
 
     # 4. What the state at the chunk's start still contributes to each position.
-    from_start = total.to(x.dtype).exp()  # (b, c, g, h, l)
-    y = y + torch.einsum("bclgn,bcghl,bcghpn->bclghp", C, from_start, torch.stack(starts, dim=1))
+    from_start = total.to(x.dtype).exp()  # (b, c, g, l, h)
+    carried = (C @ torch.stack(starts, dim=1).flatten(-2)).unflatten(-1, x_dt.shape[-2:])
+    y = torch.addcmul(y, carried, from_start[..., None]).transpose(2, 3)
     y = y.reshape(batch, -1, heads, head_dim)[:, :length]
-    return y, state.reshape(batch, heads, head_dim, d_state)
+    return y, state.permute(0, 1, 3, 4, 2).reshape(batch, heads, head_dim, d_state)
 
 
 class Mamba2Mixer(Mixer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
@@ -86,7 +87,7 @@ class WarmupPercentile(_MovingQuantile):
         if not all(isinstance(step, tuple) and len(step) == 2 for step in self.schedule):
             raise BadParameter(f"schedule must be pairs of batch:sigma, as in 50:0.5|inf:0.1 (got {self.schedule})")
         ends = [end for end, _ in self.schedule]
-        if ends != sorted(set(ends)) or ends[0] < 1 or ends[-1] != math.inf:
+        if not (ends[0] >= 1 and ends[-1] == math.inf and all(a < b for a, b in pairwise(ends))):
             raise BadParameter(f"schedule must rise from 1 or more to inf (got {' '.join(map(str, ends))})")
         for _, sigma in self.schedule:
             check_range("sigma", sigma, 0, 1)

@@ -1,5 +1,8 @@
 """What finer scales gain, wherever the consumer of a site can work with them.
 
+A moving average of percentiles needs many values per scale and batch: per channel and n it sees one, and
+averages what a maximum would keep.
+
 `w8a4` rows are stress rows: 4-bit activations, where strategies part that INT8 hardly tells apart.
 """
 
@@ -12,6 +15,7 @@ import pytest
     "percentile/channel",
     "percentile/channel_state",
     "running_max/channel",
+    "running_max/channel_state",
     "percentile/w8a4",
     "percentile/channel/w8a4",
 )

@@ -110,13 +110,32 @@ def test_decoding_check_catches_a_state_that_is_reset(
         assert_decoding_is_prefill(model, tokens_of(40), disturb=forget)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
-def test_scans_agree(assert_only_rounding: Callable[..., None], length: int) -> None:
+def test_scans_agree(assert_only_rounding: Callable[..., None], length: int, recorded: bool) -> None:
     def pair(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        inputs = scan_inputs(length, dtype=dtype)
-        return flat(selective_scan(*inputs)), flat(selective_scan_sequential(*inputs))
+        inputs = [x.requires_grad_(recorded) for x in scan_inputs(length, dtype=dtype)]
+        y, state = selective_scan(*inputs)
+        assert y.requires_grad == recorded
+        return flat((y, state)).detach(), flat(selective_scan_sequential(*inputs)).detach()
 
     assert_only_rounding(pair)
+
+
+@pytest.mark.parametrize("block", [1, 300, 1 << 20])  # exponentials of one step, of a few, of all
+def test_evaluation_scan_does_not_depend_on_its_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    inputs = scan_inputs(33, dtype=torch.float32)
+    whole = flat(selective_scan(*inputs))
+    monkeypatch.setattr(mamba, "SCAN_BLOCK", block)
+    assert torch.equal(flat(selective_scan(*inputs)), whole)
+
+
+def test_evaluation_scan_leaves_its_inputs_alone() -> None:
+    inputs = scan_inputs(5, dtype=torch.float64)
+    before = [x.clone() for x in inputs]
+    _, state = selective_scan(*inputs)
+    selective_scan(*inputs[:-1], state)  # a state as it comes out is one as the scan lays it out itself
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
 
 
 def no_decay(u: Tensor, dt: Tensor, A: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:

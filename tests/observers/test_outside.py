@@ -13,7 +13,7 @@ from textwrap import dedent
 import pytest
 import torch
 
-from quambench.calibrate import calibrate
+from quambench.calibrate import Task, calibrate
 from quambench.case import Case
 from quambench.data.tokenizer import Tokenizer
 from quambench.errors import BadParameter, NonFinite, SiteUnseen, UnknownName
@@ -176,7 +176,10 @@ def test_a_class_that_is_not_there_names_the_nearest(module):
         ("class X:\n    def update(self, w): ...", "it lacks get_quantization_parameters"),
         ("class X: ...", "it lacks update and get_quantization_parameters"),
         ("X = 3", "must be a class (got int)"),
-        ("from quambench.observers import Observer\nclass X(Observer): ...", "must give observe"),
+        (
+            "from quambench.observers import Observer\nclass X(Observer): ...",
+            "must give observe, or take and threshold",
+        ),
     ],
 )
 def test_what_is_no_observer_is_told_what_one_has(module, source, says):
@@ -212,15 +215,27 @@ def test_the_complete_spec_tells_every_parameter_and_reads_back(module):
     name = module(PARAMETERS)
     spec = ObserverSpec.parse(f"{name}:X[alpha=0.5]")
     assert str(spec) == f"{name}:X[alpha=0.5]"
-    assert str(spec.complete) == f"{name}:X[alpha=0.5,bins=2048,clip_ratio=1.0,flag=0,sigma=0.25]"
+    assert str(spec.complete) == f"{name}:X[alpha=0.5,bins=2048,flag=0,sigma=0.25]"
     assert ObserverSpec.parse(str(spec.complete)).complete == spec.complete
     assert ObserverSpec.parse(f"{name}:X[alpha=0.5,bins=2048]").complete == spec.complete
+
+
+def test_a_clip_ratio_of_1_is_not_told_and_another_one_is(module):
+    name = module(PARAMETERS)
+    assert (
+        ObserverSpec.parse(f"{name}:X[alpha=0.5,clip_ratio=1]").complete
+        == ObserverSpec(f"{name}:X", (("alpha", 0.5),)).complete
+    )
+    spec = ObserverSpec.parse(f"{name}:X[alpha=0.5,clip_ratio=0.5]")
+    assert str(spec.complete) == f"{name}:X[alpha=0.5,bins=2048,clip_ratio=0.5,flag=0,sigma=0.25]"
 
 
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("alpha=0.5,beta=1", "no parameter 'beta'; it takes alpha, clip_ratio, bins, flag, limit, sigma"),
+        ("alpha=0.5,clip_ratio=0", "clip_ratio must be in (0, 1] (got 0.0)"),
+        ("alpha=0.5,clip_ratio=1.5", "clip_ratio must be in (0, 1] (got 1.5)"),
+        ("alpha=0.5,beta=1", "no parameter 'beta'; it takes alpha, bins, flag, limit, sigma, clip_ratio"),
         ("alpha=0.5,sym=0", "no parameter 'sym'"),
         ("alpha=0.5,n_bits=4", "no parameter 'n_bits'"),
         ("alpha=0.5,method=2", "no parameter 'method'"),
@@ -257,6 +272,20 @@ def test_one_number_in_any_shape_is_a_scale(module, scale, base):
 
 def test_the_grids_floor_holds_for_everybody(module):
     assert said(module, (1e-9, 0)).item() == torch.tensor(1e-6).item()
+
+
+def test_a_clip_ratio_goes_to_a_class_that_takes_one_and_scales_what_another_says(module):
+    name = module(FAKE_MAX)
+    batch = torch.tensor([[1.0, -3.5], [2.0, 0.0]])
+    takes = ObserverSpec.parse(f"{name}:FakeMax[clip_ratio=0.25]").build(bits=4)
+    assert takes.inner.clip_ratio == 0.25
+    takes.update(batch)
+    assert takes.scale().item() == 0.125  # once, not twice
+    observer = ObserverSpec.parse(f"{module(SAYS)}:Says[clip_ratio=0.25]").build(bits=4)
+    observer.update(batch)
+    observer.inner.answer = (0.5, 0)
+    assert observer.scale().item() == 0.125
+    assert observer.grid_end().item() == 0.125 * 7
 
 
 @pytest.mark.parametrize(
@@ -328,10 +357,10 @@ def prepared():
 SEQUENCES = torch.randint(50, (7, 13), generator=torch.Generator().manual_seed(3))
 
 
-def calibrated(prepared, spec, granularity=None):
-    plan = POLICIES["quamba"](prepared.config, spec)
-    plan = {site: Assignment(spec, granularity or a.granularity) for site, a in plan.items()}
-    return calibrate(prepared, SEQUENCES, {"k": (plan, 8)}, "model")["k"]
+def calibrated(prepared, spec, grouping="1x1"):
+    plan = POLICIES["quamba"]().plan(prepared.config, spec, grouping)
+    plan = {site: Assignment(spec, a.granularity) for site, a in plan.items()}
+    return calibrate(prepared, SEQUENCES, {"k": Task(plan, 8)}, "model")["k"]
 
 
 def test_quambas_running_maximum_equals_ours_to_the_bit(module, prepared):
@@ -357,7 +386,7 @@ def test_the_example_of_the_documentation_works(module, prepared):
 
 def test_another_granularity_is_refused(module, prepared):
     with pytest.raises(BadParameter, match="FakeMax makes one scale per tensor"):
-        calibrated(prepared, ObserverSpec(f"{module(FAKE_MAX)}:FakeMax"), granularity="channel")
+        calibrated(prepared, ObserverSpec(f"{module(FAKE_MAX)}:FakeMax"), grouping="channel")
 
 
 def test_nothing_seen_is_an_error_even_where_the_class_has_an_answer(module):
@@ -387,7 +416,7 @@ def test_the_provenance_of_our_own_observers_is_as_it_was(module):
 SUITE = """
 import pytest
 
-@pytest.mark.observers("running_max")
+@pytest.mark.cases("running_max")
 def test_alpha(case, judge):
     judge(case)
 """

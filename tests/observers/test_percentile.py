@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,9 +12,14 @@ from hypothesis import strategies as st
 
 from quambench.errors import BadParameter, UnknownName
 from quambench.observers import ObserverSpec
+from quambench.observers.batch import Batch
 from quambench.observers.percentile import Percentile, upper_quantile
 
 EPS32, EPS64 = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
+
+
+def quantile(values, alpha):
+    return upper_quantile(Batch(values.view(1, -1)), alpha).item()
 
 
 def feed(observer, batches):
@@ -44,7 +48,7 @@ def assert_is_the_definition(make, alpha=0.9, sigma=0.25):
 
 def test_by_hand():
     # |x| sorted: 1 2 3 4 5. Rank 0.6 * 4 = 2.4: 3 + 0.4 * (4 - 3) = 3.4.
-    assert upper_quantile(torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0]), 0.6).item() == pytest.approx(3.4, rel=EPS64 * 4)
+    assert quantile(torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0]), 0.6) == pytest.approx(3.4, rel=EPS64 * 4)
     # Maxima 8, 4, 4 at σ 0.5: 8, then 8 + 0.5 (4 - 8) = 6, then 5.
     assert feed(Percentile(alpha=1.0, sigma=0.5), [[8.0], [-4.0], [4.0]]) == 5.0
 
@@ -59,7 +63,7 @@ def test_is_the_definition():
 )
 def test_quantile_is_numpys(values, alpha):
     x = np.asarray(values, dtype=np.float32)
-    found = upper_quantile(torch.from_numpy(x), alpha).item()
+    found = quantile(torch.from_numpy(x), alpha)
     oracle = np.quantile(x.astype(np.float64), alpha, method="linear")
     # numpy orders the same interpolation differently: a few roundings of the larger neighbour.
     assert abs(found - oracle) <= 4 * EPS64 * x.max()
@@ -72,8 +76,17 @@ def test_torch_agrees_up_to_its_float32_rank(alpha):
     # by n EPS32 at most, and so its quantile by as much of the widest gap between neighbours up there,
     # plus one rounding of the interpolation, whose operands are below 1.
     gap = x.sort().values[-1000:].diff().max().item()
-    off = abs(upper_quantile(x, alpha).item() - x.quantile(alpha).item())
+    off = abs(quantile(x, alpha) - x.quantile(alpha).item())
     assert off <= x.numel() * EPS32 * gap + EPS32
+
+
+@given(st.integers(1, 10_000), st.floats(0.001, 1.0))
+def test_the_tail_that_is_asked_for_is_the_one_that_is_announced(n, alpha):
+    asked = []
+    batch = Batch(torch.zeros(1, n))
+    batch.tail = lambda length: asked.append(length) or torch.zeros(length)
+    Percentile(alpha=alpha).take(batch)
+    assert asked == [Percentile(alpha=alpha).tail_length(n)]
 
 
 def test_one_batch_at_alpha_one_is_the_maximum():
@@ -92,29 +105,24 @@ def test_it_falls_as_well_as_rises():
     assert feed(falling, [[3.0], [1.0]]) < 3.0
 
 
-@dataclass
 class NearestRank(Percentile):
-    def observe(self, x):
-        n = x.numel()
-        batch = x.flatten().sort().values[round(self.alpha * (n - 1))].double()
-        return batch if self.amax is None else self.amax + self.sigma * (batch - self.amax)
+    def take(self, batch):
+        n = batch.values_per_scale
+        newest = batch.magnitude.flatten().sort().values[round(self.alpha * (n - 1))].double()
+        self.amax = newest if self.amax is None else self.amax + self.sigma * (newest - self.amax)
 
 
-@dataclass
 class AlphaComplemented(Percentile):
-    def observe(self, x):
-        batch = upper_quantile(x.flatten(), 1 - self.alpha)
-        return batch if self.amax is None else self.amax + self.sigma * (batch - self.amax)
+    def take(self, batch):
+        newest = upper_quantile(batch, 1 - self.alpha)
+        self.amax = newest if self.amax is None else self.amax + self.sigma * (newest - self.amax)
 
 
-@dataclass
 class SigmaSwapped(Percentile):
-    def observe(self, x):
-        batch = upper_quantile(x.flatten(), self.alpha)
-        return batch if self.amax is None else self.amax + (1 - self.sigma) * (batch - self.amax)
+    def newest_weight(self):
+        return 1 - self.sigma
 
 
-@dataclass
 class FirstSkipped(Percentile):
     def update(self, x):
         self.n_batches += 1
@@ -122,17 +130,16 @@ class FirstSkipped(Percentile):
             super().update(x)
 
 
-@dataclass
 class NoAbsoluteValue(Percentile):
-    def update(self, x):
-        self.amax = self.observe(x)
+    def take(self, batch):
+        vars(batch)["magnitude"] = batch.x
+        super().take(batch)
 
 
-@dataclass
 class MaximumInstead(Percentile):
-    def observe(self, x):
-        batch = upper_quantile(x.flatten(), self.alpha)
-        return batch if self.amax is None else torch.maximum(self.amax, batch)
+    def take(self, batch):
+        newest = upper_quantile(batch, self.alpha)
+        self.amax = newest if self.amax is None else torch.maximum(self.amax, newest)
 
 
 def test_every_channel_has_its_own_quantile():
@@ -163,12 +170,12 @@ def test_the_check_catches(fault):
         ("percentile[sigma=1.5]", "sigma must be in (0, 1]"),
         ("percentile[sigma]", "sigma must be a number"),
         ("percentile[bits=4]", "no parameter 'bits'"),
-        ("", "written name or name[key=number,...]"),
-        ("percentile[alpha=0.5]x", "written name or name[key=number,...]"),
+        ("", "written name or name[key=value,...]"),
+        ("percentile[alpha=0.5]x", "written name or name[key=value,...]"),
         ("percentile[sigma=x]", "sigma must be a number"),
         ("percentile[beta=1]", "no parameter 'beta'; it takes alpha, sigma"),
-        ("running_max[alpha=1]", "it takes none"),
-        ("percentile[alpha=0.5", "written name or name[key=number,...]"),
+        ("running_max[alpha=1]", "no parameter 'alpha'; it takes clip_ratio"),
+        ("percentile[alpha=0.5", "written name or name[key=value,...]"),
     ],
 )
 def test_a_bad_parameter_says_what_it_must_be(text, says):

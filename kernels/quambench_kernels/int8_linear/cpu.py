@@ -38,9 +38,10 @@ def chunked_float32(x_q: Tensor, w_q: Tensor) -> Tensor:
     Exact on any machine, and also where float32 products are lowered to bfloat16 or TF32: int8
     fits both, and their sums are taken in float32.
     """
-    total = torch.zeros(x_q.shape[0], w_q.shape[0], dtype=torch.int32, device=x_q.device)
-    for x, w in zip(x_q.split(CHUNK, dim=1), w_q.split(CHUNK, dim=1), strict=True):
-        total += (x.float() @ w.float().t()).to(torch.int32)
+    chunks = zip(x_q.split(CHUNK, dim=1), w_q.split(CHUNK, dim=1), strict=True)
+    total, *rest = ((x.float() @ w.float().t()).to(torch.int32) for x, w in chunks)
+    for more in rest:
+        total += more
     return total
 
 

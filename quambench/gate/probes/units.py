@@ -33,7 +33,13 @@ CONFIGS = {
 }
 # Beside every observer's defaults.
 VARIANTS = {
-    "percentile": ("percentile[alpha=0.9]", "percentile[alpha=1.0,sigma=0.3]", "percentile[alpha=0.999,sigma=0.05]")
+    "percentile": ("percentile[alpha=0.9]", "percentile[alpha=1.0,sigma=0.3]", "percentile[alpha=0.999,sigma=0.05]"),
+    "warmup_percentile": ("warmup_percentile[alpha=0.9,schedule=2:0.5|3:0.25|inf:0.125]",),
+    "dynamic_percentile": ("dynamic_percentile[candidates=0.5|0.9|1.0,sigma=0.3]",),
+    "running_max": ("running_max[clip_ratio=0.5]",),
+    "mse": ("mse[low=0.8,steps=20]", "mse[low=0.25,high=0.5]"),
+    "aciq": ("aciq[prior=gauss]", "aciq[prior=laplace]"),
+    "entropy": ("entropy[low=0.5,steps=20]",),
 }
 
 

@@ -1,17 +1,10 @@
-"""Faults that `quambench selftest` plants, one at a time, to see whether the gate sees them.
-
-Each is a patch on behaviour at a seam of the architecture, open while its context is. To add one: a
-function under `@fault(...)` that patches what it spoils; say which unit's probe and which site the
-gate should name first (regular expressions; "" where there is none), and for which architectures.
-A change that is shown to change nothing is entered with `no_op`, its proof: the gate must stay green.
-"""
+"""Faults in what every case goes through: grid, layout, observers of the defaults, fusing, weights, runtime."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,8 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quambench import calibrate as calibration
-from quambench import runner
-from quambench.calibrate import Calibration
+from quambench.gate.faults.base import SCAN_INPUT, fault
+from quambench.gate.faults.planting import (
+    after,
+    after_init,
+    as_if,
+    at_eight_bits,
+    batch_of,
+    everywhere,
+    planned,
+    quantile,
+    relaid,
+    scales,
+    split_by_two,
+    spoilt_batch,
+    unrotate,
+    update,
+    without_gain,
+    wrapped,
+)
 from quambench.models.backbone import LanguageModel, LayerState
 from quambench.models.mamba2 import Mamba2Mixer
 from quambench.observers import Batch, ObserverSpec
@@ -31,46 +41,11 @@ from quambench.observers import percentile as quantiles
 from quambench.observers import running_max as maxima
 from quambench.observers.percentile import Percentile
 from quambench.observers.running_max import RunningMax
-from quambench.policy import Plan, Policy
 from quambench.policy.quamba import Quamba
 from quambench.quant import fuse, grid, hadamard, quantized, recipe, site_grid, weights
-from quambench.quant.granularity import GRANULARITIES, Layout
+from quambench.quant.granularity import Layout
 from quambench.quant.quantized import QuantizedModel
 from quambench.quant.site_grid import SymmetricGrid
-
-BOTH = ("mamba", "mamba2")
-# The scan's input: the first percentile site of either architecture.
-SCAN_INPUT = {"mamba": "x_proj:input", "mamba2": "x_conv_out"}
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is planted, and what the gate should say."""
-
-    name: str
-    plant: Callable[[], AbstractContextManager[Any]]
-    unit: str  # probe of the unit at fault, "" where no unit alone is
-    place: str  # first site or weight; {scan} stands for the scan's input
-    architectures: tuple[str, ...] = BOTH
-    case: str = ""  # what the case must be, as its id says after the model; "" for the self-test's usual one
-    error: bool = False  # the right verdict is ERROR: data that no scale can be made of
-    no_op: str = ""  # why it changes nothing
-
-
-FAULTS: list[Fault] = []
-
-Plant = Callable[[], AbstractContextManager[Any]]
-
-
-def fault(name: str, unit: str = "", place: str = "", **more: Any) -> Callable[[Plant], Plant]:
-    """Enter a fault."""
-
-    def enter(plant: Plant) -> Plant:
-        FAULTS.append(Fault(name, plant, unit, place, **more))
-        return plant
-
-    return enter
-
 
 # --- the grid -------------------------------------------------------------------------------------
 
@@ -102,13 +77,13 @@ def _() -> AbstractContextManager[Any]:
     def narrow(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even") -> Tensor:
         return original(x, scale, bits, rounding).clamp(min=-grid.q_max(bits))
 
-    return _everywhere("quantize", narrow, grid, site_grid, weights)
+    return everywhere("quantize", narrow, grid, site_grid, weights)
 
 
 @fault("scale inverted", "grid/scale|weights|observer", "embedding.weight|layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
     original = grid.symmetric_scale
-    return _everywhere("symmetric_scale", lambda amax, bits=8: 1 / original(amax, bits), grid, observing, weights)
+    return everywhere("symmetric_scale", lambda amax, bits=8: 1 / original(amax, bits), grid, observing, weights)
 
 
 @fault("activation scale inverted", "observer", "layers.0.in_proj:input")
@@ -146,7 +121,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("sites dequantize with twice the scale", "site")
 def _() -> AbstractContextManager[Any]:
-    return _wrapped(SymmetricGrid, "dequantize", lambda original, self, q: original(self, q) * 2)
+    return wrapped(SymmetricGrid, "dequantize", lambda original, self, q: original(self, q) * 2)
 
 
 # --- granularity ----------------------------------------------------------------------------------
@@ -154,7 +129,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("one scale from the first position alone", "granularity/.*/tensor")
 def _() -> AbstractContextManager[Any]:
-    return _layout("tensor", lay_out=lambda right, x: tuple(part[:1] for part in right.lay_out(x)))
+    return relaid("tensor", lay_out=lambda right, x: tuple(part[:1] for part in right.lay_out(x)))
 
 
 @fault("per channel along the wrong axis", "granularity/.*/channel", case="percentile/channel")
@@ -162,12 +137,12 @@ def _() -> AbstractContextManager[Any]:
     def wrong(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
         return right.lay_out(x.movedim(1, -1).reshape(x.shape))
 
-    return _layout("channel", lay_out=wrong)
+    return relaid("channel", lay_out=wrong)
 
 
 @fault("scales per channel one channel on", "granularity/.*/channel", case="percentile/channel")
 def _() -> AbstractContextManager[Any]:
-    return _layout("channel", expand=lambda right, scale: right.expand(scale.roll(1, 0)))
+    return relaid("channel", expand=lambda right, scale: right.expand(scale.roll(1, 0)))
 
 
 @fault("head and dim axes exchanged", "granularity/mamba2/head", case="percentile/head", architectures=("mamba2",))
@@ -177,12 +152,12 @@ def _() -> AbstractContextManager[Any]:
         n, heads, width = part.shape
         return (part.reshape(n, width, heads).transpose(1, 2),)
 
-    return _layout("head", lay_out=wrong)
+    return relaid("head", lay_out=wrong)
 
 
 @fault("a split's scales in reverse", "granularity/mamba/split", case="percentile/split", architectures=("mamba",))
 def _() -> AbstractContextManager[Any]:
-    return _layout("split", expand=lambda right, scale: right.expand(scale.flip(0)))
+    return relaid("split", expand=lambda right, scale: right.expand(scale.flip(0)))
 
 
 @fault(
@@ -190,7 +165,7 @@ def _() -> AbstractContextManager[Any]:
     architectures=("mamba2",),
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
-    return _layout("ssd_group", lay_out=lambda right, x: tuple(part[..., :1] for part in right.lay_out(x)))
+    return relaid("ssd_group", lay_out=lambda right, x: tuple(part[..., :1] for part in right.lay_out(x)))
 
 
 @fault("a finer granularity than the state's is taken", "granularity/.*/channel_state", case="percentile/channel_state")
@@ -198,7 +173,7 @@ def _() -> AbstractContextManager[Any]:
     def coarser(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
         return (x.mean(-1, keepdim=True).expand_as(x)[..., None],)
 
-    return _layout("channel_state", lay_out=coarser)
+    return relaid("channel_state", lay_out=coarser)
 
 
 # --- observers ------------------------------------------------------------------------------------
@@ -206,17 +181,17 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("no absolute value before the quantile", "observer/percentile", "layers.0.(x_proj:input|x_conv_out|ssm_state)")
 def _() -> AbstractContextManager[Any]:
-    return _quantile(lambda batch, alpha, q: q(_batch_of(batch.x.clone(), signed=True), alpha))
+    return quantile(lambda batch, alpha, q: q(batch_of(batch.x.clone(), signed=True), alpha))
 
 
 @fault("alpha complemented", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    return _quantile(lambda x, alpha, q: q(x, 1 - alpha))
+    return quantile(lambda x, alpha, q: q(x, 1 - alpha))
 
 
 @fault("alpha off by ten", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    return _quantile(lambda x, alpha, q: q(x, 1 - 10 * (1 - alpha)))
+    return quantile(lambda x, alpha, q: q(x, 1 - 10 * (1 - alpha)))
 
 
 @fault("quantile by nearest rank", "observer/percentile", "layers.0.{scan}")
@@ -226,7 +201,7 @@ def _() -> AbstractContextManager[Any]:
         values = batch.magnitude.movedim(0, -2).flatten(-2)
         return values.kthvalue(max(rank, 1), dim=-1).values.double()
 
-    return _quantile(nearest)
+    return quantile(nearest)
 
 
 @fault("sigma swapped with its complement", "observer/percentile", "layers.0.{scan}")
@@ -236,7 +211,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("first batch skipped", "observer", "layers.0.(in_proj:input|{scan}|.*)")
 def _() -> AbstractContextManager[Any]:
-    return _update(lambda original, self, x, n: None if n == 0 else original(self, x))
+    return update(lambda original, self, x, n: None if n == 0 else original(self, x))
 
 
 @fault("second batch counted twice", "observer/percentile", "layers.0.{scan}")
@@ -246,7 +221,7 @@ def _() -> AbstractContextManager[Any]:
         if n == 1:
             original(self, x)
 
-    return _update(twice)
+    return update(twice)
 
 
 @fault("last batch missing", "observer", "layers.0.(.*)")
@@ -256,7 +231,7 @@ def _() -> AbstractContextManager[Any]:
         if held is not None:
             original(self, held)
 
-    return _update(late)
+    return update(late)
 
 
 @fault("moving average in place of the maximum", "observer/running_max", "layers.0.in_proj:input")
@@ -316,7 +291,7 @@ def _() -> AbstractContextManager[Any]:
     def update(self: observing.Observer, x: Tensor) -> None:
         if x.numel():
             with np.errstate(invalid="ignore"):
-                self.take(_batch_of(x))
+                self.take(batch_of(x))
             self.n_batches += 1
 
     return patch.object(observing.Observer, "update", update)
@@ -324,20 +299,20 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("NaN refused, infinity taken in", "observer")
 def _() -> AbstractContextManager[Any]:
-    return _wrapped(
-        observing.Observer, "update", lambda original, self, x: original(self, _batch_of(x).x.clamp(-3e38, 3e38))
+    return wrapped(
+        observing.Observer, "update", lambda original, self, x: original(self, batch_of(x).x.clamp(-3e38, 3e38))
     )
 
 
 @fault("what is refused counts all the same", "observer")
 def _() -> AbstractContextManager[Any]:
     def update(original: Any, self: observing.Observer, x: Any) -> None:
-        values = _batch_of(x).x
+        values = batch_of(x).x
         if values.numel() and not values.isfinite().all():
-            self.take(_batch_of(values.nan_to_num(0.0, 1e3, -1e3)))
+            self.take(batch_of(values.nan_to_num(0.0, 1e3, -1e3)))
         original(self, x)
 
-    return _wrapped(observing.Observer, "update", update)
+    return wrapped(observing.Observer, "update", update)
 
 
 @fault("a scale from an observer that saw nothing", "observer")
@@ -345,7 +320,7 @@ def _() -> AbstractContextManager[Any]:
     def scale(original: Any, self: observing.Observer) -> Tensor:
         return torch.tensor(1.0) if self.n_batches == 0 else original(self)
 
-    return _wrapped(observing.Observer, "scale", scale)
+    return wrapped(observing.Observer, "scale", scale)
 
 
 @fault("no floor under the running maximum", "observer/running_max")
@@ -355,12 +330,12 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("NaN in one batch", "", "", error=True)
 def _() -> AbstractContextManager[Any]:
-    return _spoilt_batch(math.nan)
+    return spoilt_batch(math.nan)
 
 
 @fault("infinity in one batch", "", "", error=True)
 def _() -> AbstractContextManager[Any]:
-    return _spoilt_batch(math.inf)
+    return spoilt_batch(math.inf)
 
 
 # --- calibration: which scale goes where ------------------------------------------------------------
@@ -373,7 +348,7 @@ def _() -> AbstractContextManager[Any]:
         a, b = next(pair for pair in names if pair[0].startswith("layers.0."))
         return scales | {a: scales[b], b: scales[a]}
 
-    return _scales(exchange)
+    return scales(exchange)
 
 
 @fault("two sites exchanged", "", "layers.1.({scan}|ssm_state)")
@@ -382,28 +357,28 @@ def _() -> AbstractContextManager[Any]:
         x = next(s for s in scales if s.startswith("layers.1.") and s.endswith(tuple(SCAN_INPUT.values())))
         return scales | {x: scales["layers.1.ssm_state"], "layers.1.ssm_state": scales[x]}
 
-    return _scales(exchange)
+    return scales(exchange)
 
 
 @fault("state scale times four", "", "layers.0.ssm_state")
 def _() -> AbstractContextManager[Any]:
-    return _scales(lambda scales: {s: x * 4 if s.endswith("ssm_state") else x for s, x in scales.items()})
+    return scales(lambda scales: {s: x * 4 if s.endswith("ssm_state") else x for s, x in scales.items()})
 
 
 @fault("calibration sees two sequences as one batch", "calibration", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Tensor, "split", _split_by_two(Tensor.split))
+    return patch.object(Tensor, "split", split_by_two(Tensor.split))
 
 
 @fault("policy: percentile at every site", "policy", "layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
-    return _planned(Quamba, lambda plan, observer: {s: replace(a, observer=observer) for s, a in plan.items()})
+    return planned(Quamba, lambda plan, observer: {s: replace(a, observer=observer) for s, a in plan.items()})
 
 
 @fault("policy: running max at every site", "policy", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
     plain = ObserverSpec("running_max")
-    return _planned(Quamba, lambda plan, observer: {s: replace(a, observer=plain) for s, a in plan.items()})
+    return planned(Quamba, lambda plan, observer: {s: replace(a, observer=plain) for s, a in plan.items()})
 
 
 # --- preparing the float model --------------------------------------------------------------------
@@ -412,7 +387,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("Hadamard normalisation missing", "hadamard", "embedding.weight")
 def _() -> AbstractContextManager[Any]:
     original = hadamard.rotate
-    return _everywhere("rotate", lambda x: original(x) * x.shape[-1] ** 0.5, hadamard, fuse)
+    return everywhere("rotate", lambda x: original(x) * x.shape[-1] ** 0.5, hadamard, fuse)
 
 
 @fault("rotation of out_proj's input left out of its weight", "fuse", "layers.0.out_proj.weight")
@@ -440,42 +415,42 @@ def _() -> AbstractContextManager[Any]:
         for block in model.blocks:
             bias = block.mixer.out_proj.bias
             if bias is not None:
-                bias.copy_(_unrotate(bias))
+                bias.copy_(unrotate(bias))
 
-    return _after(fuse, "rotate_residual", spoil)
+    return after(fuse, "rotate_residual", spoil)
 
 
 @fault("gain not fused into in_proj", "fuse", "layers.0.in_proj.weight")
 def _() -> AbstractContextManager[Any]:
-    return _without_gain(lambda model: [block.norm for block in model.blocks])
+    return without_gain(lambda model: [block.norm for block in model.blocks])
 
 
 @fault("gain of the last norm not fused into lm_head", "fuse", "lm_head.weight")
 def _() -> AbstractContextManager[Any]:
-    return _without_gain(lambda model: [model.backbone.norm_f])
+    return without_gain(lambda model: [model.backbone.norm_f])
 
 
 @fault("lm_head not rotated", "fuse", "lm_head.weight")
 def _() -> AbstractContextManager[Any]:
-    return _after(fuse, "rotate_residual", lambda model: model.lm_head.weight.copy_(_unrotate(model.lm_head.weight)))
+    return after(fuse, "rotate_residual", lambda model: model.lm_head.weight.copy_(unrotate(model.lm_head.weight)))
 
 
 @fault("embedding not rotated", "fuse", "embedding.weight")
 def _() -> AbstractContextManager[Any]:
     def spoil(model: LanguageModel) -> None:
         weight = model.backbone.embedding.weight
-        weight.copy_(_unrotate(weight))
+        weight.copy_(unrotate(weight))
 
-    return _after(fuse, "rotate_residual", spoil)
+    return after(fuse, "rotate_residual", spoil)
 
 
 @fault("one in_proj not rotated", "fuse", "layers.1.in_proj.weight")
 def _() -> AbstractContextManager[Any]:
     def spoil(model: LanguageModel) -> None:
         weight = model.blocks[1].mixer.in_proj.weight
-        weight.copy_(_unrotate(weight))
+        weight.copy_(unrotate(weight))
 
-    return _after(fuse, "rotate_residual", spoil)
+    return after(fuse, "rotate_residual", spoil)
 
 
 @fault("gated norm's gain fused", "fuse", "layers.0.(out_proj.weight|out_proj:input)", architectures=("mamba2",))
@@ -487,7 +462,7 @@ def _() -> AbstractContextManager[Any]:
             norm.weight.fill_(1.0)
 
     # Before the Hadamard that follows the norm is fused, it would commute; after it, it does not.
-    return _after(fuse, "rotate_out_proj_input", spoil)
+    return after(fuse, "rotate_out_proj_input", spoil)
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -499,7 +474,7 @@ def _() -> AbstractContextManager[Any]:
         scale = grid.symmetric_scale(weight.amax(dim=1, keepdim=True), bits)
         return weights.QuantizedTensor(grid.quantize(weight, scale.to(weight.dtype), bits), scale)
 
-    return _everywhere("quantize_rows", signed, weights, recipe)
+    return everywhere("quantize_rows", signed, weights, recipe)
 
 
 @fault("one scale for all splits of in_proj", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
@@ -508,7 +483,7 @@ def _() -> AbstractContextManager[Any]:
         one = weights.quantize_tensor(weight, bits)
         return weights.QuantizedTensor(one.q, one.scale.expand(len(weight)).reshape(-1, *[1] * (weight.ndim - 1)))
 
-    return _everywhere("quantize_splits", whole, weights, recipe)
+    return everywhere("quantize_splits", whole, weights, recipe)
 
 
 @fault("splits in another order", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
@@ -518,17 +493,17 @@ def _() -> AbstractContextManager[Any]:
     def reversed_sizes(weight: Tensor, sizes: Any, *more: Any) -> Any:
         return original(weight, sizes[::-1], *more)
 
-    return _everywhere("quantize_splits", reversed_sizes, weights, recipe)
+    return everywhere("quantize_splits", reversed_sizes, weights, recipe)
 
 
 @fault("weights ignore their bits", "weights")
 def _() -> AbstractContextManager[Any]:
-    return _at_eight_bits(weights, recipe)
+    return at_eight_bits(weights, recipe)
 
 
 @fault("the model ignores its weights' bits", "fuse")
 def _() -> AbstractContextManager[Any]:
-    return _at_eight_bits(recipe)
+    return at_eight_bits(recipe)
 
 
 # --- the INT8 runtime -----------------------------------------------------------------------------
@@ -546,7 +521,7 @@ def _() -> AbstractContextManager[Any]:
         for block in model.blocks:
             block.grids = {site: replace(g, bits=8) for site, g in block.grids.items()}  # type: ignore[type-var]
 
-    return _after_init(eight)
+    return after_init(eight)
 
 
 @fault("bias of a projection dropped", "step")
@@ -554,7 +529,7 @@ def _() -> AbstractContextManager[Any]:
     def without(original: Any, self: quantized.QuantizedLinear, x_q: Tensor, site: Any) -> Tensor:
         return original(replace(self, bias=None), x_q, site)
 
-    return _wrapped(quantized.QuantizedLinear, "__call__", without)
+    return wrapped(quantized.QuantizedLinear, "__call__", without)
 
 
 @fault("float lm_head without its norm", "step/.*/w4a4")
@@ -562,27 +537,27 @@ def _() -> AbstractContextManager[Any]:
     def head(original: Any, self: QuantizedModel, hidden: Tensor, *tap: Any) -> Tensor:
         return hidden @ self.head_weight.T if self.head_grid is None else original(self, hidden, *tap)
 
-    return _wrapped(QuantizedModel, "head", head)
+    return wrapped(QuantizedModel, "head", head)
 
 
 @fault("gated norm always behind the gate", "step/mamba2-options", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
-    return _as_if(norm_before_gate=False)
+    return as_if(norm_before_gate=False)
 
 
 @fault("limits of dt dropped", "step/mamba2-options", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
-    return _as_if(dt_min=0.0, dt_max=math.inf)
+    return as_if(dt_min=0.0, dt_max=math.inf)
 
 
 @fault("lower limit of dt dropped", "step/mamba2-options", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
-    return _as_if(dt_min=0.0)
+    return as_if(dt_min=0.0)
 
 
 @fault("upper limit of dt dropped", "step/mamba2-options", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
-    return _as_if(dt_max=math.inf)
+    return as_if(dt_max=math.inf)
 
 
 @fault("D per channel read per head", "step/mamba2-options", architectures=("mamba2",))
@@ -594,7 +569,7 @@ def _() -> AbstractContextManager[Any]:
                 heads = D.view(-1, block.config.head_dim)
                 block.D = heads[:, :1].expand_as(heads).flatten()  # type: ignore[attr-defined]
 
-    return _after_init(per_head)
+    return after_init(per_head)
 
 
 @fault("float model's gated norm always behind the gate", "calibration/mamba2-options", architectures=("mamba2",))
@@ -610,17 +585,17 @@ def _() -> AbstractContextManager[Any]:
             return original(self, ssm, tap)
         return grid.quantize(ssm, site.scale, site.bits, "half_away")
 
-    return _wrapped(quantized._Block, "store_state", away)
+    return wrapped(quantized._Block, "store_state", away)
 
 
 @fault("state read four times as large", "step", "layers.0.ssm_state")
 def _() -> AbstractContextManager[Any]:
-    return _wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 4)
+    return wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 4)
 
 
 @fault("state reset between steps", "step", "layers.0.ssm_state")
 def _() -> AbstractContextManager[Any]:
-    return _wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 0)
+    return wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 0)
 
 
 @fault("state kept in float", "step", "layers.0.ssm_state")
@@ -637,7 +612,7 @@ def _() -> AbstractContextManager[Any]:
             state = [LayerState(torch.zeros_like(layer.conv), layer.ssm) for layer in state]
         return original(self, tokens, state, *([] if tap is None else [tap]))
 
-    return _wrapped(QuantizedModel, "hidden", forgetful)
+    return wrapped(QuantizedModel, "hidden", forgetful)
 
 
 @fault("conv history one token late", "step", "layers.0.({scan}|x_conv_out)")
@@ -647,7 +622,7 @@ def _() -> AbstractContextManager[Any]:
             state = [LayerState(layer.conv.roll(1, dims=1), layer.ssm) for layer in state]
         return original(self, tokens, state, *([] if tap is None else [tap]))
 
-    return _wrapped(QuantizedModel, "hidden", late)
+    return wrapped(QuantizedModel, "hidden", late)
 
 
 @fault("D left out", "step", "layers.0.out_proj:input")
@@ -656,7 +631,7 @@ def _() -> AbstractContextManager[Any]:
         for block in model.blocks:
             block.D = torch.zeros_like(block.D)  # type: ignore[attr-defined]
 
-    return _after_init(without)
+    return after_init(without)
 
 
 @fault("A by half", "step", "layers.0.(ssm_state|out_proj:input)")
@@ -665,7 +640,7 @@ def _() -> AbstractContextManager[Any]:
         for block in model.blocks:
             block.A = block.A / 2  # type: ignore[attr-defined]
 
-    return _after_init(slower)
+    return after_init(slower)
 
 
 @fault("every site read by its neighbour's scale", "step", "layers.0.(in_proj|z).*")
@@ -705,168 +680,3 @@ def _() -> AbstractContextManager[Any]:
         return original(self, x.double().square().sqrt().to(x.dtype))
 
     return patch.object(RunningMax, "observe", observe)
-
-
-# --- how they are planted -------------------------------------------------------------------------
-
-
-def _everywhere(name: str, spoilt: Any, *modules: Any) -> AbstractContextManager[Any]:
-    """Patch a function in its module and wherever it was imported by name."""
-
-    @contextmanager
-    def planted() -> Iterator[None]:
-        with ExitStack() as stack:
-            for module in modules:
-                stack.enter_context(patch.object(module, name, spoilt))
-            yield
-
-    return planted()
-
-
-def _wrapped(owner: Any, name: str, spoil: Callable[..., Any]) -> AbstractContextManager[Any]:
-    original = getattr(owner, name)
-    return patch.object(owner, name, lambda *args, **kw: spoil(original, *args, **kw))
-
-
-def _after(module: Any, name: str, spoil: Callable[[LanguageModel], Any]) -> AbstractContextManager[Any]:
-    original = getattr(module, name)
-
-    def both(model: LanguageModel) -> None:
-        original(model)
-        spoil(model)
-
-    return patch.object(module, name, both)
-
-
-def _after_init(spoil: Callable[[QuantizedModel], None]) -> AbstractContextManager[Any]:
-    original = QuantizedModel.__init__
-
-    def both(self: QuantizedModel, *args: Any, **kw: Any) -> None:
-        original(self, *args, **kw)
-        spoil(self)
-
-    return patch.object(QuantizedModel, "__init__", both)
-
-
-def _as_if(**changes: Any) -> AbstractContextManager[Any]:
-    """The INT8 runtime reads another config than the model's."""
-
-    def misread(model: QuantizedModel) -> None:
-        for block in model.blocks:
-            block.config = replace(block.config, **changes)
-
-    return _after_init(misread)
-
-
-def _at_eight_bits(*modules: Any) -> AbstractContextManager[Any]:
-    """Weights come at 8 bits from these modules, whatever was asked."""
-
-    @contextmanager
-    def planted() -> Iterator[None]:
-        with ExitStack() as stack:
-            for name in ("quantize_tensor", "quantize_rows"):
-                whole = getattr(weights, name)
-                stack.enter_context(
-                    _everywhere(name, lambda w, bits=8, *more, whole=whole: whole(w, 8, *more), *modules)
-                )
-            splits = weights.quantize_splits
-            stack.enter_context(
-                _everywhere("quantize_splits", lambda w, sizes, bits=8, *more: splits(w, sizes, 8, *more), *modules)
-            )
-            yield
-
-    return planted()
-
-
-def _quantile(spoilt: Callable[[Batch, float, Any], Tensor]) -> AbstractContextManager[Any]:
-    original = quantiles.upper_quantile
-    return patch.object(quantiles, "upper_quantile", lambda batch, alpha: spoilt(batch, alpha, original))
-
-
-def _batch_of(x: Tensor | Batch, signed: bool = False) -> Batch:
-    batch = x if isinstance(x, Batch) else Batch(x)
-    if signed:
-        batch.__dict__["magnitude"] = batch.x
-    return batch
-
-
-def _layout(name: str, lay_out: Any = None, expand: Any = None) -> AbstractContextManager[Any]:
-    """A granularity with lay_out(right layout, x) or expand(right layout, scale) in place of its own."""
-    make = GRANULARITIES[name]
-
-    def spoilt(site: str, config: Any) -> Layout:
-        right = make(site, config)
-        return Layout(
-            (lambda x: lay_out(right, x)) if lay_out else right.lay_out,
-            (lambda scale: expand(right, scale)) if expand else right.expand,
-        )
-
-    return patch.dict(GRANULARITIES._entries, {name: spoilt})
-
-
-def _planned(policy: type[Policy], change: Callable[[Plan, ObserverSpec], Plan]) -> AbstractContextManager[Any]:
-    """Change what a policy plans."""
-    original = policy.plan
-
-    def plan(self: Policy, config: Any, observer: ObserverSpec, *more: Any) -> Plan:
-        return change(original(self, config, observer, *more), observer)
-
-    return patch.object(policy, "plan", plan)
-
-
-def _update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextManager[Any]:
-    """spoilt(original, observer, batch, calls before)."""
-    original = observing.Observer.update
-
-    def update(self: Any, x: Any) -> None:
-        calls = getattr(self, "calls", 0)
-        self.calls = calls + 1
-        spoilt(original, self, x, calls)
-
-    return patch.object(observing.Observer, "update", update)
-
-
-def _scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AbstractContextManager[Any]:
-    """Change what `calibrate` returns."""
-    original = runner.calibrate
-
-    def spoilt(*args: Any, **kw: Any) -> Mapping[Any, Calibration]:
-        return {k: replace(c, scales=change(dict(c.scales))) for k, c in original(*args, **kw).items()}
-
-    return patch.object(runner, "calibrate", spoilt)
-
-
-def _spoilt_batch(value: float) -> AbstractContextManager[Any]:
-    calls = 0
-
-    def lay_out(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
-        nonlocal calls
-        calls += 1
-        (out,) = right.lay_out(x.clone())
-        if calls == 40:
-            out.flatten()[0] = value
-        return (out,)
-
-    return _layout("tensor", lay_out=lay_out)
-
-
-def _without_gain(norms: Callable[[LanguageModel], list[Any]]) -> AbstractContextManager[Any]:
-    original = fuse.fuse_gains
-
-    def forgetful(model: LanguageModel) -> None:
-        for norm in norms(model):
-            norm.weight.fill_(1.0)
-        original(model)
-
-    return patch.object(fuse, "fuse_gains", forgetful)
-
-
-def _unrotate(weight: Tensor) -> Tensor:
-    return weight @ hadamard.hadamard_matrix(weight.shape[-1], weight.dtype)
-
-
-def _split_by_two(original: Any) -> Any:
-    def split(self: Tensor, size: Any, dim: int = 0) -> Any:
-        return original(self, 2 if size == 1 and dim == 0 else size, dim)
-
-    return split

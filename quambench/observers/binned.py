@@ -1,0 +1,49 @@
+"""What the observers that choose a threshold from a histogram share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+from quambench.errors import BadParameter
+from quambench.observers.base import Observer
+from quambench.observers.batch import Batch
+from quambench.observers.histogram import Histogram
+
+
+@dataclass
+class Binned(Observer):
+    """Remembers a Histogram of all values seen, and nothing else."""
+
+    order_matters: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = True
+    follows_grid: ClassVar[bool] = True
+    memory: ClassVar[tuple[str, ...]] = tuple(f.name for f in fields(Histogram))
+
+    @property
+    def histogram(self) -> Histogram:
+        """Its tensors are the observer's own; data were seen."""
+        return Histogram(**{f.name: getattr(self, f.name) for f in fields(Histogram)})
+
+    def take(self, batch: Batch) -> None:
+        self.count(batch.histogram)
+
+    def join(self, other: Self) -> None:
+        if self.mergeable:
+            self.count(other.histogram)
+        else:
+            super().join(other)
+
+    def count(self, values: Histogram) -> None:
+        if self.amax is not None:
+            self.histogram.absorb(values)
+            return
+        for f in fields(Histogram):
+            setattr(self, f.name, getattr(values, f.name).clone())
+
+
+def whole_number(name: str, value: float, least: int) -> int:
+    """raises BadParameter unless value is a whole number from `least` on"""
+    if not float(value).is_integer() or value < least:
+        raise BadParameter(f"{name} must be a whole number, {least} or more (got {value!r})")
+    return int(value)

@@ -1,0 +1,111 @@
+"""Scales trained on what the whole model says, through a straight-through estimator."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quambench.calibrate import Calibration
+from quambench.errors import BadParameter
+from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
+from quambench.observers.binned import whole_number
+from quambench.quant.quantized import QuantizedModel
+from quambench.refine.base import REFINEMENTS, Progress, Refined, Refinement
+from quambench.refine.training import (
+    Parts,
+    Scales,
+    check_positive,
+    check_symmetric,
+    descend,
+    hard_tap,
+    straight_through,
+    taught,
+    trained_sites,
+)
+
+LOSSES = ("kl", "nll")
+
+
+@REFINEMENTS.register("learned")
+@dataclass(frozen=True)
+class Learned(Refinement):
+    """LSQ's scales (Esser et al. 2020, arXiv:1902.08153), weights fixed as the INT8 model has them."""
+
+    loss: str = "kl"  # of the float model's next-token distribution; nll: of the next token itself. nats/token
+    steps: float = 32.0
+    rate: float = 0.15  # largest change of a log scale in one step; falls to zero linearly
+    batch: float = 1.0  # sequences a step
+    train: float = 12.0  # sequences to train on, in turn
+    validation: float = 6.0  # sequences to judge by
+    length: float = 64.0  # tokens of each
+    piece: float = 16.0  # tokens between two roundings of the state; without a second piece its scale stays
+    every: float = 8.0  # steps between two judgements
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise BadParameter(f"loss must be {' or '.join(LOSSES)} (got {self.loss!r})")
+        for name in ("steps", "batch", "train", "validation", "piece", "every"):
+            whole_number(name, getattr(self, name), 1)
+        whole_number("length", self.length, 2)
+        check_positive(rate=self.rate)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        prepared: LanguageModel,
+        quantized: QuantizedModel,
+        start: Calibration,
+        sequences: Tensor,
+        progress: Progress = lambda done, total: None,
+    ) -> Refined:
+        began = time.perf_counter()
+        check_symmetric(start, "learned")
+        parts = Parts.of(sequences, int(self.train), int(self.validation), int(self.length))
+        exact, model, sites = prepared.double(), taught(prepared, quantized), trained_sites(quantized)
+        scales, steps = Scales(start, prepared.config, sites), int(self.steps)
+        aims = {id(part): self._log_probs(exact, part, no_tap) for part in (parts.train, parts.validation)}
+
+        def loss(step: int) -> Tensor:
+            rows = parts.rows(step, int(self.batch))
+            tokens, aim = parts.train[rows], aims[id(parts.train)][rows]
+            return self._loss(self._log_probs(model, tokens, scales.tap(straight_through)), tokens, aim)
+
+        def judged(calibration: Calibration, tokens: Tensor) -> float:
+            tap = hard_tap(prepared.config, calibration, sites)
+            return self._loss(self._log_probs(model, tokens, tap), tokens, aims[id(tokens)]).item()
+
+        best = descend(
+            scales,
+            loss,
+            lambda calibration: judged(calibration, parts.validation),
+            steps,
+            self.rate,
+            int(self.every),
+            lambda done: progress(done, steps),
+        )
+        return Refined(
+            calibration=best.calibration,
+            losses={
+                "train.start": judged(start, parts.train),
+                "train.end": judged(best.calibration, parts.train),
+                "validation.start": best.start_loss,
+                "validation.end": best.loss,
+            },
+            best_step=best.step,
+            steps=best.steps,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _log_probs(self, model: LanguageModel, tokens: Tensor, tap: Tap) -> Tensor:
+        """(B, L) -> (B, L, vocab_size) float64"""
+        return F.log_softmax(forward_in_pieces(model, tokens, int(self.piece), tap), -1)
+
+    def _loss(self, log_probs: Tensor, tokens: Tensor, aim: Tensor) -> Tensor:
+        """nats/token"""
+        if self.loss == "nll":
+            return -log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
+        return (aim.exp() * (aim - log_probs)).sum(-1).mean()

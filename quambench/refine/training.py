@@ -1,0 +1,251 @@
+"""What refinements share: two disjoint parts of the data, scales as parameters, descent that keeps the best.
+
+All of it in float64 and without randomness, so that two machines find the same scales up to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from quambench.calibrate import Calibration
+from quambench.errors import BadCorpus, BadParameter
+from quambench.models.backbone import LanguageModel, Tap
+from quambench.models.config import ModelConfig
+from quambench.models.mamba2 import Mamba2Mixer
+from quambench.quant.granularity import layout
+from quambench.quant.grid import MIN_SCALE, q_max
+from quambench.quant.quantized import QuantizedModel
+from quambench.quant.site_grid import SymmetricGrid, site_grid
+
+EVERY = 4  # of that many sequences the first validates
+HEAD = "lm_head:input"
+
+FakeQuantizer = Callable[[Tensor, Tensor, int], Tensor]
+"""(x, a scale that broadcasts to it, bits) -> x as the grid knows it, differentiable in both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Sequences to train on and others to judge by."""
+
+    train: Tensor  # (n, L) int64
+    validation: Tensor  # (m, L)
+
+    @classmethod
+    def of(cls, sequences: Tensor, train: int, validation: int, length: int) -> Self:
+        """Every fourth sequence validates; of both parts as many as asked or there are, evenly spread.
+
+        sequences  (S, L) int64; of each its first `length` tokens
+        raises BadCorpus where nothing would be left for one part
+        """
+        if len(sequences) < 2 or sequences.shape[1] < 2:
+            raise BadCorpus(
+                f"training scales needs two sequences of two tokens or more (got {tuple(sequences.shape)}):"
+                " one to train on and one to judge by"
+            )
+        validates = torch.arange(len(sequences)) % EVERY == 0
+        return cls(_spread(sequences[~validates, :length], train), _spread(sequences[validates, :length], validation))
+
+    def rows(self, step: int, size: int) -> Tensor:
+        """(min(size, n)) indices of the training sequences of a step, from 1 on: all have their turn."""
+        n = len(self.train)
+        return (torch.arange(min(size, n)) + (step - 1) * size) % n
+
+
+def _spread(sequences: Tensor, count: int) -> Tensor:
+    n = min(count, len(sequences))
+    return sequences[torch.arange(n) * len(sequences) // n]
+
+
+def check_symmetric(start: Calibration, name: str) -> None:
+    """raises BadParameter"""
+    if not start.symmetric:
+        raise BadParameter(f"{name} must start from a symmetric calibration: it has no gradient for zero points")
+
+
+def check_positive(**values: float) -> None:
+    """raises BadParameter for the first that is not above 0 and finite"""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise BadParameter(f"{name} must be above 0 and finite (got {value!r})")
+
+
+@torch.no_grad()
+def taught(prepared: LanguageModel, quantized: QuantizedModel) -> LanguageModel:
+    """A float64 copy of `prepared` that has what the INT8 model's integers stand for, and rounds no activation.
+
+    What the runtime keeps in float32, or half precision, is rounded to that.
+    """
+    model = copy.deepcopy(prepared).float()
+    for block in model.blocks:
+        if isinstance(block.mixer, Mamba2Mixer):
+            block.mixer.dt_bias.copy_(block.mixer.dt_bias.half())
+    parameters = dict(model.named_parameters())
+    for name, weight in quantized.weights().items():
+        layer, _, own = name.removeprefix("layers.").partition(".")
+        if name.startswith("layers."):
+            key = f"backbone.layers.{layer}.mixer.{own}"
+        else:
+            key = name if name.startswith("lm_head") else f"backbone.{name}"
+        parameters[key].copy_(weight.dequantize().view_as(parameters[key]))
+    return model.double().eval().requires_grad_(False)
+
+
+def trained_sites(quantized: QuantizedModel) -> list[str]:
+    """Sites that the INT8 model rounds, in forward order."""
+    return [
+        site
+        for site, grid in quantized.grids.items()
+        if isinstance(grid, SymmetricGrid) and (site != HEAD or quantized.head_grid is not None)
+    ]
+
+
+def hard_tap(config: ModelConfig, calibration: Calibration, sites: list[str]) -> Tap:
+    """Rounds at `sites` as the runtime does, in float64."""
+    grids = {site: site_grid(site, calibration, config, calibration.act_bits, True).double() for site in sites}
+
+    def tap(site: str, x: Tensor) -> Tensor:
+        return grids[site].dequantize(grids[site].quantize(x)) if site in grids else x
+
+    return tap
+
+
+class Scales:
+    """The scales of some sites, as logarithms to be trained: so they stay positive, whatever the gradient."""
+
+    def __init__(self, start: Calibration, config: ModelConfig, sites: list[str]) -> None:
+        self.start, self.config, self.sites = start, config, sites
+        self.logs = {site: start.scales[site].double().log().requires_grad_() for site in sites}
+
+    def tap(self, fake_quantize: FakeQuantizer) -> Tap:
+        """Rounds at the sites by `fake_quantize`, with a gradient for `logs`."""
+        c = self.start
+        expanded = {s: layout(c.granularities[s], s, self.config).expand(log.exp()) for s, log in self.logs.items()}
+
+        def tap(site: str, x: Tensor) -> Tensor:
+            return fake_quantize(x, expanded[site], c.act_bits) if site in expanded else x
+
+        return tap
+
+    @torch.no_grad()
+    def stored(self) -> Calibration:
+        """The start with these scales in place of its own, as an artefact has them: float32."""
+        own = {site: log.exp().float().clamp(min=MIN_SCALE) for site, log in self.logs.items()}
+        return replace(self.start, scales={**self.start.scales, **own})
+
+    @torch.no_grad()
+    def raise_to_floor(self) -> None:
+        for log in self.logs.values():
+            log.clamp_(min=math.log(MIN_SCALE))
+
+
+class Adam:
+    """Kingma & Ba 2015, arXiv:1412.6980. (Importing torch.optim takes longer than many a training here.)"""
+
+    BETAS: ClassVar[tuple[float, float]] = (0.9, 0.99)
+    EPS: ClassVar[float] = 1e-12  # of the gradient's unit, loss per unit of log scale; far below any that counts
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        self._mean = [torch.zeros_like(p) for p in parameters]
+        self._square = [torch.zeros_like(p) for p in parameters]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, gradients: tuple[Tensor | None, ...], rate: float) -> None:
+        """Moves each parameter by about `rate`, against its gradient; not at all where that is None or 0."""
+        self._steps += 1
+        first, second = (1 - beta**self._steps for beta in self.BETAS)
+        for p, g, m, v in zip(self.parameters, gradients, self._mean, self._square, strict=True):
+            if g is not None:
+                m.lerp_(g, 1 - self.BETAS[0])
+                v.lerp_(g * g, 1 - self.BETAS[1])
+                p.sub_(rate * (m / first) / ((v / second).sqrt() + self.EPS))
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The scales that did best on the validation part."""
+
+    calibration: Calibration
+    loss: float  # theirs, on the validation part
+    start_loss: float
+    step: int  # 0: the start's own
+    steps: int  # done: fewer than asked where the loss stopped being a number
+
+
+def descend(
+    scales: Scales,
+    loss: Callable[[int], Tensor],
+    judge: Callable[[Calibration], float],
+    steps: int,
+    rate: float,
+    every: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Best:
+    """Adam from the start, its rate falling linearly to zero; every so many steps the scales are judged.
+
+    loss   (step, from 1 on) -> the training loss, differentiable in `scales.logs`
+    judge  the validation loss, by hard rounding
+    """
+    first = judge(scales.start)
+    best = Best(scales.start, first, first, 0, 0)
+    parameters = list(scales.logs.values())
+    adam = Adam(parameters)
+    for step in range(1, steps + 1):
+        with torch.enable_grad():
+            value = loss(step)
+            if not value.isfinite() or not value.requires_grad:
+                break
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        adam.step(gradients, rate * (steps - step + 1) / steps)
+        scales.raise_to_floor()
+        best = replace(best, steps=step)
+        if step % every == 0 or step == steps:
+            now = scales.stored()
+            if not all(now.scales[site].isfinite().all() for site in scales.sites):
+                break
+            found = judge(now)
+            if found < best.loss:
+                best = replace(best, calibration=now, loss=found, step=step)
+        progress(step)
+    return best
+
+
+def straight_through(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """q * scale with q = round(clamp(x / scale)); its gradient is LSQ's (Esser et al. 2020, arXiv:1902.08153).
+
+    d/dx = 1 inside the grid and 0 outside; d/dscale = round(x/s) - x/s inside, and outside the end itself.
+    Between the ends s * (x/s) has no gradient in s, so the detached remainder leaves just that.
+    """
+    top = q_max(bits)
+    steps = (x / scale).clamp(-top - 1, top)
+    return scale * (steps + (steps.round() - steps).detach())
+
+
+def soft_round(steps: Tensor, temperature: float) -> Tensor:
+    """floor + h(fraction): Nagel et al. 2020 (arXiv:2004.10568), but of activations, so that scales have a gradient.
+
+    h(f) = clamp(1.2 sigmoid((f - 1/2) / temperature) - 0.1, 0, 1), a rectified sigmoid. Where f is
+    temperature * ln 11 or more away from 1/2 it is 0 or 1: there, rounding is hard. Up to temperature
+    1 / (2 ln 11) = 0.2085 that holds at f = 0, so the function has no jumps.
+    """
+    whole = steps.detach().floor()
+    return whole + (1.2 * torch.sigmoid((steps - whole - 0.5) / temperature) - 0.1).clamp(0, 1)
+
+
+def soft_quantizer(temperature: float) -> FakeQuantizer:
+    """`straight_through`'s place is taken by a function that is what its gradient says."""
+
+    def fake_quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+        top = q_max(bits)
+        return scale * soft_round((x / scale).clamp(-top - 1, top), temperature)
+
+    return fake_quantize

@@ -1,0 +1,100 @@
+"""What watching costs, as ratios measured in one run: an observer's update against a plain pass for amax.
+
+Never a time against a stored one. What is compared runs in turn, and each side counts by its fastest
+round; a limit is exceeded only if a second measurement exceeds it too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from quambench.calibrate import Task, calibrate
+from quambench.models.checkpoint import load_checkpoint
+from quambench.observers import OBSERVERS, ObserverSpec
+from quambench.policy.quamba import Quamba
+from quambench.quant.fuse import prepare
+
+ROUNDS = 7
+SEQUENCES, LENGTH = 16, 128
+ALPHAS = [1 - 10**-e * m for e in (2, 3, 4, 5) for m in (5, 2, 1)]  # twelve, 0.95 to 0.99999
+
+
+@pytest.fixture(scope="module")
+def batch() -> torch.Tensor:
+    """4 M values in 512 channels of different size, as an activation has them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8192, 512, generator=generator) * (0.1 + 3 * torch.rand(512, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return prepare(load_checkpoint("mamba2-tiny").model)
+
+
+def fastest(*calls: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
+    """Seconds of each call's fastest round, the calls taking turns."""
+    best = [float("inf")] * len(calls)
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            began = time.perf_counter()
+            call()
+            best[i] = min(best[i], time.perf_counter() - began)
+    return best
+
+
+def ratio(call: Callable[[], object], reference: Callable[[], object], limit: float, rounds: int = ROUNDS) -> float:
+    """call's time over reference's; measured again where it exceeds the limit."""
+    for _ in range(2):
+        taken, plain = fastest(call, reference, rounds=rounds)
+        if taken / plain <= limit:
+            break
+    return taken / plain
+
+
+def updating(spec: str, x: torch.Tensor) -> Callable[[], object]:
+    observer = ObserverSpec.parse(spec).build()
+    return lambda: observer.update(x)
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_an_update_costs_at_most_thirty_passes_for_amax(name, batch, benchmark, told):
+    limit = 4 if name == "percentile" else 30
+    update = updating(name, batch)
+    found = ratio(update, lambda: batch.abs().amax(), limit)
+    told(f"{name}: update", found, "x.abs().amax()", limit)
+    benchmark.pedantic(update, rounds=3)
+    assert found <= limit, f"{name}: {found:.1f} times x.abs().amax(), of {batch.numel():,} values"
+
+
+def test_a_percentile_is_ten_times_as_fast_as_torch_quantile(batch, benchmark, told):
+    flat, update = batch.flatten(), updating("percentile", batch)
+    found = ratio(update, lambda: flat.abs().quantile(0.9995), 1 / 10, rounds=3)
+    told("percentile: update", found, "x.abs().quantile(0.9995)", 1 / 10)
+    benchmark.pedantic(update, rounds=3)
+    assert found <= 1 / 10, f"{1 / found:.1f} times as fast"
+
+
+def calibrating(model, specs: list[str]) -> Callable[[], object]:
+    tokens = torch.randint(model.config.vocab_size, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
+    tasks = {spec: Task(Quamba().plan(model.config, ObserverSpec.parse(spec), "1x1"), 8) for spec in specs}
+    return lambda: calibrate(model, tokens, tasks, "model")
+
+
+def test_twelve_percentiles_share_one_calibration(model, benchmark, told):
+    twelve = calibrating(model, [f"percentile[alpha={alpha!r}]" for alpha in ALPHAS])
+    found = ratio(twelve, calibrating(model, ["percentile"]), 1.5, rounds=3)
+    told("calibration with twelve percentiles", found, "calibration with one", 1.5)
+    benchmark.pedantic(twelve, rounds=1)
+    assert found <= 1.5, f"{found:.2f} times a calibration with one percentile"
+
+
+def test_the_whole_registry_at_once(model, benchmark, told):
+    """Reported, not limited: what all observers together add to a calibration with one."""
+    everything = calibrating(model, list(OBSERVERS))
+    taken, one = fastest(everything, calibrating(model, ["running_max"]), rounds=2)
+    told("calibration with every observer", taken / one, "calibration with running_max")
+    benchmark.pedantic(everything, rounds=1)

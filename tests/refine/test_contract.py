@@ -1,0 +1,339 @@
+"""What every refinement owes, and faults that these demands must notice."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from quambench.errors import BadCorpus, BadParameter
+from quambench.models.sites import sites_of
+from quambench.quant.grid import MIN_SCALE
+from quambench.quant.quantized import Precision
+from quambench.refine import REFINEMENTS, RefinementSpec, adaround, learned, training
+from quambench.refine.training import HEAD, Parts, Scales, descend, trained_sites
+
+SMALL = "steps=8,batch=2,train=6,validation=3,length=9,piece=3,every=2,rate=0.1"
+KINDS = {
+    "kl": f"learned[{SMALL}]",
+    "nll": f"learned[loss=nll,{SMALL}]",
+    "adaround": f"adaround[{SMALL}]",
+}
+PIECES = (adaround, learned, training)  # modules that a fault is planted in
+
+
+@pytest.fixture(params=KINDS)
+def refinement(request):
+    return spec(request.param)
+
+
+def spec(kind, **changes):
+    return dataclasses.replace(RefinementSpec.parse(KINDS[kind]).build(), **changes)
+
+
+def plant(monkeypatch, name, fault):
+    for module in PIECES:
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, fault)
+
+
+def test_every_refinement_is_judged_here():
+    assert {RefinementSpec.parse(text).name for text in KINDS.values()} == set(REFINEMENTS)
+
+
+# The validation part
+
+
+def assert_disjoint(parts, n):
+    """Sequences carry their index."""
+    own, other = ({int(row[0]) for row in part} for part in (parts.train, parts.validation))
+    assert own and other and not own & other
+    assert own | other <= set(range(n))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 9, 31, 256])
+@pytest.mark.parametrize("asked", [(1, 1), (6, 3), (1000, 1000)])
+def test_no_sequence_is_in_both_parts(n, asked):
+    numbered = torch.arange(n)[:, None].expand(n, 5)
+    parts = Parts.of(numbered, *asked, length=3)
+    assert_disjoint(parts, n)
+    assert parts.train.shape == (min(asked[0], n - -(-n // 4)), 3)
+    assert parts.validation.shape == (min(asked[1], -(-n // 4)), 3)
+    turns = torch.cat([parts.rows(step, 2) for step in range(1, n + 1)])
+    assert set(turns.tolist()) == set(range(len(parts.train)))  # all have their turn
+
+
+def test_one_part_as_both_is_noticed():
+    numbered = torch.arange(8)[:, None].expand(8, 5)
+    with pytest.raises(AssertionError):
+        assert_disjoint(Parts(numbered, numbered), 8)
+
+
+def assert_parts_keep_apart(setting, refinement):
+    """Other validation sequences: the training part's loss at the start is the same; and the reverse."""
+    validates = torch.arange(len(setting.sequences)) % 4 == 0
+    usual = setting.refined(refinement)
+    for changed, kept, moved in ((validates, "train", "validation"), (~validates, "validation", "train")):
+        tokens = torch.where(changed[:, None], (setting.sequences + 7) % 50, setting.sequences)
+        found = dataclasses.replace(setting, sequences=tokens).refined(refinement)
+        assert found.losses[f"{kept}.start"] == usual.losses[f"{kept}.start"]
+        assert found.losses[f"{moved}.start"] != usual.losses[f"{moved}.start"]
+
+
+def test_no_loss_is_over_both_parts(setting, refinement):
+    assert_parts_keep_apart(setting, dataclasses.replace(refinement, steps=1.0))
+
+
+@pytest.mark.parametrize("kind", ["kl", "adaround"])
+def test_judging_by_the_training_part_is_noticed(setting, kind, monkeypatch):
+    honest = Parts.of
+
+    def one_part(*args, **kwargs):
+        parts = honest(*args, **kwargs)
+        return Parts(parts.train, parts.train)
+
+    monkeypatch.setattr(Parts, "of", one_part)
+    with pytest.raises(AssertionError):
+        assert_parts_keep_apart(setting, spec(kind, steps=1.0))
+
+
+def test_what_trains_is_the_training_part(setting, refinement):
+    """With the judges' sequences changed, the same scales are proposed: seen where judgement accepts all."""
+    validates = torch.arange(len(setting.sequences)) % 4 == 0
+    found = []
+    for shift in (0, 7):
+        tokens = torch.where(validates[:, None], (setting.sequences + shift) % 50, setting.sequences)
+        with pytest.MonkeyPatch.context() as patch:
+            plant(patch, "descend", last_wins)
+            found.append(dataclasses.replace(setting, sequences=tokens).refined(refinement).calibration)
+    assert found[0].digest == found[1].digest != setting.start.digest
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (0, 9)])
+def test_too_few_sequences_for_two_parts_are_refused(setting, refinement, shape):
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(BadCorpus, match="needs two sequences of two tokens"):
+        dataclasses.replace(setting, sequences=tokens).refined(refinement)
+
+
+# Never worse than the start
+
+
+def last_wins(scales, loss, judge, steps, rate, every, progress=lambda done: None):
+    """The fault: the last scales, and the best's praise."""
+    best = descend(scales, loss, judge, steps, rate, every, progress)
+    return dataclasses.replace(best, calibration=scales.stored(), step=best.steps)
+
+
+def assert_the_best_is_kept(setting, refinement):
+    """What is handed back is what was judged, and no worse than the start by the judges' own measure."""
+    found = setting.refined(refinement)
+    losses = found.losses
+    assert losses["validation.end"] <= losses["validation.start"]
+    again = dataclasses.replace(setting, start=found.calibration).refined(dataclasses.replace(refinement, steps=1.0))
+    assert again.losses["validation.start"] == losses["validation.end"]
+    assert again.losses["train.start"] == losses["train.end"]
+    if found.best_step == 0:
+        assert found.calibration is setting.start
+        assert losses["validation.end"] == losses["validation.start"]
+    else:
+        assert losses["validation.end"] < losses["validation.start"]
+
+
+@pytest.mark.parametrize("rate", [0.02, 20.0])
+def test_the_best_is_kept(setting, refinement, rate):
+    assert_the_best_is_kept(setting, dataclasses.replace(refinement, rate=rate))
+
+
+@pytest.mark.parametrize("kind", ["kl", "adaround"])  # the labels are too few to tell good scales from bad
+def test_the_last_instead_of_the_best_is_noticed(setting, kind, monkeypatch):
+    plant(monkeypatch, "descend", last_wins)
+    with pytest.raises(AssertionError):
+        assert_the_best_is_kept(setting, spec(kind, rate=20.0))
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e300])
+def test_an_absurd_rate_gives_back_the_start(setting, refinement, rate):
+    found = setting.refined(dataclasses.replace(refinement, rate=rate))
+    assert found.best_step == 0
+    assert found.calibration is setting.start
+    assert found.losses["validation.end"] == found.losses["validation.start"]
+    assert found.gap == 0
+
+
+# A start that can be bettered
+
+ARCHITECTURES = ("mamba", "mamba2")
+WRONG = [  # sixteen times too large, or clipped to a quarter
+    ("mamba", "layers.1.in_proj:output", 0.25),
+    ("mamba", "layers.0.x_proj:input", 16.0),
+    ("mamba", "layers.1.x_proj:output", 0.25),
+    ("mamba", "layers.0.dt_proj:output", 16.0),
+    ("mamba", "layers.1.ssm_state", 16.0),
+    ("mamba", HEAD, 0.25),
+    ("mamba2", "layers.1.z", 0.25),
+    ("mamba2", "layers.0.x_conv_in", 16.0),
+    ("mamba2", "layers.1.dt", 0.25),
+    ("mamba2", "layers.0.x_conv_out", 16.0),
+    ("mamba2", "layers.1.B_conv_out", 0.25),
+    ("mamba2", "layers.0.ssm_state", 16.0),
+    ("mamba2", HEAD, 16.0),
+]
+
+
+def assert_comes_back(make_setting, kind, architecture, site, factor):
+    """From `factor` times a sound scale, towards it, and the loss falls.
+
+    All other sites are float, so that this scale is what is wrong: 16 times leaves 4 bits of 8.
+    """
+    others = tuple(s for s in sites_of(make_setting(architecture).prepared.config) if s != site)
+    setting = make_setting(architecture, floats=others).scaled(site, factor)
+    found = setting.refined(spec(kind))
+    assert found.best_step > 0
+    assert found.losses["validation.end"] < found.losses["validation.start"]
+    moved = (found.calibration.scales[site] / setting.start.scales[site]).item()
+    assert (moved < 1) == (factor > 1), f"{site} moved by {moved:.3f} from {factor} times"
+
+
+@pytest.mark.parametrize(("architecture", "site", "factor"), WRONG)
+@pytest.mark.parametrize("kind", ["kl", "adaround"])
+def test_a_wrong_scale_comes_back(make_setting, kind, architecture, site, factor):
+    assert_comes_back(make_setting, kind, architecture, site, factor)
+
+
+def test_labels_alone_bring_a_wrong_scale_back(make_setting):
+    assert_comes_back(make_setting, "nll", "mamba", HEAD, 0.25)
+
+
+@pytest.mark.parametrize("kind", ["kl", "adaround"])
+def test_a_gradient_of_the_wrong_sign_is_noticed(make_setting, kind, monkeypatch):
+    honest = torch.autograd.grad
+
+    def flipped(*args, **kwargs):
+        return tuple(None if g is None else -g for g in honest(*args, **kwargs))
+
+    monkeypatch.setattr(torch.autograd, "grad", flipped)
+    with pytest.raises(AssertionError):
+        assert_comes_back(make_setting, kind, "mamba2", "layers.0.x_conv_out", 16.0)
+
+
+# What else is owed
+
+
+def test_twice_is_the_same_to_the_bit_and_nobodys_randomness_is_touched(setting, refinement):
+    first = setting.refined(refinement)
+    with torch.random.fork_rng():
+        torch.manual_seed(1234)
+        before = torch.random.get_rng_state()
+        second = setting.refined(refinement)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.losses == second.losses
+    assert first.best_step == second.best_step
+    assert first.calibration.digest == second.calibration.digest
+
+
+def test_the_float_model_and_the_start_are_left_alone(setting, refinement):
+    weights = {name: p.clone() for name, p in setting.prepared.named_parameters()}
+    before = setting.start.digest
+    setting.refined(refinement)
+    assert setting.start.digest == before
+    for name, p in setting.prepared.named_parameters():
+        assert torch.equal(p, weights[name]) and p.grad is None and not p.requires_grad, name
+
+
+@pytest.mark.parametrize("grain", [0, 1, 2, 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_granularity_trains(make_setting, architecture, grain, refinement):
+    setting = make_setting(architecture, Precision(act_bits=5), grain)
+    found = setting.refined(refinement)
+    assert found.best_step > 0
+    assert found.calibration.granularities == setting.start.granularities
+    stayed = {part for part, step in found.best_steps.items() if step == 0}
+    assert len(stayed) < 3
+    for site, scale in setting.start.scales.items():
+        new = found.calibration.scales[site]
+        assert new.shape == scale.shape and new.dtype == torch.float32, site
+        assert (new >= MIN_SCALE).all() and new.isfinite().all(), site
+        assert torch.equal(new, scale) == (site.rpartition(".")[0] in stayed or site.partition(":")[0] in stayed), site
+
+
+@pytest.mark.parametrize(
+    "precision", [Precision(weight_bits=4, act_bits=6), Precision(ssm_state=False, lm_head=False, embedding=False)]
+)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float_sites_are_left_alone(make_setting, architecture, precision, refinement):
+    floats = ("layers.0.ssm_state", "layers.1.in_proj:input")
+    setting = make_setting(architecture, precision, floats=floats)
+    found = setting.refined(refinement)
+    trained = trained_sites(setting.quantized)
+    states = () if precision.ssm_state else ("layers.1.ssm_state",)
+    assert set(setting.start.scales) - set(trained) == {*floats, *states, *(() if precision.lm_head else (HEAD,))}
+    for site, scale in setting.start.scales.items():
+        assert torch.equal(found.calibration.scales[site], scale) or site in trained, site
+    assert found.calibration.scales[floats[0]].numel() == 0
+
+
+def test_nothing_to_train_is_the_start(make_setting, refinement):
+    everything = tuple(sites_of(make_setting("mamba").prepared.config))
+    setting = make_setting("mamba", floats=everything)
+    found = setting.refined(refinement)
+    assert found.best_step == 0
+    assert found.calibration is setting.start
+
+
+def test_an_asymmetric_start_is_refused_in_one_line(make_setting, refinement):
+    setting = make_setting("mamba", Precision(symmetric=False))
+    with pytest.raises(BadParameter, match=r"\A\w+ must start from a symmetric calibration[^\n]*\Z"):
+        setting.refined(refinement)
+
+
+def test_progress_ends_at_the_end(setting, refinement):
+    told = []
+    setting.refined(refinement, lambda done, total: told.append((done, total)))
+    done, totals = zip(*told, strict=True)
+    assert list(done) == list(range(1, totals[0] + 1))
+    assert set(totals) == {totals[0]}
+
+
+def test_the_gap_is_the_training_parts_lead(setting, refinement):
+    found = setting.refined(refinement)
+    assert set(found.losses) == {f"{part}.{when}" for part in ("train", "validation") for when in ("start", "end")}
+    kept = {part: found.losses[f"{part}.end"] / found.losses[f"{part}.start"] for part in ("train", "validation")}
+    assert found.gap == (1 - kept["train"]) - (1 - kept["validation"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["learned[steps=0]", "learned[steps=1.5]", "learned[rate=0]", "learned[rate=nan]", "learned[loss=mse]",
+     "learned[batch=0]", "learned[length=1]", "learned[piece=0]", "learned[every=0]", "adaround[train=0]",
+     "adaround[validation=0]", "adaround[cold=0]", "adaround[warm=0.3]", "adaround[warm=0.01]", "learned[lr=1]"],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_in_one_line(text):
+    with pytest.raises(BadParameter, match=r"\A[^\n]+\Z"):
+        RefinementSpec.parse(text)
+
+
+@pytest.mark.parametrize("name", REFINEMENTS)
+def test_a_default_written_out_is_the_same_refinement(name):
+    bare = RefinementSpec(name).complete
+    assert RefinementSpec.parse(str(bare)).complete == bare
+    assert RefinementSpec.parse(f"{name}[steps={bare.build().steps:g}]").complete == bare
+
+
+# Scales that are trained
+
+
+def test_a_start_is_stored_as_it_was(setting):
+    scales = Scales(setting.start, setting.prepared.config, trained_sites(setting.quantized))
+    assert scales.stored().digest == setting.start.digest
+
+
+@pytest.mark.parametrize("log", [-1e300, -1e3, -20.0, -13.815510557964275, -13.0])
+def test_no_scale_falls_below_the_floor(setting, log):
+    scales = Scales(setting.start, setting.prepared.config, [HEAD])
+    with torch.no_grad():
+        scales.logs[HEAD].fill_(log)
+    scales.raise_to_floor()
+    assert scales.logs[HEAD].exp() > 0
+    assert scales.stored().scales[HEAD] >= torch.tensor(MIN_SCALE)
