@@ -40,7 +40,10 @@ class Protocol:
 FULL = Protocol(quality_windows=192, decode_windows=120, error_windows=16, max_items=0, recall_sequences=400)
 """--qb-full: about four times the default; standard errors half as large."""
 QUAMBA = PolicySpec("quamba")
-FULL_SUFFIX = "full"  # of such a case's id
+QUICK = Protocol(quality_windows=24, decode_windows=20, error_windows=4, max_items=80)
+"""Half the default: for suites of many cases, which compare strategies rather than guard one."""
+SIZES = {"full": FULL, "quick": QUICK}  # suffix of such a case's id -> its protocol
+FULL_SUFFIX = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +74,7 @@ class Case:
             parts.append(self.weights.id)
         if self.refinement:
             parts.append(str(self.refinement))
-        if self.protocol == FULL:
-            parts.append(FULL_SUFFIX)
+        parts += [suffix for suffix, protocol in SIZES.items() if protocol == self.protocol]
         return "/".join(parts)
 
     @classmethod
@@ -110,6 +112,8 @@ class Case:
 def _part(text: str) -> dict[str, Any]:
     """One part of an id, recognised by its form -> the field that it sets."""
     name = text.partition("[")[0]
+    if text in SIZES:
+        return {"protocol": SIZES[text]}
     if text in groupings():
         return {"grouping": text}
     if name in POLICIES:
@@ -120,7 +124,7 @@ def _part(text: str) -> dict[str, Any]:
         return {"weights": WeightRecipe.parse(text)}
     if text[:1] == "w" and text[1:2].isdigit():
         return {"precision": Precision.parse(text)}
-    known = [*groupings(), *POLICIES, *REFINEMENTS, "gptq", "weights=channel", "w8a8"]
+    known = [*groupings(), *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]
     raise UnknownName("part of a case", text, known)
 
 

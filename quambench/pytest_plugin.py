@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from quambench.case import FULL, Case, Protocol
+from quambench.case import FULL, QUICK, Case, Protocol
 from quambench.errors import BadArtefact, QuambenchError, check_writable
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
@@ -68,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "cases(*specs, language='prose'): what a suite runs, as ids without the model, one case each per model",
+        "cases(*specs, language='prose', quick=False): what a suite runs, as ids without the model",
     )
     config.addinivalue_line("markers", "xdist_group(name): cases of one model; pytest-xdist may not be there to say so")
     option = config.option
@@ -119,7 +119,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases])
 
 
-def _cases(config: pytest.Config, specs: Sequence[str], language: str = "prose") -> list[Case]:
+def _cases(config: pytest.Config, specs: Sequence[str], language: str = "prose", quick: bool = False) -> list[Case]:
     """One case per model and spec; named models stand in for the bundled ones of their language."""
     option = config.option
     if option.qb_model:
@@ -127,7 +127,7 @@ def _cases(config: pytest.Config, specs: Sequence[str], language: str = "prose")
         models = [name for name in option.qb_model if spoken[name] == language]
     else:
         models = list(bundled_names(language))
-    protocol = FULL if option.qb_full else Protocol()
+    protocol = FULL if option.qb_full else QUICK if quick else Protocol()
     cases = [Case.parse(m, spec, protocol) for m in models for spec in specs]
     if option.qb_observer:
         observers = [ObserverSpec.parse(spec) for spec in option.qb_observer]
@@ -145,9 +145,9 @@ def _case_of(item: pytest.Item) -> Case | None:
     return found if isinstance(found, Case) else None
 
 
-def _model_of(item: pytest.Item) -> str:
-    case = _case_of(item)
-    return case.model if case else ""
+def _run_of(case: Case) -> tuple[str, Protocol]:
+    """Cases with an equal one share a calibration pass."""
+    return case.model, case.protocol
 
 
 def _suite_of(item: pytest.Item) -> str:
@@ -168,8 +168,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.stash[PRODUCED].setdefault(_suite_of(item), []).append(case.id)
     yield
     cases = [case for item in items if (case := _case_of(item))]
-    position = {name: i for i, name in enumerate(dict.fromkeys(case.model for case in cases))}
-    items.sort(key=lambda item: position.get(_model_of(item), -1))
+    position = {run: i for i, run in enumerate(dict.fromkeys(_run_of(case) for case in cases))}
+    items.sort(key=lambda item: position[_run_of(found)] if (found := _case_of(item)) else -1)
     config.stash[SESSION].plan(cases)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
@@ -216,6 +217,14 @@ class ModelRun:
             self._measured[key] = self.measure_again(case)
         return self._measured[key]
 
+    def _training(self, case: Case) -> dict[str, Tensor]:
+        """refinement.losses (4,) float64: train start, train end, validation start, validation end."""
+        if case not in self.refined:
+            return {}
+        losses = self.refined[case].losses
+        order = ("train.start", "train.end", "validation.start", "validation.end")
+        return {"refinement.losses": torch.tensor([losses[name] for name in order], dtype=torch.float64)}
+
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
         calibration = self.calibrations[case]
@@ -236,7 +245,7 @@ class ModelRun:
         calibration, _, _ = self.calibrations[case], self.answers, self.inside
         started = time.perf_counter()
         self._progress(f"{case.id}: evaluation", 0, 1)
-        evidence = self.evidence(case)
+        evidence = self.evidence(case) | self._training(case)
         return Result(
             case=case,
             settings=self.settings(case),

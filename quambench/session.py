@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from quambench.case import FULL_SUFFIX, Case
+from quambench.case import FULL_SUFFIX, Case, Protocol
 from quambench.data.corpus import Corpus, load_corpus
 from quambench.errors import (
     BadArtefact,
@@ -72,10 +72,11 @@ class Session:
 
     def __post_init__(self) -> None:
         self.store = BaselineStore(self.baselines, machine_class())
-        self._cases: dict[str, list[Case]] = {}
-        self._runs: dict[str, ModelRun] = {}
+        self._cases: dict[tuple[str, Protocol], list[Case]] = {}
+        self._runs: dict[tuple[str, Protocol], ModelRun] = {}
         self._corpus: Corpus | None = None
         self._given: dict[str, str] = {}  # model name -> as it was asked for
+        self._answers: dict[str, ProbeResult] = {}
 
     @property
     def corpus(self) -> Corpus:
@@ -100,22 +101,18 @@ class Session:
     def plan(self, cases: Iterable[Case]) -> None:
         """Announce the cases to come: one calibration pass per model then serves all of them."""
         for case in cases:
-            self._cases.setdefault(case.model, []).append(case)
+            self._cases.setdefault((case.model, case.protocol), []).append(case)
 
-    def _run(self, model: str) -> ModelRun:
-        if model not in self._runs:
+    def _run(self, case: Case) -> ModelRun:
+        key = case.model, case.protocol
+        if key not in self._runs:
             self._runs.clear()  # one model's calibrations and results in memory at a time
-            if model not in self.checkpoints:
-                self.load(model)
-            self._runs[model] = ModelRun(
-                self.checkpoints[model],
-                self.corpus,
-                self._cases[model],
-                self.progress,
-                self.known,
-                self.window_batch,
-            )
-        return self._runs[model]
+            if case.model not in self.checkpoints:
+                self.load(case.model)
+            checkpoint, cases = self.checkpoints[case.model], self._cases[key]
+            run = ModelRun(checkpoint, self.corpus, cases, self.progress, self.known, self.window_batch)
+            self._runs[key] = run
+        return self._runs[key]
 
     def judge(self, suite: str, case: Case) -> Verdict:
         """Run one case and judge it against its baseline; the verdict is also kept.
@@ -140,7 +137,7 @@ class Session:
         return Verdict(case.id, Status.ERROR, reason, unit=probe.place if probe else "", place=_where(error))
 
     def _judge(self, suite: str, case: Case) -> Verdict:
-        run = self._run(case.model)
+        run = self._run(case)
         record = record_of(run.result(case), provenance())
         stored = self._stored(suite, case)
         old = stored.cases[case.id] if stored else None
@@ -164,8 +161,15 @@ class Session:
 
     @cached_property
     def probes(self) -> dict[str, ProbeResult]:
-        """Every unit's answers to its stored questions; asked once a run, before the first case."""
-        return {result.name: result for result in probes.check()}
+        """Every unit's answers to its stored questions; asked once a run."""
+        self._answers |= {result.name: result for result in probes.check()}
+        return self._answers
+
+    def _asked(self, names: Sequence[str]) -> list[ProbeResult]:
+        """The answers of some probes; each is asked once a run."""
+        if open_ones := [name for name in names if name not in self._answers]:
+            self._answers |= {result.name: result for result in probes.check(only=open_ones)}
+        return [self._answers[name] for name in names]
 
     def judge_probe(self, name: str) -> Verdict:
         """One probe as a row of its own; the verdict is also kept. raises BadArtefact"""
@@ -181,9 +185,9 @@ class Session:
     def _broken_probe(self, case: Case) -> Finding | None:
         """The first unit that this case rests on and that answers otherwise than stored."""
         architecture = self.checkpoints[case.model].config.architecture
-        for result in self.probes.values():
-            broken = result.status in ("changed", "error")
-            if broken and probes.rests_on(result, architecture, case):
+        names = [p.name for p in probes.all_probes() if probes.rests_on(p.name, architecture, case)]
+        for result in self._asked(names):
+            if result.status in ("changed", "error"):
                 return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
         return None
 
@@ -236,7 +240,7 @@ class Session:
         answered &= set(self.probes) if answered else set()
         if answered:
             paths.append(probes.record(answered))
-        elif self.to_write and (changed := [r.name for r in self.probes.values() if r.status == "changed"]):
+        elif self.to_write and (changed := [r.name for r in self._answers.values() if r.status == "changed"]):
             self.notes.append(
                 f"written, but {_listed(changed)} still answer otherwise than stored; "
                 "if that is meant, `pytest suites/probes --qb-update` stores their answers too"
@@ -267,11 +271,12 @@ class Session:
 
     def _measured_elsewhere(self) -> dict[Case, Evidence]:
         """Each case to be written, once more, under other numerics (gate/rerun.py)."""
-        cases: dict[str, list[Case]] = {}
+        cases: dict[tuple[str, Protocol], list[Case]] = {}
         for (_, model), found in sorted(self.to_write.items()):
-            cases.setdefault(model, []).extend(case for case, _ in found)
+            for case, _ in found:
+                cases.setdefault((model, case.protocol), []).append(case)
         again: dict[Case, Evidence] = {}
-        for i, (model, wanted) in enumerate(cases.items()):
+        for i, ((model, _), wanted) in enumerate(cases.items()):
             self.progress("noise floor, in another process", i, len(cases))
             distinct = tuple(dict.fromkeys(wanted))
             job = Job(self._given.get(model, model), self.corpus_path, distinct)

@@ -31,7 +31,7 @@ ORDER = (
     {"runner", "provenance"},
     {"gate"},
     {"report"},
-    {"session", "compare"},
+    {"session", "compare", "claims"},
     {"selftest"},
     {"pytest_plugin", "cli"},
 )

@@ -52,5 +52,5 @@ def test_a_crash_names_the_unit_whose_probe_broke(judged, monkeypatch):
 
 def test_a_crash_of_the_probes_themselves_does_not_hide_the_first(judged, monkeypatch):
     monkeypatch.setattr(module, "record_of", lambda *_: 1 / 0)
-    monkeypatch.setattr(module.probes, "check", lambda: {}["gone"])
+    monkeypatch.setattr(module.probes, "check", lambda **_: {}["gone"])
     assert judged().reason.startswith("ZeroDivisionError")

@@ -36,6 +36,7 @@ COMMANDS = {
     "compare": Command(
         "this code against another revision of it, without baselines", "quambench compare --against main"
     ),
+    "claims": Command("what the user's guide claims, against measurements", "quambench claims --out docs/claims.md"),
     "report": Command("tabulate stored baselines", "quambench report baselines/alpha --format md"),
     "selftest": Command("plant faults, and see whether the gate sees them", "quambench selftest --fault 'q_max 126'"),
     "zoo": Command("train and check the bundled models", "quambench zoo check mamba2-tiny"),

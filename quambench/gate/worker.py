@@ -86,8 +86,8 @@ def _measure(work: ModelRun, number: int, out: Path) -> dict[str, Any]:
 
 def _rests_on(case: Case, checkpoint: Checkpoint) -> list[str]:
     """The probes of the units that a case is made of."""
-    asked = [probes.ProbeResult(probe.name, "same") for probe in probes.all_probes()]
-    return [r.name for r in asked if probes.rests_on(r, checkpoint.config.architecture, case)]
+    architecture = checkpoint.config.architecture
+    return [probe.name for probe in probes.all_probes() if probes.rests_on(probe.name, architecture, case)]
 
 
 def _answer_probes(request: dict[str, str]) -> dict[str, Any]:

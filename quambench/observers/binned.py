@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -44,6 +45,6 @@ class Binned(Observer):
 
 def whole_number(name: str, value: float, least: int) -> int:
     """raises BadParameter unless value is a whole number from `least` on"""
-    if not float(value).is_integer() or value < least:
+    if not math.isfinite(value) or not float(value).is_integer() or value < least:
         raise BadParameter(f"{name} must be a whole number, {least} or more (got {value!r})")
     return int(value)

@@ -35,7 +35,7 @@ class FirstMiddleLast(Policy):
     first: float = 1.0  # α of the first `width` layers
     middle: float = 0.9995
     last: float = 0.9999  # α of the last `width` layers
-    width: float = 1  # layers that count as first, and as last
+    width: float = 1.0  # layers that count as first, and as last
 
     def __post_init__(self) -> None:
         for name in ("first", "middle", "last"):

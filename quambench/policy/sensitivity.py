@@ -49,8 +49,8 @@ class BySensitivity(Policy):
 
     measures: ClassVar[bool] = True
 
-    budget: float = 6  # sites that may be treated
-    floats: float = 0  # sites among them that stay float
+    budget: float = 6.0  # sites that may be treated
+    floats: float = 0.0  # sites among them that stay float
 
     def __post_init__(self) -> None:
         for name in ("budget", "floats"):

@@ -36,14 +36,14 @@ SOFTEST = 0.2085  # 1 / (2 ln 11): above it soft rounding has jumps
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Stage:
     """One block, or lm_head: what goes into it, and what the float model makes of that."""
 
     layer: int | None  # None: lm_head
     inputs: Tensor  # (B, L, D), normed
     target: Tensor  # (B, L, D), or logits
 
-    def rows(self, rows: Tensor) -> Piece:
+    def rows(self, rows: Tensor) -> Stage:
         return replace(self, inputs=self.inputs[rows], target=self.target[rows])
 
     def error(self, model: LanguageModel, length: int, tap: Tap) -> Tensor:
@@ -61,16 +61,16 @@ class Piece:
         return torch.cat(outputs, dim=1)
 
 
-def pieces(model: LanguageModel, tokens: Tensor) -> Iterator[Piece]:
+def stages(model: LanguageModel, tokens: Tensor) -> Iterator[Stage]:
     """The float model's blocks on tokens (B, L), first to last, then its lm_head."""
     hidden = model.backbone.embedding(tokens)
     for i, block in enumerate(model.blocks):
         normed = block.norm(hidden)
         inner, _ = block.mixer(normed, None, no_tap)
-        yield Piece(i, normed, inner)
+        yield Stage(i, normed, inner)
         hidden = hidden + inner
     normed = model.backbone.norm_f(hidden)
-    yield Piece(None, normed, model.lm_head(normed))
+    yield Stage(None, normed, model.lm_head(normed))
 
 
 @REFINEMENTS.register("adaround")
@@ -80,7 +80,17 @@ class AdaRound(Refinement):
 
     Label-free, and no gradient passes from block to block: each gets the float model's hidden states and
     is to give the float model's output. Rounding starts soft and hardens (`soft_round`), its
-    temperature falling geometrically from `warm` to `cold`.
+    temperature falling geometrically from `warm` to `cold`. A loss is a mean over blocks and lm_head of
+    the squared error of the output, relative to the output's mean square.
+
+    The defaults take 8 to 10 s of one core on mamba-tiny and mamba2-tiny. KL to float in nats/token on the
+    evaluation part, prefill and decoding, before -> after, from percentile[alpha=0.9995]:
+
+        mamba-tiny   w8a8  0.0139 -> 0.0122   0.0209 -> 0.0188     mamba2-tiny  0.0054 -> 0.0050   0.0064 -> 0.0061
+                     w8a6  0.160  -> 0.096    0.196  -> 0.123                   0.042  -> 0.028    0.054  -> 0.039
+                     w8a4  6.8    -> 1.2      8.0    -> 1.3                     1.67   -> 0.33     1.97   -> 0.36
+
+    The gap between training and validation part (`Refined.gap`) was 0.02 at most.
     """
 
     steps: float = 24.0  # of each block
@@ -121,7 +131,7 @@ class AdaRound(Refinement):
         parts = Parts.of(sequences, int(self.train), int(self.validation), int(self.length))
         model, names = taught(prepared, quantized), []
         found: list[_Found] = []
-        both = zip(pieces(prepared, parts.train), pieces(prepared, parts.validation), strict=True)
+        both = zip(stages(prepared, parts.train), stages(prepared, parts.validation), strict=True)
         total = (prepared.config.n_layers + 1) * int(self.steps)
         for train, validation in both:
             job = _Job(self, model, start, train, validation, trained_sites(quantized), parts)
@@ -153,7 +163,7 @@ def _shifted(progress: Progress, before: int, total: int, done: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Of one piece."""
+    """Of one stage."""
 
     best: Best
     scales: Mapping[str, Tensor]  # of its own sites
@@ -163,13 +173,13 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """The training of one piece."""
+    """The training of one stage."""
 
     how: AdaRound
     model: LanguageModel
     start: Calibration
-    train: Piece
-    validation: Piece
+    train: Stage
+    validation: Stage
     all_sites: list[str]
     parts: Parts
 
@@ -191,7 +201,7 @@ class _Job:
         own = {site: best.calibration.scales[site] for site in self.sites}
         return _Found(best, own, self.judged(self.start, self.train), self.judged(best.calibration, self.train))
 
-    def judged(self, calibration: Calibration, part: Piece) -> float:
+    def judged(self, calibration: Calibration, part: Stage) -> float:
         """By hard rounding."""
         tap = hard_tap(self.model.config, calibration, self.sites)
         return part.error(self.model, int(self.how.piece), tap).item()

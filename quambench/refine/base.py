@@ -37,8 +37,10 @@ class Refined:
         0.1: ten points of the gain were of its own data alone. The validation part chose the best step, so
         even its own share is a little too good.
         """
-        own, other = (1 - self.losses[f"{p}.end"] / self.losses[f"{p}.start"] for p in ("train", "validation"))
-        return own - other
+        if self.best_step == 0:
+            return 0.0
+        own, other = (self.losses[f"{p}.end"] / self.losses[f"{p}.start"] for p in ("train", "validation"))
+        return other - own
 
 
 class Refinement(ABC):

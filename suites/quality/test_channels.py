@@ -10,14 +10,16 @@ import pytest
 
 
 @pytest.mark.cases(
-    "percentile/split",
+    "percentile",
     "percentile/head",
     "percentile/channel",
     "percentile/channel_state",
+    "running_max",
     "running_max/channel",
     "running_max/channel_state",
     "percentile/w8a4",
     "percentile/channel/w8a4",
+    quick=True,
 )
 def test_channels(case, judge):
     judge(case)

@@ -7,6 +7,7 @@ import pytest
 
 
 @pytest.mark.cases(
+    "running_max",
     "running_max[clip_ratio=0.9]",
     "mse[low=0.8,steps=20]",
     "mse",
@@ -14,6 +15,7 @@ import pytest
     "gauss_2.5sigma",
     "entropy",
     "kl",
+    quick=True,
 )
 def test_clipping(case, judge):
     judge(case)
@@ -26,15 +28,17 @@ def test_clipping(case, judge):
     "gauss_2.5sigma/w8a4",
     "entropy/w8a4",
     "kl/w8a4",
+    quick=True,
 )
 def test_clipping_at_four_bits(case, judge):
     judge(case)
 
 
 @pytest.mark.cases(
+    "running_max/w8a6",
     "mse/uniform",
-    "running_max/uniform/w8a6",
     "mse/uniform/w8a6",
+    quick=True,
 )
 def test_clipping_everywhere(case, judge):
     judge(case)

@@ -7,9 +7,11 @@ import pytest
 
 
 @pytest.mark.cases(
+    "percentile",
     "dynamic_percentile",
-    "dynamic_percentile/channel",
+    "percentile/w8a4",
     "dynamic_percentile/w8a4",
+    quick=True,
 )
 def test_dynamic_percentile(case, judge):
     judge(case)

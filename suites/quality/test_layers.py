@@ -7,13 +7,15 @@ import pytest
 
 
 @pytest.mark.cases(
+    "percentile",
     "percentile/uniform",
     "percentile/first_middle_last",
-    "percentile/scale_multiplier",
     "percentile/scale_multiplier[layers=ends]",
     "percentile/sensitivity",
     "percentile/sensitivity[floats=6]",
+    "percentile/w8a4",
     "percentile/sensitivity/w8a4",
+    quick=True,
 )
 def test_layers(case, judge):
     judge(case)

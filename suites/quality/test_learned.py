@@ -7,10 +7,13 @@ import pytest
 
 
 @pytest.mark.cases(
+    "percentile",
     "percentile/learned",
+    "percentile/adaround",
+    "percentile/w8a4",
     "percentile/w8a4/learned",
-    "percentile/w8a4/learned[loss=nll]",
     "percentile/w8a4/adaround",
+    quick=True,
 )
 def test_learned(case, judge):
     judge(case)

@@ -7,9 +7,13 @@ import pytest
 
 
 @pytest.mark.cases(
+    "percentile",
     "percentile/w8a8-asymmetric",
+    "running_max",
     "running_max/w8a8-asymmetric",
+    "percentile/w8a4",
     "percentile/w8a4-asymmetric",
+    quick=True,
 )
 def test_symmetry(case, judge):
     judge(case)

@@ -7,9 +7,11 @@ import pytest
 
 
 @pytest.mark.cases(
+    "percentile",
     "warmup_percentile",
-    "warmup_percentile/w8a4",
     "percentile[sigma=0.1]/w8a4",
+    "warmup_percentile/w8a4",
+    quick=True,
 )
 def test_warmup(case, judge):
     judge(case)

@@ -8,11 +8,13 @@ import pytest
 
 
 @pytest.mark.cases(
+    "percentile",
     "percentile/weights=tensor",
     "percentile/weights=split",
     "percentile/weights=channel",
     "percentile/weights=percentile[alpha=0.9999]@channel",
     "percentile/weights=mse@channel",
+    quick=True,
 )
 def test_granularity(case, judge):
     judge(case)
@@ -23,6 +25,7 @@ def test_granularity(case, judge):
     "percentile/w4a8/weights=mse@group",
     "percentile/w4a8/gptq",
     "percentile[alpha=1.0]/w4a8/gptq",
+    quick=True,
 )
 def test_four_bits(case, judge):
     judge(case)

@@ -23,7 +23,7 @@ KINDS = {
 PIECES = (adaround, learned, training)  # modules that a fault is planted in
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["kl", "adaround"])  # nll differs from kl in one line, which test_learned judges
 def refinement(request):
     return spec(request.param)
 
@@ -167,9 +167,8 @@ def test_an_absurd_rate_gives_back_the_start(setting, refinement, rate):
 ARCHITECTURES = ("mamba", "mamba2")
 WRONG = [  # sixteen times too large, or clipped to a quarter
     ("mamba", "layers.1.in_proj:output", 0.25),
-    ("mamba", "layers.0.x_proj:input", 16.0),
+    ("mamba", "layers.0.out_proj:input", 16.0),
     ("mamba", "layers.1.x_proj:output", 0.25),
-    ("mamba", "layers.0.dt_proj:output", 16.0),
     ("mamba", "layers.1.ssm_state", 16.0),
     ("mamba", HEAD, 0.25),
     ("mamba2", "layers.1.z", 0.25),
@@ -242,11 +241,12 @@ def test_the_float_model_and_the_start_are_left_alone(setting, refinement):
         assert torch.equal(p, weights[name]) and p.grad is None and not p.requires_grad, name
 
 
-@pytest.mark.parametrize("grain", [0, 1, 2, 3])
+@pytest.mark.parametrize("grain", [1, 3])  # 0 is everybody else's
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_granularity_trains(make_setting, architecture, grain, refinement):
+@pytest.mark.parametrize("kind", ["kl", "adaround"])
+def test_every_granularity_trains(make_setting, architecture, grain, kind):
     setting = make_setting(architecture, Precision(act_bits=5), grain)
-    found = setting.refined(refinement)
+    found = setting.refined(spec(kind))
     assert found.best_step > 0
     assert found.calibration.granularities == setting.start.granularities
     stayed = {part for part, step in found.best_steps.items() if step == 0}
@@ -300,7 +300,7 @@ def test_the_gap_is_the_training_parts_lead(setting, refinement):
     found = setting.refined(refinement)
     assert set(found.losses) == {f"{part}.{when}" for part in ("train", "validation") for when in ("start", "end")}
     kept = {part: found.losses[f"{part}.end"] / found.losses[f"{part}.start"] for part in ("train", "validation")}
-    assert found.gap == (1 - kept["train"]) - (1 - kept["validation"])
+    assert found.gap == kept["validation"] - kept["train"]
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,9 @@ def _() -> AbstractContextManager[Any]:
     return patch.object(aciq, "optimal_clip", lambda prior, step: original(prior, 2 / (2 / step + 2)))
 
 
-@fault("the less likely prior is taken", "observer/aciq", SCAN, case=ACIQ, architectures=OTHER)
+@fault("a gauss is taken for anything", "observer/aciq", SCAN, case=ACIQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(aciq, "GAUSS_BELOW", 0.0)
+    return patch.object(aciq, "GAUSS_BELOW", 1e9)
 
 
 GAUSS = "gauss_2.5sigma"
@@ -389,7 +389,7 @@ def _() -> AbstractContextManager[Any]:
     return patch.object(by_cost, "best_remedy", lambda costs: max(costs, key=lambda name: costs[name]))
 
 
-@fault("a site meant to stay float is quantized", "", "", case=MEASURED, architectures=OTHER)
+@fault("a site meant to stay float is quantized", "", "layers.*|lm_head.*", case=MEASURED, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     return planned(
         BySensitivity,

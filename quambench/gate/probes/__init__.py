@@ -48,15 +48,17 @@ def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
     made = [*units.probes(), *models.probes()]
     order = (
-        "grid", "hadamard", "weights", "w4", "gptq", "granularity", "site", "observer", "policy", "fuse",
+        "grid", "hadamard", "observer", "weights", "w4", "gptq", "granularity", "site", "policy", "fuse",
         "int8_linear", "calibration",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
 
 
-def check(expected: Path = EXPECTED, streams: Path = STREAMS) -> tuple[ProbeResult, ...]:
-    """Ask every probe.
+def check(
+    expected: Path = EXPECTED, streams: Path = STREAMS, only: Collection[str] | None = None
+) -> tuple[ProbeResult, ...]:
+    """Ask every probe, or those named in `only`, in order of dependence.
 
     raises BadArtefact when the stored files cannot be read
     """
@@ -64,33 +66,32 @@ def check(expected: Path = EXPECTED, streams: Path = STREAMS) -> tuple[ProbeResu
     results = []
     with torch.random.fork_rng(), torch.no_grad():
         for probe in all_probes():
-            results.append(_ask(probe, questions, stored.get(probe.name)))
+            if only is None or probe.name in only:
+                results.append(_ask(probe, questions, stored.get(probe.name)))
     asked = {r.name for r in results}
-    return (
-        *results,
-        *(ProbeResult(name, "gone", "no probe has this name any more") for name in stored if name not in asked),
-    )
+    gone = [] if only is not None else [name for name in stored if name not in asked]
+    return (*results, *(ProbeResult(name, "gone", "no probe has this name any more") for name in gone))
 
 
-def rests_on(result: ProbeResult, architecture: str, case: Case) -> bool:
-    """Whether a case depends on the unit that a probe asked."""
-    unit, _, variant = result.name.partition("/")
+def rests_on(name: str, architecture: str, case: Case) -> bool:
+    """Whether a case depends on the unit that the probe of this name asks."""
+    unit, _, variant = name.partition("/")
     observers = {case.observer.name, case.weights.observer.name, "running_max"}  # weights and sites keep the last
     if unit == "observer":
         return variant.split("[")[0] in observers
     if unit == "policy":
-        name, _, kind = variant.rpartition("/")
-        return name.split("[")[0] == case.policy.name and kind == architecture
+        policy, _, kind = variant.rpartition("/")
+        return policy.split("[")[0] == case.policy.name and kind == architecture
     if unit in ("w4", "gptq"):
         return case.weights.granularity == "group" and (unit == "w4" or case.weights.gptq)
     if unit == "refine":
         return case.refinement is not None and variant.split("[")[0] == case.refinement.name
-    if result.name == "grid/asymmetric":
+    if name == "grid/asymmetric":
         return not case.precision.symmetric
     if unit == "granularity":
-        kind, _, name = variant.partition("/")
+        kind, _, granularity = variant.partition("/")
         return kind == architecture and (
-            name == "tensor" or case.grouping != PER_TENSOR or case.policy.found().measures
+            granularity == "tensor" or case.grouping != PER_TENSOR or case.policy.found().measures
         )
     if unit == "calibration":
         kind, _, observer = variant.partition("/")
