@@ -1,0 +1,16 @@
+"""Claims on the runtime, which is out of reach here."""
+
+from __future__ import annotations
+
+from quambench.claims.base import Row, cannot, family
+from quambench.claims.sources import Sources
+
+
+@family("The runtime", "Claims about kernels.")
+def runtime(sources: Sources) -> list[Row]:
+    uniform = "the runtime is a uniform INT8 grid, and there are no tensor cores here to lose"
+    seconds = "the figure is a GPU kernel's; here the INT8 model is plain PyTorch on a CPU"
+    return [
+        cannot("non-uniform grids would cost", "10-30×", uniform),
+        cannot("time per token", "about 10 ms", seconds),
+    ]

@@ -1,0 +1,67 @@
+"""quambench claims: what the user's guide claims, held against measurements."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from quambench.claims import FAMILIES, Sources
+from quambench.claims.fresh import Fresh
+from quambench.claims.render import Section, document, markdown, terminal
+from quambench.claims.stored import Shelf
+from quambench.cli.options import progress_bars
+from quambench.errors import BadArtefact, check_writable
+from quambench.gate.baselines import BaselineStore
+from quambench.models.checkpoint import bundled_names
+from quambench.provenance import machine_class
+from quambench.runner import Progress
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", action="append", metavar="NAME|DIR", help="repeatable (default: every bundled model)"
+    )
+    parser.add_argument(
+        "--baselines", type=Path, default=Path("baselines"), metavar="DIR", help="(default: baselines/)"
+    )
+    parser.add_argument("--stored", action="store_true", help="baselines alone: measure nothing afresh")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the document, as markdown")
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    given = options.model or list(bundled_names())
+    if options.out:
+        check_writable(options.out.parent)
+    store = BaselineStore(options.baselines, machine_class())
+    shelves = {name: Shelf(store, name) for name in (Path(model).name for model in given)}
+    if not any(map(len, shelves.values())):
+        what = " or ".join(shelves)
+        raise BadArtefact(f"{options.baselines} holds no baseline of {what}; pytest suites/ --qb-update writes them")
+    with progress_bars() as progress:
+        sections = _sections(_sources(shelves, [] if options.stored else given, progress))
+    if options.out:
+        options.out.write_text(markdown(sections, list(shelves)), encoding="utf-8")
+    if options.json:
+        print(json.dumps(document(sections), indent=1, ensure_ascii=False, allow_nan=False))
+    elif options.out:
+        print(f"written: {options.out}")
+    else:
+        sys.stdout.write(terminal(sections))
+    return 0
+
+
+def _sources(shelves: dict[str, Shelf], measured: list[str], progress: Progress) -> Sources:
+    """measured: models, as given, on which fresh numbers may be taken"""
+    return Sources(
+        shelves=shelves,
+        fresh={Path(model).name: Fresh(model, progress) for model in measured},
+        recall=frozenset(name for name, shelf in shelves.items() if shelf.recalls or name in bundled_names("recall")),
+    )
+
+
+def _sections(sources: Sources) -> list[Section]:
+    made = [Section(f.title, f.about, f.rows(sources)) for f in FAMILIES.values()]
+    return [section for section in made if section.rows]
