@@ -313,3 +313,94 @@ def test_a_stored_case_that_nothing_produces_is_an_orphan_on_full_runs_only(run,
     assert run("suites/test_alpha.py::test_alpha", fault=as_bundled, model=False).ret in (0, 1)
     assert run("--qb-update", fault=as_bundled, model=False).ret == 0
     assert run(fault=as_bundled, model=False).ret == 0
+
+
+def ids_of(result):
+    return [line.partition("[")[2][:-1] for line in result.outlines if "::test_alpha[" in line]
+
+
+def test_groupings_and_precisions_take_the_place_of_the_suites_own(run):
+    options = ("--collect-only", "-q", "--qb-grouping", "split", "--qb-grouping", "channel", "--qb-precision", "w8a6")
+    assert ids_of(run(*options)) == [
+        f"tiny-model/{observer}/{grouping}/w8a6"
+        for observer in ("running_max", "percentile[alpha=0.9]")
+        for grouping in ("split", "channel")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--qb-grouping", "chanel"), "Did you mean 'channel'"),
+        (("--qb-precision", "w8a16"), "a precision is written w8a8"),
+    ],
+)
+def test_a_wrong_grouping_or_precision_is_one_line(run, option, says):
+    result = run(*option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert says in text(result)
+    assert "Traceback" not in text(result)
+
+
+def test_a_suite_may_be_quick_and_full_still_means_full(run, pytester):
+    suite = pytester.path / "suites" / "test_alpha.py"
+    suite.write_text(SUITE.replace('"percentile[alpha=0.9]"', '"percentile[alpha=0.9]/channel", quick=True'))
+    assert ids_of(run("--collect-only", "-q"))[1] == "tiny-model/percentile[alpha=0.9]/channel/quick"
+    assert ids_of(run("--collect-only", "-q", "--qb-full"))[1] == "tiny-model/percentile[alpha=0.9]/channel/full"
+
+
+RECIPES = """
+import pytest
+
+@pytest.mark.cases(
+    "mse/channel/w8a6", "percentile/sensitivity[budget=2,floats=1]", "percentile/w4a8/gptq",
+    "running_max/w8a8-asymmetric", "percentile/weights=aciq@channel", "percentile/learned[steps=2,length=8]",
+    "entropy/uniform", "percentile/channel_state/first_middle_last",
+)
+def test_alpha(case, judge):
+    judge(case)
+"""
+
+
+@pytest.fixture(scope="session")
+def recipe_baselines(tmp_path_factory) -> Path:
+    """Filled by the first test that needs them recorded; the others copy."""
+    return tmp_path_factory.mktemp("recipes") / "baselines"
+
+
+@pytest.fixture
+def recipes(run, recipe_baselines, pytester):
+    (pytester.path / "suites" / "test_alpha.py").write_text(RECIPES)
+    if recipe_baselines.exists():
+        shutil.copytree(recipe_baselines, pytester.path / "baselines")
+    else:
+        run("--qb-new-only").assert_outcomes(passed=8)
+        shutil.copytree(pytester.path / "baselines", recipe_baselines)
+    return run
+
+
+def test_recipes_of_every_kind_are_the_same_again(recipes):
+    """Each part of a case survives being stored: same settings, same artefacts, same place in the rows."""
+    again = recipes()
+    again.assert_outcomes(passed=8)
+    assert text(again).count("SAME") == 8
+
+
+@pytest.mark.parametrize(
+    ("fault", "recipe", "place"),
+    [
+        ("from quambench.quant import gptq, recipe; recipe.gptq = lambda w, h: gptq.gptq(w, h.flip(0, 1))", "gptq",
+         "layers.0.in_proj.weight"),
+        ("from quambench.quant import site_grid as g; old = g.AsymmetricGrid.dequantize; "
+         "g.AsymmetricGrid.dequantize = lambda self, q: old(self, q) + self.scale", "asymmetric", "layers.0.in_proj"),
+        ("from quambench.observers import entropy as e; e.quantized_entropy = lambda h, t, b: t", "entropy",
+         "layers.0.in_proj:input"),
+    ],
+    ids=["gptq", "asymmetric", "entropy"],
+)  # fmt: skip
+def test_a_fault_in_a_strategy_turns_its_row_red_and_no_other(recipes, fault, recipe, place):
+    found = recipes(fault=fault)
+    found.assert_outcomes(passed=7, failed=1)
+    (red,) = {x for x in found.outlines if x.startswith(("DRIFTED", "REGRESSED", "INCONCLUSIVE", "IMPROVED"))}
+    assert recipe in red
+    assert place in red

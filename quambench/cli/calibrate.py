@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
+from torch import Tensor
 
 from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_model, progress_bars
@@ -57,11 +58,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({site: scale.tolist() for site, scale in calibration.scales.items()}, indent=1))
         return 0
-    table = [
-        [site, calibration.observers[site], scale.numel(), f"{scale.min().item():.6g}", f"{scale.max().item():.6g}"]
-        for site, scale in calibration.scales.items()
-    ]
+    table = [[site, calibration.observers[site], *_size(scale)] for site, scale in calibration.scales.items()]
     print(tabulate(table, headers=["site", "observer", "scales", "smallest", "largest"], disable_numparse=True))
     if options.out:
         print(f"\nwritten: {options.out}")
     return 0
+
+
+def _size(scale: Tensor) -> list[str]:
+    """How many scales, the smallest and the largest; none where a policy leaves the site float."""
+    if not scale.numel():
+        return ["0", "float", "float"]
+    return [str(scale.numel()), f"{scale.min().item():.6g}", f"{scale.max().item():.6g}"]

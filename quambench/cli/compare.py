@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from quambench.case import Case
 from quambench.cli.options import add_corpus, add_observers, progress_bars
 from quambench.compare import compare
 from quambench.gate.worker import Task
 from quambench.models.checkpoint import bundled_names
-from quambench.observers import ObserverSpec
 from quambench.provenance import provenance
 from quambench.report import REPORTS, check_report, format_of, terminal
 
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     for path in options.report:
         check_report(path, "--report")
     for spec in observers:
-        ObserverSpec.parse(spec)
+        Case.parse("", spec)
     models = [_absolute(m) for m in options.model or bundled_names("prose")]
     corpus = str(options.corpus.resolve()) if options.corpus else ""
     tasks = [Task(model, observers, corpus, options.full) for model in models]

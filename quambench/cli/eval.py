@@ -34,12 +34,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_observers(parser)
     add_corpus(parser)
     parser.add_argument(
-        "--case",
-        action="append",
-        metavar="SPEC",
-        help='observer, grouping, policy, precision, weights: "mse/channel/w8a4"; repeatable, in place of --observer',
-    )
-    parser.add_argument(
         "--calibration",
         type=Path,
         metavar="DIR",
@@ -49,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    specs = options.case or options.observer or ["percentile"]
+    specs = options.observer or ["percentile"]
     checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
     cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import cast
 
 from tabulate import tabulate
 
@@ -13,6 +15,10 @@ from quambench.models.checkpoint import bundled_names
 from quambench.models.sites import SITES
 from quambench.observers import OBSERVERS
 from quambench.policy import POLICIES
+from quambench.policy.base import PER_TENSOR, groupings
+from quambench.quant.granularity import GRANULARITIES
+from quambench.refine import REFINEMENTS
+from quambench.spec import Value, written
 
 Rows = list[dict[str, object]]
 
@@ -25,17 +31,20 @@ def _models() -> Rows:
     return [{"name": n, "language": kind} for kind in ("prose", "recall") for n in bundled_names(kind)]
 
 
-def _observers() -> Rows:
+def _with_parameters(kinds: Mapping[str, type]) -> Rows:
+    """Dataclasses by name, their fields with defaults as a spec writes them."""
     rows: Rows = []
-    for name, kind in OBSERVERS.items():
-        fields = [f for f in dataclasses.fields(kind) if f.name != "bits"]
-        defaults = ", ".join(f"{f.name}={f.default}" for f in fields)
-        rows.append({"name": name, "parameters": defaults or "-", "what": _first_line(kind)})
+    for name, kind in kinds.items():
+        fields = ", ".join(
+            f"{f.name}={written(cast(Value, f.default))}" for f in dataclasses.fields(kind) if f.name != "bits"
+        )
+        rows.append({"name": name, "parameters": fields or "-", "what": _first_line(kind)})
     return rows
 
 
-def _policies() -> Rows:
-    return [{"name": name, "what": _first_line(policy)} for name, policy in POLICIES.items()]
+def _groupings() -> Rows:
+    rows: Rows = [{"name": PER_TENSOR, "what": "One scale."}]
+    return rows + [{"name": n, "what": _first_line(GRANULARITIES[n])} for n in groupings() if n != PER_TENSOR]
 
 
 def _metrics() -> Rows:
@@ -57,7 +66,15 @@ def _sites() -> Rows:
     ]
 
 
-KINDS = {"models": _models, "observers": _observers, "policies": _policies, "metrics": _metrics, "sites": _sites}
+KINDS = {
+    "models": _models,
+    "observers": lambda: _with_parameters(OBSERVERS),
+    "groupings": _groupings,
+    "policies": lambda: _with_parameters(POLICIES),
+    "refinements": lambda: _with_parameters(REFINEMENTS),
+    "metrics": _metrics,
+    "sites": _sites,
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ class Command:
 
 
 COMMANDS = {
-    "list": Command("models, observers, metrics and sites by name", "quambench list observers"),
+    "list": Command("what there is, by name: models, observers, policies and more", "quambench list observers"),
     "calibrate": Command("make the scales of a model and save them", "quambench calibrate mamba2-tiny --out scales/"),
     "eval": Command(
         "quantize a model and measure it against its float self",

@@ -26,7 +26,8 @@ def add_observers(parser: argparse.ArgumentParser) -> None:
         "--observer",
         action="append",
         metavar="SPEC",
-        help='at the percentile sites, e.g. "percentile[alpha=0.9995,sigma=0.01]" (default); repeatable',
+        help='at the percentile sites, e.g. "percentile[alpha=0.9995,sigma=0.01]" (default), with more parts of a'
+        ' case behind it where wanted, "mse/channel/w8a4"; repeatable',
     )
 
 

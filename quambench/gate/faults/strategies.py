@@ -27,6 +27,7 @@ from quambench.policy.quamba import Quamba, Uniform
 from quambench.policy.sensitivity import BySensitivity
 from quambench.quant import gptq, recipe, site_grid, w4
 from quambench.quant.granularity import UNQUANTIZED
+from quambench.refine import adaround, learned, training
 
 ONE, OTHER = ("mamba",), ("mamba2",)
 SCAN = "layers.0.{scan}"
@@ -397,3 +398,50 @@ def _() -> AbstractContextManager[Any]:
             s: replace(a, granularity="tensor") if a.granularity == UNQUANTIZED else a for s, a in plan.items()
         },
     )
+
+
+# --- scales trained after calibration ---------------------------------------------------------------------
+
+LEARNED, ROUNDED = "percentile/w8a4/learned[steps=8]", "percentile/w8a4/adaround[steps=8]"
+
+
+def _uphill() -> AbstractContextManager[Any]:
+    original = training.Adam.step
+    return patch.object(training.Adam, "step", lambda self, gradients, rate: original(self, gradients, -rate))
+
+
+def _on_what_validates(module: Any) -> AbstractContextManager[Any]:
+    class Same(training.Parts):
+        @classmethod
+        def of(cls, sequences: Tensor, train: int, validation: int, length: int) -> Any:
+            parts = training.Parts.of(sequences, train, validation, length)
+            return replace(parts, train=parts.validation)
+
+    return patch.object(module, "Parts", Same)
+
+
+@fault("learned scales go uphill", "", "layers.0.*", case=LEARNED, architectures=ONE)
+def _() -> AbstractContextManager[Any]:
+    return _uphill()
+
+
+@fault("learned scales train on what validates", "", "layers.0.*", case=LEARNED, architectures=ONE)
+def _() -> AbstractContextManager[Any]:
+    return _on_what_validates(learned)
+
+
+@fault("a scale's gradient inside the grid left out", "", "layers.0.*", case=LEARNED, architectures=ONE)
+def _() -> AbstractContextManager[Any]:
+    original = learned.straight_through
+    return patch.object(learned, "straight_through", lambda x, scale, bits: original(x, scale.detach() * 1.0, bits)
+                        + (scale - scale.detach()) * x.sign())  # fmt: skip
+
+
+@fault("blocks' scales go uphill", "", "layers.0.*", case=ROUNDED, architectures=OTHER)
+def _() -> AbstractContextManager[Any]:
+    return _uphill()
+
+
+@fault("blocks' scales train on what validates", "", "layers.0.*", case=ROUNDED, architectures=OTHER)
+def _() -> AbstractContextManager[Any]:
+    return _on_what_validates(adaround)

@@ -77,6 +77,7 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     """Whether a case depends on the unit that the probe of this name asks."""
     unit, _, variant = name.partition("/")
     observers = {case.observer.name, case.weights.observer.name, "running_max"}  # weights and sites keep the last
+    finer = case.grouping != PER_TENSOR or case.policy.found().measures
     if unit == "observer":
         return variant.split("[")[0] in observers
     if unit == "policy":
@@ -86,16 +87,15 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
         return case.weights.granularity == "group" and (unit == "w4" or case.weights.gptq)
     if unit == "refine":
         return case.refinement is not None and variant.split("[")[0] == case.refinement.name
-    if name == "grid/asymmetric":
-        return not case.precision.symmetric
+    if name.endswith("/asymmetric") and case.precision.symmetric:
+        return False
     if unit == "granularity":
         kind, _, granularity = variant.partition("/")
-        return kind == architecture and (
-            granularity == "tensor" or case.grouping != PER_TENSOR or case.policy.found().measures
-        )
+        return kind == architecture and (granularity == "tensor" or finer)
     if unit == "calibration":
-        kind, _, observer = variant.partition("/")
-        return _architecture(kind) == architecture and observer.split("[")[0] in observers
+        kind, observer, *way = variant.split("/")
+        right = _architecture(kind) == architecture and observer.split("[")[0] in observers
+        return right and (finer or way != ["finest"])
     if unit in ("fuse", "step"):
         return _architecture(variant.partition("/")[0]) == architecture
     return True

@@ -42,6 +42,8 @@ OBSERVERS = ("percentile[alpha=0.95,sigma=0.2]", "running_max")
 # Beside every policy's defaults.
 VARIANTS = ("first_middle_last[first=0.9,middle=0.8,last=0.7]", "scale_multiplier[factor=0.5,layers=last]",
             "sensitivity[budget=3,floats=1]")  # fmt: skip
+# Which of calibration's ways: per tensor, as fine as sites allow, asymmetric.
+CALIBRATIONS = ("", "/finest", "/asymmetric")
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
 USUAL = quantized.Precision()
 # Bits that are nobody's default; embedding and lm_head stay float, so that their float branches are asked.
@@ -58,8 +60,9 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k))  # type: ignore[misc]
     for kind in CONFIGS:
         for observer in OBSERVERS:
-            name = f"calibration/{kind}/{observer}"
-            yield Probe(name, lambda s, k=kind, o=observer: _calibrated(s, k, o))  # type: ignore[misc]
+            for variant in CALIBRATIONS:
+                name = f"calibration/{kind}/{observer}{variant}"
+                yield Probe(name, lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v))  # type: ignore[misc]
     for kind in ARCHITECTURES:
         yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k))  # type: ignore[misc]
     for kind in CONFIGS:
@@ -117,16 +120,12 @@ def _fused(streams: Streams, kind: str) -> Answer:
     return answer | {f"4 bits, {name} scale": weight.scale.flatten() for name, weight in low.weights().items()}
 
 
-def _calibrated(streams: Streams, kind: str, observer: str) -> Answer:
+def _calibrated(streams: Streams, kind: str, observer: str, variant: str) -> Answer:
     prepared = fuse.prepare(model_of(streams, kind))
-    spec, finest = ObserverSpec.parse(observer), groupings()[-1]
-    tasks = {
-        "": calibrating.Task(Quamba().plan(CONFIGS[kind], spec, PER_TENSOR), 8),
-        "finest, ": calibrating.Task(Quamba().plan(CONFIGS[kind], spec, finest), 8),
-        "asymmetric, ": calibrating.Task(Quamba().plan(CONFIGS[kind], spec, PER_TENSOR), 8, symmetric=False),
-    }
-    made = calibrating.calibrate(prepared, streams["sequences"], tasks, "probe")
-    return {f"{name}{site}": scale for name, c in made.items() for site, scale in c.scales.items()}
+    grouping = groupings()[-1] if variant == "/finest" else PER_TENSOR
+    plan = Quamba().plan(CONFIGS[kind], ObserverSpec.parse(observer), grouping)
+    task = calibrating.Task(plan, 8, symmetric=variant != "/asymmetric")
+    return dict(calibrating.calibrate(prepared, streams["sequences"], {"": task}, "probe")[""].scales)
 
 
 def scales_of(streams: Streams, kind: str, bits: int = 8) -> FixedScales:

@@ -66,10 +66,12 @@ def probes() -> Iterator[Probe]:
             if any(name in site.allowed for site in SITES[kind]):
                 yield Probe(f"granularity/{kind}/{name}", lambda _, n=name, c=config: _lay_out(n, c))  # type: ignore[misc]
     yield Probe("site", _site)
+    yield Probe("site/asymmetric", _asymmetric_site)
     for name in OBSERVERS:
         for spec in (name, *VARIANTS.get(name, ())):
             yield Probe(f"observer/{spec}", lambda streams, spec=spec: _observe(streams, spec))  # type: ignore[misc]
     yield Probe("int8_linear", _product)
+    yield Probe("int8_linear/asymmetric", _asymmetric_product)
 
 
 def _scale(streams: Streams) -> Answer:
@@ -176,16 +178,13 @@ def shape_of(site: str, config: ModelConfig) -> tuple[int, ...]:
 
 
 def _site(streams: Streams) -> Answer:
-    """Ties by way of a site's own grid; per channel, at scales that divide exactly; asymmetric; not at all."""
+    """Ties by way of a site's own grid; per channel, at scales that divide exactly; left float."""
     ties, every = streams["ties"], torch.arange(-128, 128).to(torch.int8)
     answer: dict[str, Tensor | list[str]] = {}
     for bits in (8, 4):
         one = site_grid.SymmetricGrid(torch.tensor(0.5), bits)
         answer[f"{bits} bits"], answer[f"{bits} bits, back"] = one.quantize(ties), one.dequantize(every)
-        shifted = site_grid.AsymmetricGrid(torch.tensor(0.5), torch.tensor(-3.0), bits)
-        answer[f"{bits} bits, shifted"] = shifted.quantize(ties)
-        answer[f"{bits} bits, shifted back"] = shifted.dequantize(every)
-        answer[f"{bits} bits, clipped"] = torch.stack([one.clipped(ties), shifted.clipped(ties)]).int()
+        answer[f"{bits} bits, clipped"] = one.clipped(ties).int()
     channels = site_grid.SymmetricGrid(torch.tensor([0.25, 0.5, 1.0, 2.0]), 8)
     answer["per channel"] = channels.quantize(ties[3::4][:256].view(1, -1, 4))
     answer["per channel, back"] = channels.dequantize(every.view(1, -1, 4))
@@ -193,6 +192,16 @@ def _site(streams: Streams) -> Answer:
     answer["one channel"] = channels.channels(2, 1).dequantize(every)
     kept = site_grid.Unquantized()
     answer["float, values that changed"] = (kept.dequantize(kept.quantize(ties)) != ties).sum()
+    return answer
+
+
+def _asymmetric_site(streams: Streams) -> Answer:
+    ties, every = streams["ties"], torch.arange(-128, 128).to(torch.int8)
+    answer: dict[str, Tensor | list[str]] = {}
+    for bits in (8, 4):
+        one = site_grid.AsymmetricGrid(torch.tensor(0.5), torch.tensor(-3.0), bits)
+        answer[f"{bits} bits"], answer[f"{bits} bits, back"] = one.quantize(ties), one.dequantize(every)
+        answer[f"{bits} bits, clipped"] = one.clipped(ties).int()
     return answer
 
 
@@ -246,18 +255,26 @@ def _refused(batches: Tensor, spec: str) -> tuple[list[str], Tensor]:
     return words, observer.scale()
 
 
-def _product(streams: Streams) -> Answer:
-    """Exact sums that overflow 16 bits, -128 among the factors."""
+def _factors() -> tuple[Tensor, Tensor]:
+    """Whose sums overflow 16 bits, -128 among them."""
     x = (torch.arange(5 * 192).view(5, 192) * 89 % 256 - 128).to(torch.int8)
-    w = (torch.arange(7 * 192).view(7, 192) * 151 % 256 - 128).to(torch.int8)
+    return x, (torch.arange(7 * 192).view(7, 192) * 151 % 256 - 128).to(torch.int8)
+
+
+def _product(streams: Streams) -> Answer:
+    """Exact sums; by way of a site's own grid, and of one that is left float."""
+    (x, w), one = _factors(), torch.tensor(1.0)
     extreme = torch.full((1, 192), -128, dtype=torch.int8)
-    one, both = torch.tensor(1.0), torch.cat([extreme, -1 - extreme])
-    shifted = site_grid.AsymmetricGrid(one, torch.tensor(-3.0), 8)
     return {
         "rows": site_grid.int8_linear(x, w),
         "one row": site_grid.int8_linear(x[:1], w),
-        "extremes": site_grid.int8_linear(extreme, both),
+        "extremes": site_grid.int8_linear(extreme, torch.cat([extreme, -1 - extreme])),
         "site": site_grid.SymmetricGrid(one, 8).product(x, weights.QuantizedTensor(w, one)).int(),
-        "shifted": shifted.product(x, weights.QuantizedTensor(w, one)).int(),
         "float": site_grid.Unquantized().product(x.float(), weights.QuantizedTensor(w, one)).int(),
     }
+
+
+def _asymmetric_product(streams: Streams) -> Answer:
+    (x, w), one = _factors(), torch.tensor(1.0)
+    shifted = site_grid.AsymmetricGrid(one, torch.tensor(-3.0), 8)
+    return {"shifted": shifted.product(x, weights.QuantizedTensor(w, one)).int()}
