@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -129,17 +130,29 @@ class _Watcher:
     def __init__(self, of: _Watched) -> None:
         self.of = of
         self._observers: list[Observer] = []
+        self._failed: Exception | None = None
 
-    def update(self, parts: Sequence[Batch]) -> None:
-        self._observers = self._observers or [self.of.observer.build(self.of.bits) for _ in parts]
-        for observer, part in zip(self._observers, parts, strict=True):
-            observer.update(part)
+    def update(self, parts: Sequence[Batch], sequence: int) -> None:
+        """What goes wrong is kept for whoever asks for the scale: other watchers have nothing to do with it."""
+        if self._failed:
+            return
+        try:
+            self._observers = self._observers or [self.of.observer.build(self.of.bits) for _ in parts]
+            for observer, part in zip(self._observers, parts, strict=True):
+                observer.update(part)
+        except NonFinite as error:
+            self._failed = NonFinite(f"{self.of.site}, calibration sequence {sequence}: {error}")
+        except Exception as error:  # an observer from outside may fail in any way
+            self._failed = error
 
+    @cached_property
     def scale(self) -> Tensor:
         """(*scale_shape), or (n_parts) of several; with a leading 2, step and zero point, where asymmetric.
 
-        raises SiteUnseen, BadParameter or NonFinite: of this site
+        raises SiteUnseen, BadParameter or NonFinite of this site; or what an observer's update raised
         """
+        if self._failed:
+            raise self._failed
         try:
             found = [self._scale(observer) for observer in self._observers]
         except SiteUnseen:
@@ -164,18 +177,22 @@ def calibrate(
     tasks: Mapping[K, Task],
     model_digest: str,
     progress: Progress = lambda done, total: None,
+    failed: dict[K, Exception] | None = None,
     also: Tap = no_tap,
 ) -> dict[K, Calibration]:
     """Run `sequences` once through `prepared`, and turn each task's observers into scales.
 
     sequences  (S, L) int64; each sequence is one batch to an observer, in this order
+    failed     where given, a task whose scales cannot be made is entered here and the others go on
     also       another tap that watches the same pass
     raises NonFinite naming site and sequence; SiteUnseen naming the site; BadCorpus for no sequence;
            BadParameter where a plan asks what a site's consumer cannot work with
     """
     if sequences.numel() == 0:
         raise BadCorpus("calibration needs at least one sequence of at least one token")
-    watchers = _watchers(prepared.config, tasks)
+    for task in tasks.values():
+        check_task(prepared.config, task)
+    watchers = _watchers(tasks)
     by_site: dict[str, list[list[_Watcher]]] = {}
     for alike in _grouped(watchers.values()):
         by_site.setdefault(alike[0].of.site, []).append(alike)
@@ -186,11 +203,8 @@ def calibrate(
         for alike in by_site.get(site, ()):
             for offset, one in enumerate(x.float().split(1)):
                 parts = _laid_out(one, alike[0].of, prepared.config)
-                try:
-                    for watcher in alike:
-                        watcher.update(parts)
-                except NonFinite as error:
-                    raise NonFinite(f"{site}, calibration sequence {first + offset}: {error}") from None
+                for watcher in alike:
+                    watcher.update(parts, first + offset)
         return also(site, x)
 
     for first in range(0, len(sequences), FORWARD_BATCH):
@@ -198,45 +212,52 @@ def calibrate(
         progress(min(first + FORWARD_BATCH, len(sequences)), len(sequences))
 
     data_digest = hashlib.sha256(str(tuple(sequences.shape)).encode() + sequences.numpy().tobytes()).hexdigest()
-    scales = {watched: watcher.scale() for watched, watcher in watchers.items()}
-    return {
-        key: Calibration(
-            scales={
-                site: scales[_watched(site, a, task)] if a.granularity != UNQUANTIZED else torch.zeros(0)
-                for site, a in task.plan.items()
-            },
-            granularities={s: a.granularity for s, a in task.plan.items()},
-            observers={s: str(a.observer.complete) for s, a in task.plan.items()},
-            act_bits=task.act_bits,
-            model_digest=model_digest,
-            data_digest=data_digest,
-            symmetric=task.symmetric,
-        )
-        for key, task in tasks.items()
-    }
+    made: dict[K, Calibration] = {}
+    for key, task in tasks.items():
+        try:
+            made[key] = Calibration(
+                scales={
+                    site: watchers[_watched(site, a, task)].scale if a.granularity != UNQUANTIZED else torch.zeros(0)
+                    for site, a in task.plan.items()
+                },
+                granularities={s: a.granularity for s, a in task.plan.items()},
+                observers={s: str(a.observer.complete) for s, a in task.plan.items()},
+                act_bits=task.act_bits,
+                model_digest=model_digest,
+                data_digest=data_digest,
+                symmetric=task.symmetric,
+            )
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[key] = error
+    return made
 
 
 def _watched(site: str, assignment: Assignment, task: Task) -> _Watched:
     return _Watched(site, assignment.observer.complete, assignment.granularity, task.act_bits, task.symmetric)
 
 
-def _watchers(config: ModelConfig, tasks: Mapping[K, Task]) -> dict[_Watched, _Watcher]:
+def check_task(config: ModelConfig, task: Task) -> None:
+    """raises BadParameter where a plan asks what a site's consumer or an observer cannot work with"""
+    check_plan(config, task.plan)
+    for assignment in task.plan.values():
+        if not task.symmetric and not assignment.observer.found().knows_sides:
+            raise BadParameter(
+                f"{assignment.observer.name} looks for the end of a symmetric grid; on an asymmetric one"
+                " take running_max or percentile"
+            )
+
+
+def _watchers(tasks: Mapping[K, Task]) -> dict[_Watched, _Watcher]:
     """Every distinct thing to observe."""
-    found: dict[_Watched, _Watcher] = {}
-    for task in tasks.values():
-        check_plan(config, task.plan)
-        for site, assignment in task.plan.items():
-            if assignment.granularity == UNQUANTIZED:
-                continue
-            watched = _watched(site, assignment, task)
-            if not task.symmetric and assignment.observer.found().follows_grid:
-                raise BadParameter(
-                    f"{assignment.observer.name} finds the best end of a symmetric grid; on an asymmetric one"
-                    " take running_max or percentile"
-                )
-            if watched not in found:
-                found[watched] = _Watcher(watched)
-    return found
+    of = (
+        _watched(site, assignment, task)
+        for task in tasks.values()
+        for site, assignment in task.plan.items()
+        if assignment.granularity != UNQUANTIZED
+    )
+    return {watched: _Watcher(watched) for watched in dict.fromkeys(of)}
 
 
 def _grouped(watchers: Iterable[_Watcher]) -> list[list[_Watcher]]:

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from quambench.errors import UnknownName
+from quambench.errors import BadParameter, UnknownName
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import groupings
@@ -87,9 +87,13 @@ class Case:
         """
         observer, *rest = text.split("/")
         case = cls(model=model, observer=ObserverSpec.parse(observer), protocol=protocol or Protocol())
+        given: dict[str, Any] = {}
         for part in rest:
-            case = replace(case, **_part(part))
-        return case
+            (field_name, value), *_ = _part(part).items()
+            if field_name in given:
+                raise BadParameter(f"a case has one {field_name} (got another, {part}, in {text!r})")
+            given[field_name] = value
+        return replace(case, **given)
 
     def settings(self) -> dict[str, object]:
         """Every field by name, defaults of observer and policy written out.
@@ -103,10 +107,26 @@ class Case:
         if self.precision.symmetric:
             del flat["symmetric"]
         if self.weights != WeightRecipe():
-            flat["weights"] = self.weights.id
+            flat["weights"] = replace(self.weights, observer=self.weights.observer.complete).id
         if self.refinement:
             flat["refinement"] = str(self.refinement.complete)
         return flat
+
+
+def check_fit(case: Case) -> None:
+    """Whether the parts of a case go together; what takes a plan or data to tell is told later.
+
+    raises BadParameter
+    """
+    grouped, bits = case.weights.granularity == "group", case.precision.weight_bits
+    if grouped and bits != 4:
+        raise BadParameter(f"{case.weights.id} makes weights of 4 bits: write w4a{case.precision.act_bits} beside it")
+    if case.precision.symmetric:
+        return
+    if case.refinement:
+        raise BadParameter(f"{case.refinement.name} trains symmetric grids alone: leave asymmetric out")
+    if case.policy.found().measures:
+        raise BadParameter(f"{case.policy.name} measures symmetric grids alone: leave asymmetric out")
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -320,7 +320,7 @@ def _local_errors(sites: Mapping[str, Tensor], model: QuantizedModel) -> dict[st
     """Float input, quantize, dequantize, at each site alone."""
     rows = []
     for site in sites_of(model.config):
-        x, grid = sites[site].double(), model.grids[site].double()
+        x, grid = sites[site].double(), model.calibrated[site].double()
         error = (grid.dequantize(grid.quantize(x)) - x).square().mean()
         position = grid.position(x)
         reached = position.amax().clamp(max=1) - position.amin().clamp(min=-1)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
-from quambench.calibrate import Calibration, Task, calibrate
-from quambench.case import Case, Protocol, protocol_hash
+from quambench.calibrate import Calibration, Task, calibrate, check_task
+from quambench.case import Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
@@ -42,6 +43,7 @@ from quambench.quant.weights import QuantizedTensor
 from quambench.refine import Refined
 from quambench.sensitivity import measure
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all) -> None"""
 
@@ -95,6 +97,7 @@ class ModelRun:
         self._window_batch = window_batch
         self._measured: dict[tuple[str, Precision, WeightRecipe], dict[str, Tensor]] = {}
         self._sensitivity: dict[tuple[ObserverSpec, Precision], Sensitivity] = {}
+        self._failed: dict[Case, Exception] = {}
         self.refined: dict[Case, Refined] = {}  # what training came to, once `calibrations` are made
         protocols = {case.protocol for case in self.cases}
         if len(protocols) != 1:
@@ -148,21 +151,48 @@ class ModelRun:
     def inside(self) -> FloatInside:
         return float_inside(self.prepared, self.data)
 
+    def calibration(self, case: Case) -> Calibration:
+        """A case's scales, refined where it says so.
+
+        raises what making them raised, of this case alone
+        """
+        made = self.calibrations
+        if case in self._failed:
+            raise self._failed[case]
+        return made[case]
+
     @cached_property
     def calibrations(self) -> dict[Case, Calibration]:
-        """One pass for all cases; a second for those whose policy measures first."""
+        """One pass for all cases, a second for those whose policy measures first; without those that fail."""
         measuring = [case for case in self.cases if case.policy.found().measures]
         plain = [case for case in self.cases if case not in measuring]
-        made = self._calibrate({case: self._task(case) for case in plain}) if plain else {}
-        if measuring:
-            made |= self._calibrate({case: self._task(case, self.sensitivity(case)) for case in measuring})
-        return {case: self._refined(case, made[case]) for case in self.cases}
+        made = self._calibrate(self._tasks(plain)) | self._calibrate(self._tasks(measuring))
+        refined = {case: self._trying(case, lambda c: self._refined(c, made[c])) for case in self.cases if case in made}
+        return {case: found for case, found in refined.items() if found is not None}
 
-    def _task(self, case: Case, sensitivity: Sensitivity | None = None) -> Task:
+    def _trying(self, case: Case, make: Callable[[Case], T]) -> T | None:
+        """A case that does not fit, or fails, is no other's concern: it is told when that one is asked for."""
+        try:
+            return make(case)
+        except Exception as error:
+            self._failed[case] = error
+            return None
+
+    def _tasks(self, cases: Sequence[Case]) -> dict[Case, Task]:
+        found = {case: self._trying(case, self._task) for case in cases}
+        return {case: task for case, task in found.items() if task is not None}
+
+    def _task(self, case: Case) -> Task:
+        check_fit(case)
+        sensitivity = self.sensitivity(case) if case.policy.found().measures else None
         plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping, sensitivity)
-        return Task(plan, case.precision.act_bits, case.precision.symmetric)
+        task = Task(plan, case.precision.act_bits, case.precision.symmetric)
+        check_task(self.checkpoint.config, task)
+        return task
 
     def _calibrate(self, tasks: Mapping[Case, Task]) -> dict[Case, Calibration]:
+        if not tasks:
+            return {}
         title = f"{self.checkpoint.name}: calibration"
         made = calibrate(
             self.prepared,
@@ -170,20 +200,21 @@ class ModelRun:
             tasks,
             self.checkpoint.digest,
             lambda i, n: self._progress(title, i, n),
+            self._failed,
         )
-        return {case: _saved_and_loaded(calibration) for case, calibration in made.items()}
+        saved = {case: self._trying(case, lambda c: _saved_and_loaded(made[c])) for case in made}
+        return {case: calibration for case, calibration in saved.items() if calibration is not None}
 
     def sensitivity(self, case: Case) -> Sensitivity:
-        """KL to float with one site alone quantized, by the case's observer and precision."""
+        """KL to float with one site alone quantized, by the case's observer and precision.
+
+        Without the sites that the precision keeps float: nothing is to be gained there.
+        """
         key = (case.observer, case.precision)
         if key not in self._sensitivity:
-            self._sensitivity[key] = measure(
-                self.prepared,
-                self.calibration_sequences,
-                case.observer,
-                case.precision.act_bits,
-                self.checkpoint.digest,
-            )
+            sequences, bits = self.calibration_sequences, case.precision.act_bits
+            found = measure(self.prepared, sequences, case.observer, bits, self.checkpoint.digest)
+            self._sensitivity[key] = {s: costs for s, costs in found.items() if case.precision.quantizes(s)}
         return self._sensitivity[key]
 
     def _refined(self, case: Case, start: Calibration) -> Calibration:
@@ -204,7 +235,7 @@ class ModelRun:
         return gather_hessians(self.prepared, self.calibration_sequences)
 
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
-        return self._quantize(case, self.calibrations[case], disturb)
+        return self._quantize(case, self.calibration(case), disturb)
 
     def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
         hessians = self.hessians if case.weights.gptq else None
@@ -212,7 +243,7 @@ class ModelRun:
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
         """The measurement. Cases whose scales and precision are equal are the same model, measured once."""
-        key = (self.calibrations[case].digest, case.precision, case.weights)
+        key = (self.calibration(case).digest, case.precision, case.weights)
         if key not in self._measured:
             self._measured[key] = self.measure_again(case)
         return self._measured[key]
@@ -227,7 +258,7 @@ class ModelRun:
 
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
-        calibration = self.calibrations[case]
+        calibration = self.calibration(case)
         model = self.quantized(case, disturb)
         return evaluate(model, self.answers, self.inside, self.data, calibration, self._window_batch)
 
@@ -236,13 +267,13 @@ class ModelRun:
         versions = {f"metric.{m.name}": m.version for m in METRICS.values()}
         digests = {
             "model_digest": self.checkpoint.digest,
-            "calibration_data": self.calibrations[case].data_digest,
+            "calibration_data": self.calibration(case).data_digest,
             "evaluation_data": self.data.digest,
         }
         return case.settings() | digests | versions
 
     def result(self, case: Case) -> Result:
-        calibration, _, _ = self.calibrations[case], self.answers, self.inside
+        calibration, _, _ = self.calibration(case), self.answers, self.inside
         started = time.perf_counter()
         self._progress(f"{case.id}: evaluation", 0, 1)
         evidence = self.evidence(case) | self._training(case)

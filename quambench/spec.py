@@ -39,8 +39,12 @@ class Spec:
         match = re.fullmatch(r"\s*([\w.:-]+)\s*(?:\[(.*)\])?\s*", text)
         if match is None:
             raise BadParameter(f"{cls.kind} is written name or name[key=value,...] (got {text!r})")
-        pairs = (item.partition("=") for item in filter(None, (match[2] or "").split(",")))
-        given = {key.strip(): value.strip() for key, _, value in pairs}
+        given: dict[str, str] = {}
+        for item in filter(None, (match[2] or "").split(",")):
+            key, _, value = (part.strip() for part in item.partition("="))
+            if key in given:
+                raise BadParameter(f"{match[1]}: {key} is given twice")
+            given[key] = value
         bare = cls(match[1])
         known = bare.settable()
         parameters = tuple((key, _read(match[1], key, value, known.get(key))) for key, value in sorted(given.items()))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from quambench.case import Case, Protocol, protocol_hash
+from quambench.case import Case, Protocol, check_fit, protocol_hash
 from quambench.errors import BadParameter, UnknownName
 from quambench.observers import ObserverSpec
 from quambench.policy import PolicySpec
@@ -66,6 +66,25 @@ def test_an_id_reads_back(text):
     assert Case.parse("m", case.id.removeprefix("m/")) == case
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("percentile/gptq", "gptq makes weights of 4 bits: write w4a8 beside it"),
+        ("percentile/weights=group/w8a4", "weights=group makes weights of 4 bits: write w4a4 beside it"),
+        ("percentile/learned/w8a8-asymmetric", "learned trains symmetric grids alone"),
+        ("percentile/sensitivity/w8a8-asymmetric", "sensitivity measures symmetric grids alone"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_told(text, says):
+    with pytest.raises(BadParameter, match=says):
+        check_fit(Case.parse("m", text))
+
+
+def test_the_weights_observer_is_written_out():
+    short, long = (Case.parse("m", f"mse/weights={o}@channel") for o in ("percentile", "percentile[alpha=0.9995]"))
+    assert short.settings() == long.settings()
+
+
 def test_the_order_of_parts_is_free_and_what_is_usual_may_be_left_out():
     assert Case.parse("m", "mse/gptq/w4a8/channel") == Case.parse("m", "mse/channel/w4a8/gptq")
     assert Case.parse("m", "mse") == Case.parse("m", "mse/1x1/quamba/w8a8")
@@ -80,6 +99,9 @@ def test_the_order_of_parts_is_free_and_what_is_usual_may_be_left_out():
         ("mse/weights=row", BadParameter, "weights must be per quamba, tensor, split, channel, group (got 'row')"),
         ("mse/weights=nosuch@channel", UnknownName, "no observer named 'nosuch'"),
         ("mse/uniform[x=1]", BadParameter, "uniform has no parameter 'x'; it takes none"),
+        ("mse/head/channel", BadParameter, "a case has one grouping (got another, channel, in 'mse/head/channel')"),
+        ("mse/w8a4/learned/adaround", BadParameter, "a case has one refinement"),
+        ("percentile[alpha=0.9,alpha=1.0]", BadParameter, "percentile: alpha is given twice"),
         ("mse[steps=many]", BadParameter, "mse: steps must be a number (got 'many')"),
     ],
 )

@@ -34,11 +34,54 @@ def test_saved_and_loaded_scales_evaluate_to_the_last_bit(world, tmp_path):
     run.calibrations[one].save(tmp_path)
     loaded = Calibration.load(tmp_path)
     model = QuantizedModel(run.prepared, loaded, one.precision)
-    again = evaluate(model, run.answers, run.inside, run.data, loaded, 8)
+    again = evaluate(model, run.answers, run.inside, run.data, loaded)
     first = run.evidence(one)
     assert first.keys() == again.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor.nan_to_num(), again[name].nan_to_num()), name
+
+
+def test_a_case_that_does_not_fit_or_fails_is_no_other_cases_concern(world):
+    texts = {
+        "running_max": None,
+        "mse/first_middle_last": "sets alpha, which mse does not have",
+        "mse/w8a8-asymmetric": "mse looks for the end of a symmetric grid",
+        "percentile/gptq": "gptq makes weights of 4 bits",
+        f"{__name__}:Failing": "no good: 7",
+        "percentile/sensitivity[budget=2]": None,
+    }
+    cases = {text: Case.parse("tiny-model", text, SMALL) for text in texts}
+    run = ModelRun(load_checkpoint(str(world / "tiny-model")), load_corpus(world / "corpus"), cases.values())
+    for text, says in texts.items():
+        if says is None:
+            assert run.calibration(cases[text]).scales
+        else:
+            with pytest.raises(Exception, match=says):
+                run.result(cases[text])
+    assert set(run.calibrations) == {cases[text] for text, says in texts.items() if says is None}
+
+
+class Failing:
+    """From outside, and no good."""
+
+    def update(self, w):
+        raise ArithmeticError("no good: 7")
+
+    def get_quantization_parameters(self):
+        raise AssertionError("it saw nothing")
+
+
+def test_a_site_left_float_wastes_nothing_and_uses_nothing(world):
+    floats = Case.parse("tiny-model", "percentile/sensitivity[budget=2,floats=2]", SMALL)
+    run = ModelRun(load_checkpoint(str(world / "tiny-model")), load_corpus(world / "corpus"), [floats])
+    result = run.result(floats)
+    left = [g == "float" for g in result.calibration.granularities.values()]
+    assert sum(left) == 2
+    for name in ("range_used", "range_wasted"):
+        assert result.evidence[f"sites.{name}"].isnan().tolist() == left
+    assert (result.evidence["sites.local_mse"][torch.tensor(left)] == 0).all()
+    assert result.metrics["least_range_used"].value > 0
+    assert 0 <= result.metrics["range_wasted"].value < 1
 
 
 def test_cases_with_equal_scales_are_measured_once(world):

@@ -62,11 +62,11 @@ class Interval:
         return replace(self, low=self.estimate - math.hypot(down, by), high=self.estimate + math.hypot(up, by))
 
     @classmethod
-    def of_mean(cls, values: Tensor) -> Self:
+    def of_mean(cls, values: Tensor, level: float = LEVEL) -> Self:
         """Of the mean of independent values (n,)."""
         x = values.double()
         error = (x.std() / len(x) ** 0.5).item() if len(x) > 1 else math.nan
-        return cls.of(x.mean().item(), error, len(x))
+        return cls.of(x.mean().item(), error, len(x), level)
 
     @classmethod
     def of_ratio(cls, ratios: Tensor) -> Self:

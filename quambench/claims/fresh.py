@@ -159,7 +159,7 @@ class Fresh:
     ) -> Calibration:
         plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping)
         task = Task(plan, case.precision.act_bits, case.precision.symmetric)
-        return calibrate(self.prepared, sequences, {case: task}, self.checkpoint.digest, progress, also)[case]
+        return calibrate(self.prepared, sequences, {case: task}, self.checkpoint.digest, progress, also=also)[case]
 
 
 Lists = tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]

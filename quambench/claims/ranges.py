@@ -91,8 +91,9 @@ def _clipped(shelf: Shelf, site: str) -> Measured:
     "Symmetric or asymmetric grids",
     "Waste is the part of the grid that no value of the test part reaches, at sites behind a SiLU (no value below"
     " -0.278): what a symmetric grid wastes more than an asymmetric one, which also has ends that few windows do not"
-    " reach. Then what an asymmetric grid gains in quality. The runtime has no zero points: asymmetric cases are there"
-    " for this comparison alone.",
+    " reach. Then what an asymmetric grid gains in quality; with `percentile` each end keeps α of all values, so"
+    " two-sided data are clipped up to twice as much, which `running_max` does not do. The runtime has no zero points:"
+    " these cases are there for this comparison alone.",
 )
 def symmetry(sources: Sources) -> list[Row]:
     rows = []

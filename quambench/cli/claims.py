@@ -12,7 +12,7 @@ from quambench.claims.fresh import Fresh
 from quambench.claims.render import Section, document, markdown, terminal
 from quambench.claims.stored import Shelf
 from quambench.cli.options import progress_bars
-from quambench.errors import BadArtefact, check_writable
+from quambench.errors import BadArtefact, BadParameter, check_writable
 from quambench.gate.baselines import BaselineStore
 from quambench.models.checkpoint import bundled_names
 from quambench.provenance import machine_class
@@ -35,10 +35,13 @@ def run(options: argparse.Namespace) -> int:
     given = options.model or list(bundled_names())
     if options.out:
         check_writable(options.out.parent)
+        if options.out.is_dir():
+            raise BadParameter(f"--out must be a file (got the folder {options.out})")
     store = BaselineStore(options.baselines, machine_class())
     shelves = {name: Shelf(store, name) for name in (Path(model).name for model in given)}
-    if not any(map(len, shelves.values())):
-        what = " or ".join(shelves)
+    empty = [name for name, shelf in shelves.items() if not len(shelf)]
+    if empty and (options.model or len(empty) == len(shelves)):
+        what = " or ".join(empty)
         raise BadArtefact(f"{options.baselines} holds no baseline of {what}; pytest suites/ --qb-update writes them")
     with progress_bars() as progress:
         sections = _sections(_sources(shelves, [] if options.stored else given, progress))

@@ -33,6 +33,9 @@ COMMANDS = {
         "quantize a model and measure it against its float self",
         'quambench eval mamba2-tiny --observer running_max --observer "percentile[alpha=0.999]"',
     ),
+    "sensitivity": Command(
+        "what each site and each layer costs by itself", "quambench sensitivity mamba2-tiny --observer percentile/w8a6"
+    ),
     "compare": Command(
         "this code against another revision of it, without baselines", "quambench compare --against main"
     ),

@@ -232,8 +232,9 @@ def first_changed_artefact(old: Record, new: Record) -> Finding | None:
         was, now = a.scales[name], b.scales[name]
         if was.shape != now.shape:
             return Finding(name, f"number of scales changed ({was.numel()} -> {now.numel()})")
-        if was.numel() and int(scale_steps_apart(was, now).max()) > MAX_SCALE_ULP:
-            worst = int((now / was).log().abs().argmax())
+        apart = scale_steps_apart(was, now)
+        if was.numel() and int(apart.max()) > MAX_SCALE_ULP:
+            worst = int(apart.argmax())
             return Finding(name, f"scale changed ({was[worst].item():.6g} -> {now[worst].item():.6g})")
         if a.digests.get(name) != b.digests.get(name):
             return Finding(name, "integer weights changed")

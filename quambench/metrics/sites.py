@@ -28,14 +28,15 @@ def _most_clipped(evidence: Evidence) -> Measurement:
 
 
 def _least_range_used(evidence: Evidence) -> Measurement:
-    return Measurement(evidence["sites.range_used"].min().item(), math.nan)
+    used = evidence["sites.range_used"]  # NaN where a site stays float
+    return Measurement(used[~used.isnan()].min().item(), math.nan)
 
 
 def _range_wasted(evidence: Evidence) -> Measurement:
     """Mean over sites of the part of the grid that no value reaches: up to half where values are one-sided."""
     if "sites.range_wasted" not in evidence:
         return UNMEASURED
-    return Measurement(evidence["sites.range_wasted"].mean().item(), math.nan)
+    return Measurement(evidence["sites.range_wasted"].nanmean().item(), math.nan)
 
 
 for _name, _unit, _better, _measure in (

@@ -46,8 +46,8 @@ def optimal_clip(prior: str, step: float) -> float:
 class _Moments(Observer):
     """Remembers how many values, the sum of |x| and of x², and amax.
 
-    Sums in float64: another order of the same batches may change their last digits, of which a float32
-    scale has none.
+    Sums in float64: another order of the same batches may change their last digits, and with them a float32
+    scale by 1 ulp at most.
     """
 
     order_matters: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class Observer(ABC):
     order_matters: ClassVar[bool]  # does the scale depend on the order of batches?
     mergeable: ClassVar[bool] = False  # can two halves of the data be observed apart? then: `absorb`
     follows_grid: ClassVar[bool] = False  # does the threshold depend on the grid's bits?
+    knows_sides: ClassVar[bool] = False  # is the threshold of max(x, 0) alone that of x's positive side?
     exceeds_data: ClassVar[bool] = False  # may the grid end beyond the largest value seen?
     memory: ClassVar[tuple[str, ...]] = ("amax",)  # attributes that are None, or a Tensor once data were seen
 
@@ -121,3 +122,10 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """value in (low, high], else BadParameter."""
     if not (math.isfinite(value) and low < value <= high):
         raise BadParameter(f"{name} must be in ({low:g}, {high:g}] (got {value!r})")
+
+
+def whole_number(name: str, value: float, least: int) -> int:
+    """value as an int, when it is a whole number from `least` on; else BadParameter."""
+    if not math.isfinite(value) or not float(value).is_integer() or value < least:
+        raise BadParameter(f"{name} must be a whole number, {least} or more (got {value!r})")
+    return int(value)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
-from quambench.errors import BadParameter
 from quambench.observers.base import Observer
 from quambench.observers.batch import Batch
 from quambench.observers.histogram import Histogram
@@ -41,10 +39,3 @@ class Binned(Observer):
             return
         for f in fields(Histogram):
             setattr(self, f.name, getattr(values, f.name).clone())
-
-
-def whole_number(name: str, value: float, least: int) -> int:
-    """raises BadParameter unless value is a whole number from `least` on"""
-    if not math.isfinite(value) or not float(value).is_integer() or value < least:
-        raise BadParameter(f"{name} must be a whole number, {least} or more (got {value!r})")
-    return int(value)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quambench.observers.base import OBSERVERS, check_range
-from quambench.observers.binned import Binned, whole_number
+from quambench.observers.base import OBSERVERS, check_range, whole_number
+from quambench.observers.binned import Binned
 from quambench.observers.histogram import Histogram, beyond
 from quambench.observers.mse import in_equal_ratios
 from quambench.quant.grid import q_max

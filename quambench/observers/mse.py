@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from quambench.errors import BadParameter
-from quambench.observers.base import OBSERVERS, check_range
-from quambench.observers.binned import Binned, whole_number
+from quambench.observers.base import OBSERVERS, check_range, whole_number
+from quambench.observers.binned import Binned
 from quambench.observers.histogram import Histogram, beyond
 from quambench.quant.grid import q_max
 

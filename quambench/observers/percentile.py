@@ -34,6 +34,7 @@ class _MovingQuantile(Observer):
     """w_1 = m_1, w_t = w_{t-1} + σ_t (m_t - w_{t-1}), m_t the α-quantile of batch t's |x|."""
 
     order_matters: ClassVar[bool] = True
+    knows_sides: ClassVar[bool] = True  # α's share is then of either side: up to twice as much is clipped
 
     alpha: float = 0.9995  # quantile kept, dimensionless, in (0, 1]
 

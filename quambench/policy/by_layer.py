@@ -9,7 +9,7 @@ from quambench.errors import BadParameter
 from quambench.models.config import ModelConfig
 from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec
-from quambench.observers.base import check_range
+from quambench.observers.base import check_range, whole_number
 from quambench.policy.base import POLICIES, Assignment, Plan, Policy, Sensitivity
 from quambench.policy.quamba import Quamba
 
@@ -40,8 +40,7 @@ class FirstMiddleLast(Policy):
     def __post_init__(self) -> None:
         for name in ("first", "middle", "last"):
             check_range(name, getattr(self, name), 0, 1)
-        if self.width < 1 or self.width != int(self.width):
-            raise BadParameter(f"width must be a whole number of layers, at least 1 (got {self.width!r})")
+        whole_number("width", self.width, 1)
 
     def plan(
         self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None

@@ -10,6 +10,7 @@ from quambench.errors import BadParameter
 from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
+from quambench.observers.base import whole_number
 from quambench.policy.base import PER_TENSOR, POLICIES, Assignment, Plan, Policy, Sensitivity, granularity_at
 from quambench.policy.quamba import Quamba
 from quambench.quant.granularity import GRANULARITIES, UNQUANTIZED
@@ -54,9 +55,7 @@ class BySensitivity(Policy):
 
     def __post_init__(self) -> None:
         for name in ("budget", "floats"):
-            value = getattr(self, name)
-            if value < 0 or value != int(value):
-                raise BadParameter(f"{name} must be a whole number of sites (got {value!r})")
+            whole_number(name, getattr(self, name), 0)
         if self.floats > self.budget:
             raise BadParameter(f"floats must be at most the budget, {self.budget:g} (got {self.floats:g})")
 

@@ -48,6 +48,10 @@ class Precision:
         named = [f"float_{name}" for name in kept] + ([] if self.symmetric else ["asymmetric"])
         return "-".join([f"w{self.weight_bits}a{self.act_bits}", *named])
 
+    def quantizes(self, site: str) -> bool:
+        """Whether a site's values become integers at all."""
+        return (self.ssm_state or not site.endswith("ssm_state")) and (self.lm_head or site != "lm_head:input")
+
     @classmethod
     def parse(cls, text: str) -> Precision:
         """Read an id: "w8a4", "w8a8-float_ssm_state-asymmetric".
@@ -287,11 +291,13 @@ class QuantizedModel:
         missing = [s for s in sites_of(config) if s not in calibration.scales]
         if missing:
             raise BadParameter(f"the calibration has no scale for {missing[0]} ({len(missing)} sites missing)")
-        self.grids = {
+        self.calibrated = {  # each site's grid, also where the precision keeps it float
             site: site_grid(site, calibration, config, precision.act_bits, precision.symmetric)
-            if precision.ssm_state or not site.endswith("ssm_state")
-            else Unquantized()
             for site in sites_of(config)
+        }
+        self.grids = {
+            site: grid if precision.ssm_state or not site.endswith("ssm_state") else Unquantized()
+            for site, grid in self.calibrated.items()
         }
         quantizer = WeightQuantizer(recipe, precision.weight_bits, hessians or {})
         embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()

@@ -95,7 +95,8 @@ class WeightQuantizer:
             grouped = gptq(weight, self.hessians[name])
         else:
             grouped = w4.round_to_nearest(weight, threshold=self._group_ends(weight))
-        return replace(w4.to_int8(grouped), packed_bytes=grouped.nbytes)
+        whole = w4.to_int8(grouped)
+        return replace(whole, packed_bytes=grouped.nbytes + whole.scale.nbytes)
 
     def narrow(self, weight: Tensor, splits: Sequence[int] = (), usual: bool = False) -> QuantizedTensor:
         """A weight (rows, ...) that stays at 8 bits where others take 4: x_proj, dt_proj, convolution."""

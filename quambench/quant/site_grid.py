@@ -48,7 +48,7 @@ class SiteGrid(Protocol):
         """The same grid, its scale float64."""
 
     def position(self, x: Tensor) -> Tensor:
-        """Where float values fall between the grid's ends: -1 at the lowest integer, 1 at the largest."""
+        """Where float values fall between the grid's ends, -1 to 1; NaN without a grid."""
 
     def clipped(self, x: Tensor) -> Tensor:
         """bool: the grid's ends cut these values, i.e. their rounded quotient lies outside it."""
@@ -138,7 +138,7 @@ class Unquantized:
         return self
 
     def position(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        return torch.full_like(x, torch.nan)
 
     def clipped(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x, dtype=torch.bool)

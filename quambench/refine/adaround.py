@@ -15,7 +15,7 @@ from quambench.calibrate import Calibration
 from quambench.errors import BadParameter
 from quambench.models.backbone import LanguageModel, Tap, in_layer, no_tap
 from quambench.models.sites import layer_of
-from quambench.observers.binned import whole_number
+from quambench.observers.base import whole_number
 from quambench.quant.quantized import QuantizedModel
 from quambench.refine.base import REFINEMENTS, Progress, Refined, Refinement
 from quambench.refine.training import (

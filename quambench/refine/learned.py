@@ -12,7 +12,7 @@ from torch import Tensor
 from quambench.calibrate import Calibration
 from quambench.errors import BadParameter
 from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
-from quambench.observers.binned import whole_number
+from quambench.observers.base import whole_number
 from quambench.quant.quantized import QuantizedModel
 from quambench.refine.base import REFINEMENTS, Progress, Refined, Refinement
 from quambench.refine.training import (

@@ -55,7 +55,7 @@ def test_groups_are_for_projections_and_the_rest_keeps_eight_bits():
     found = quantizer.projection("w", W)
     grouped = w4.round_to_nearest(W)
     assert equal(found, w4.to_int8(grouped))
-    assert found.n_bytes == grouped.nbytes
+    assert found.n_bytes == grouped.nbytes + 6 * 4  # and one float32 scale a row, which the runtime keeps too
     assert equal(quantizer.narrow(W, SPLITS), quantize_tensor(W, 8))
     assert equal(quantizer.rows(W), quantize_rows(W, 8))
 

@@ -142,14 +142,9 @@ def _() -> AbstractContextManager[Any]:
 KL = "kl/w8a4"
 
 
-@fault("divergence of the unclipped part alone", "observer/kl", SCAN, case=KL, architectures=ONE)
+@fault("divergence, and then a tenth more is cut", "observer/kl", SCAN, case=KL, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = LeastDivergence.threshold
-
-    def threshold(self: LeastDivergence) -> Tensor:
-        return original(self) * 0.9
-
-    return patch.object(LeastDivergence, "threshold", threshold)
+    return wrapped(LeastDivergence, "threshold", lambda original, self: original(self) * 0.9)
 
 
 @fault("divergence with half as many integers", "observer/kl", SCAN, case=KL, architectures=ONE)
@@ -420,28 +415,28 @@ def _on_what_validates(module: Any) -> AbstractContextManager[Any]:
     return patch.object(module, "Parts", Same)
 
 
-@fault("learned scales go uphill", "", "layers.0.*", case=LEARNED, architectures=ONE)
+@fault("learned scales go uphill", "refine/learned", "layers.0.*", case=LEARNED, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     return _uphill()
 
 
-@fault("learned scales train on what validates", "", "layers.0.*", case=LEARNED, architectures=ONE)
+@fault("learned scales train on what validates", "refine/learned", "layers.0.*", case=LEARNED, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     return _on_what_validates(learned)
 
 
-@fault("a scale's gradient inside the grid left out", "", "layers.0.*", case=LEARNED, architectures=ONE)
+@fault("a scale's gradient inside the grid left out", "refine/learned", "layers.0.*", case=LEARNED, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = learned.straight_through
     return patch.object(learned, "straight_through", lambda x, scale, bits: original(x, scale.detach() * 1.0, bits)
                         + (scale - scale.detach()) * x.sign())  # fmt: skip
 
 
-@fault("blocks' scales go uphill", "", "layers.0.*", case=ROUNDED, architectures=OTHER)
+@fault("blocks' scales go uphill", "refine/adaround", "layers.0.*", case=ROUNDED, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     return _uphill()
 
 
-@fault("blocks' scales train on what validates", "", "layers.0.*", case=ROUNDED, architectures=OTHER)
+@fault("blocks' scales train on what validates", "refine/adaround", "layers.0.*", case=ROUNDED, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     return _on_what_validates(adaround)

@@ -49,7 +49,7 @@ def all_probes() -> tuple[Probe, ...]:
     made = [*units.probes(), *models.probes()]
     order = (
         "grid", "hadamard", "observer", "weights", "w4", "gptq", "granularity", "site", "policy", "fuse",
-        "int8_linear", "calibration",
+        "int8_linear", "calibration", "refine",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
@@ -86,7 +86,8 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     if unit in ("w4", "gptq"):
         return case.weights.granularity == "group" and (unit == "w4" or case.weights.gptq)
     if unit == "refine":
-        return case.refinement is not None and variant.split("[")[0] == case.refinement.name
+        name, _, kind = variant.rpartition("/")
+        return case.refinement is not None and name.split("[")[0] == case.refinement.name and kind == architecture
     if name.endswith("/asymmetric") and case.precision.symmetric:
         return False
     if unit == "granularity":

@@ -26,6 +26,7 @@ from quambench.policy.base import PER_TENSOR, groupings
 from quambench.policy.quamba import Quamba
 from quambench.quant import fuse, quantized
 from quambench.quant.site_grid import SymmetricGrid
+from quambench.refine import RefinementSpec
 
 _SMALL: dict[str, Any] = dict(d_model=8, n_layers=2, vocab_size=16, d_state=3, proj_bias=True)
 _MAMBA2 = _SMALL | dict(head_dim=4, n_groups=2, chunk_size=3)
@@ -44,6 +45,7 @@ VARIANTS = ("first_middle_last[first=0.9,middle=0.8,last=0.7]", "scale_multiplie
             "sensitivity[budget=3,floats=1]")  # fmt: skip
 # Which of calibration's ways: per tensor, as fine as sites allow, asymmetric.
 CALIBRATIONS = ("", "/finest", "/asymmetric")
+REFINED = ("learned[steps=6,every=2,piece=3]", "learned[loss=nll,steps=6,every=2,piece=3]", "adaround[steps=6,every=2]")
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
 USUAL = quantized.Precision()
 # Bits that are nobody's default; embedding and lm_head stay float, so that their float branches are asked.
@@ -63,6 +65,9 @@ def probes() -> Iterator[Probe]:
             for variant in CALIBRATIONS:
                 name = f"calibration/{kind}/{observer}{variant}"
                 yield Probe(name, lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v))  # type: ignore[misc]
+    for kind in ARCHITECTURES:
+        for name in REFINED:
+            yield Probe(f"refine/{name}/{kind}", lambda s, k=kind, n=name: _refined(s, k, n))  # type: ignore[misc]
     for kind in ARCHITECTURES:
         yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k))  # type: ignore[misc]
     for kind in CONFIGS:
@@ -126,6 +131,18 @@ def _calibrated(streams: Streams, kind: str, observer: str, variant: str) -> Ans
     plan = Quamba().plan(CONFIGS[kind], ObserverSpec.parse(observer), grouping)
     task = calibrating.Task(plan, 8, symmetric=variant != "/asymmetric")
     return dict(calibrating.calibrate(prepared, streams["sequences"], {"": task}, "probe")[""].scales)
+
+
+def _refined(streams: Streams, kind: str, name: str) -> Answer:
+    """Scales at 4 bits after some steps, from a start that is good for none."""
+    prepared = fuse.prepare(model_of(streams, kind))
+    plan = Quamba().plan(CONFIGS[kind], ObserverSpec("running_max"), PER_TENSOR)
+    tokens = streams["sequences"]
+    task = calibrating.Task(plan, 4)
+    start = calibrating.calibrate(prepared, tokens, {"": task}, "probe")[""]
+    model = quantized.QuantizedModel(prepared, start, quantized.Precision(act_bits=4))
+    found = RefinementSpec.parse(name).build().refine(prepared, model, start, tokens)
+    return {**found.calibration.scales, "best step": torch.tensor(found.best_step)}
 
 
 def scales_of(streams: Streams, kind: str, bits: int = 8) -> FixedScales:
