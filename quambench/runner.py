@@ -96,7 +96,7 @@ class ModelRun:
         self._progress = progress
         self._window_batch = window_batch
         self._measured: dict[tuple[str, Precision, WeightRecipe], dict[str, Tensor]] = {}
-        self._sensitivity: dict[tuple[ObserverSpec, Precision], Sensitivity] = {}
+        self._sensitivity: dict[tuple[ObserverSpec, Precision, int], Sensitivity] = {}
         self._failed: dict[Case, Exception] = {}
         self.refined: dict[Case, Refined] = {}  # what training came to, once `calibrations` are made
         protocols = {case.protocol for case in self.cases}
@@ -206,15 +206,12 @@ class ModelRun:
         return {case: calibration for case, calibration in saved.items() if calibration is not None}
 
     def sensitivity(self, case: Case) -> Sensitivity:
-        """KL to float with one site alone quantized, by the case's observer and precision.
-
-        Without the sites that the precision keeps float: nothing is to be gained there.
-        """
-        key = (case.observer, case.precision)
+        """KL to float with one site alone quantized, by the case's observer and precision."""
+        key = (case.observer, case.precision, case.policy.build().candidates)
         if key not in self._sensitivity:
-            sequences, bits = self.calibration_sequences, case.precision.act_bits
-            found = measure(self.prepared, sequences, case.observer, bits, self.checkpoint.digest)
-            self._sensitivity[key] = {s: costs for s, costs in found.items() if case.precision.quantizes(s)}
+            self._progress(f"{self.checkpoint.name}: sensitivity", 0, 1)
+            sequences, digest = self.calibration_sequences, self.checkpoint.digest
+            self._sensitivity[key] = measure(self.prepared, sequences, *key[:2], digest, key[2])
         return self._sensitivity[key]
 
     def _refined(self, case: Case, start: Calibration) -> Calibration:

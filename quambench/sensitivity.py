@@ -18,8 +18,8 @@ from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces
 from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import Sensitivity
-from quambench.policy.base import Assignment
 from quambench.policy.sensitivity import REMEDIES, remedied
+from quambench.quant.quantized import Precision
 from quambench.quant.site_grid import SiteGrid, site_grid
 
 WINDOWS, LENGTH, PIECE = 12, 64, 16  # sequences, tokens of each, tokens between two readings of the state
@@ -83,22 +83,32 @@ def by_layer(scale: Scale, grids: Mapping[str, SiteGrid]) -> dict[int, tuple[Cos
 
 
 def measure(
-    prepared: LanguageModel, sequences: Tensor, observer: ObserverSpec, bits: int, model_digest: str
+    prepared: LanguageModel,
+    sequences: Tensor,
+    observer: ObserverSpec,
+    precision: Precision,
+    model_digest: str,
+    candidates: int | None = None,
 ) -> Sensitivity:
-    """What a policy asks for: each site's cost alone, as Quamba has it and under each remedy.
+    """What a policy asks for: each site's cost alone as Quamba has it, and of the worst under each remedy.
 
-    sequences  (S, L) int64, the calibration's: the last WINDOWS of them weigh, all of them calibrate
+    sequences   (S, L) int64, the calibration's: the last WINDOWS of them weigh, all of them calibrate
+    precision   a site that it keeps float is left out: nothing is to be gained there
+    candidates  how many of the costliest sites remedies are weighed for; None: all
     """
     plans = remedied(prepared.config, observer)
-    made = calibrate(prepared, sequences, {name: Task(plan, bits) for name, plan in plans.items()}, model_digest)
+    tasks = {name: Task(plan, precision.act_bits) for name, plan in plans.items()}
+    made = calibrate(prepared, sequences, tasks, model_digest)
+    grids = {name: grids_of(prepared, calibration) for name, calibration in made.items()}
     scale = Scale(prepared, sequences[-WINDOWS:, :LENGTH])
-    found: dict[str, dict[str, float]] = {site: {} for site in sites_of(prepared.config)}
-    for name in REMEDIES:
-        grids = grids_of(prepared, made[name])
-        for site in _changed(plans[name], plans[REMEDIES[0]]) if name != REMEDIES[0] else found:
-            found[site][name] = scale.cost(grids, {site}).kl
+    usual, *remedies = REMEDIES
+
+    def cost(site: str, remedy: str) -> float:
+        return scale.cost(grids[remedy], {site}).kl
+
+    found = {site: {usual: cost(site, usual)} for site in sites_of(prepared.config) if precision.quantizes(site)}
+    worst = sorted(found, key=lambda site: -found[site][usual])[:candidates]
+    for name in remedies:
+        for site in (site for site in worst if plans[name][site] != plans[usual][site]):
+            found[site][name] = cost(site, name)
     return found
-
-
-def _changed(plan: Mapping[str, Assignment], usual: Mapping[str, Assignment]) -> Collection[str]:
-    return [site for site, assignment in plan.items() if assignment != usual[site]]

@@ -14,9 +14,11 @@ from quambench.models import ModelConfig, build
 from quambench.models.backbone import forward_in_pieces
 from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec
+from quambench.policy import PolicySpec
 from quambench.policy.quamba import Quamba
 from quambench.policy.sensitivity import REMEDIES
 from quambench.quant.fuse import prepare
+from quambench.quant.quantized import Precision
 from quambench.sensitivity import PIECE, Scale, by_layer, by_site, grids_of, measure
 
 SHAPES = {
@@ -89,12 +91,30 @@ def test_one_alone_and_all_but_one(prepared, grids):
 
 
 def test_a_remedy_is_weighed_where_it_changes_something(prepared):
-    found = measure(prepared, TOKENS, ObserverSpec("running_max"), 4, "m")
+    found = measure(prepared, TOKENS, ObserverSpec("running_max"), Precision(act_bits=4), "m")
     assert list(found) == list(sites_of(prepared.config))
     for name, costs in found.items():
         finer = len(sites_of(prepared.config)[name].allowed) > 1
         assert set(costs) == set(REMEDIES) - (set() if finer else {"finer"})
     assert found["layers.0.ssm_state"]["finer"] < found["layers.0.ssm_state"]["usual"]
+
+
+def test_remedies_are_weighed_for_the_worst_alone(prepared):
+    observer, bits = ObserverSpec("running_max"), Precision(act_bits=4)
+    whole = measure(prepared, TOKENS, observer, bits, "m")
+    some = measure(prepared, TOKENS, observer, bits, "m", candidates=3)
+    worst = sorted(whole, key=lambda site: -whole[site]["usual"])[:3]
+    assert {site for site, costs in some.items() if len(costs) > 1} == set(worst)
+    assert all(some[site] == whole[site] for site in worst)
+    policy = PolicySpec.parse("sensitivity[budget=3]").build()
+    plans = [policy.plan(prepared.config, observer, "1x1", costs) for costs in (whole, some)]
+    assert plans[0] == plans[1]
+
+
+def test_what_the_precision_keeps_float_is_left_out(prepared):
+    float_state = Precision(act_bits=4, ssm_state=False, lm_head=False)
+    found = measure(prepared, TOKENS, OBSERVER, float_state, "m", candidates=0)
+    assert not any(site.endswith("ssm_state") or site == "lm_head:input" for site in found)
 
 
 def test_hessians_are_second_moments_of_what_the_projections_read(prepared):

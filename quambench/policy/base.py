@@ -30,13 +30,21 @@ Plan = Mapping[str, Assignment]
 """Site name -> Assignment, for every site of a model, in forward order."""
 
 Sensitivity = Mapping[str, Mapping[str, float]]
-"""Site -> remedy -> KL to float in nats/token with this site alone quantized; see quambench/sensitivity.py."""
+"""Site -> remedy -> KL to float in nats/token with this site alone quantized; see quambench/sensitivity.py.
+
+Every site under its usual assignment, the costliest also under the remedies.
+"""
 
 
 class Policy(ABC):
     """A subclass is a frozen dataclass; its fields are what a spec may set."""
 
     measures: ClassVar[bool] = False  # does `plan` want a Sensitivity?
+
+    @property
+    def candidates(self) -> int:
+        """For how many of the costliest sites it wants remedies weighed."""
+        return 0
 
     @abstractmethod
     def plan(

@@ -59,6 +59,10 @@ class BySensitivity(Policy):
         if self.floats > self.budget:
             raise BadParameter(f"floats must be at most the budget, {self.budget:g} (got {self.floats:g})")
 
+    @property
+    def candidates(self) -> int:
+        return int(self.budget)
+
     def plan(
         self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
     ) -> Plan:
