@@ -34,6 +34,7 @@ FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
 _MANY = 1 << 20  # values of which observers ask for tails of different length, to tell which asks for most
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """(sequences done, sequences in all) -> None"""
 
@@ -190,9 +191,10 @@ def calibrate(
     """
     if sequences.numel() == 0:
         raise BadCorpus("calibration needs at least one sequence of at least one token")
-    for task in tasks.values():
-        check_task(prepared.config, task)
-    watchers = _watchers(tasks)
+    fit = each(tasks, lambda key: _checked(prepared.config, tasks[key]), failed)
+    if not fit:
+        return {}
+    watchers = _watchers(fit)
     by_site: dict[str, list[list[_Watcher]]] = {}
     for alike in _grouped(watchers.values()):
         by_site.setdefault(alike[0].of.site, []).append(alike)
@@ -212,21 +214,31 @@ def calibrate(
         progress(min(first + FORWARD_BATCH, len(sequences)), len(sequences))
 
     data_digest = hashlib.sha256(str(tuple(sequences.shape)).encode() + sequences.numpy().tobytes()).hexdigest()
-    made: dict[K, Calibration] = {}
-    for key, task in tasks.items():
+
+    def finished(key: K) -> Calibration:
+        task = fit[key]
+        return Calibration(
+            scales={
+                site: watchers[_watched(site, a, task)].scale if a.granularity != UNQUANTIZED else torch.zeros(0)
+                for site, a in task.plan.items()
+            },
+            granularities={s: a.granularity for s, a in task.plan.items()},
+            observers={s: str(a.observer.complete) for s, a in task.plan.items()},
+            act_bits=task.act_bits,
+            model_digest=model_digest,
+            data_digest=data_digest,
+            symmetric=task.symmetric,
+        )
+
+    return each(fit, finished, failed)
+
+
+def each(keys: Iterable[K], make: Callable[[K], T], failed: dict[K, Exception] | None) -> dict[K, T]:
+    """key -> make(key). What one raises is no other's concern: it goes to `failed`; without that, it is raised."""
+    made: dict[K, T] = {}
+    for key in keys:
         try:
-            made[key] = Calibration(
-                scales={
-                    site: watchers[_watched(site, a, task)].scale if a.granularity != UNQUANTIZED else torch.zeros(0)
-                    for site, a in task.plan.items()
-                },
-                granularities={s: a.granularity for s, a in task.plan.items()},
-                observers={s: str(a.observer.complete) for s, a in task.plan.items()},
-                act_bits=task.act_bits,
-                model_digest=model_digest,
-                data_digest=data_digest,
-                symmetric=task.symmetric,
-            )
+            made[key] = make(key)
         except Exception as error:
             if failed is None:
                 raise
@@ -238,8 +250,8 @@ def _watched(site: str, assignment: Assignment, task: Task) -> _Watched:
     return _Watched(site, assignment.observer.complete, assignment.granularity, task.act_bits, task.symmetric)
 
 
-def check_task(config: ModelConfig, task: Task) -> None:
-    """raises BadParameter where a plan asks what a site's consumer or an observer cannot work with"""
+def _checked(config: ModelConfig, task: Task) -> Task:
+    """The task. raises BadParameter where its plan asks what a site's consumer or an observer cannot work with"""
     check_plan(config, task.plan)
     for assignment in task.plan.values():
         if not task.symmetric and not assignment.observer.found().knows_sides:
@@ -247,6 +259,7 @@ def check_task(config: ModelConfig, task: Task) -> None:
                 f"{assignment.observer.name} looks for the end of a symmetric grid; on an asymmetric one"
                 " take running_max or percentile"
             )
+    return task
 
 
 def _watchers(tasks: Mapping[K, Task]) -> dict[_Watched, _Watcher]:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
-from quambench.calibrate import Calibration, Task, calibrate, check_task
+from quambench.calibrate import Calibration, Task, calibrate, each
 from quambench.case import Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
@@ -43,7 +42,6 @@ from quambench.quant.weights import QuantizedTensor
 from quambench.refine import Refined
 from quambench.sensitivity import measure
 
-T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all) -> None"""
 
@@ -98,6 +96,7 @@ class ModelRun:
         self._measured: dict[tuple[str, Precision, WeightRecipe], dict[str, Tensor]] = {}
         self._sensitivity: dict[tuple[ObserverSpec, Precision, int], Sensitivity] = {}
         self._failed: dict[Case, Exception] = {}
+        self._last: tuple[Case, Disturb, QuantizedModel] | None = None
         self.refined: dict[Case, Refined] = {}  # what training came to, once `calibrations` are made
         protocols = {case.protocol for case in self.cases}
         if len(protocols) != 1:
@@ -166,44 +165,27 @@ class ModelRun:
         """One pass for all cases, a second for those whose policy measures first; without those that fail."""
         measuring = [case for case in self.cases if case.policy.found().measures]
         plain = [case for case in self.cases if case not in measuring]
-        made = self._calibrate(self._tasks(plain)) | self._calibrate(self._tasks(measuring))
-        refined = {case: self._trying(case, lambda c: self._refined(c, made[c])) for case in self.cases if case in made}
-        return {case: found for case, found in refined.items() if found is not None}
-
-    def _trying(self, case: Case, make: Callable[[Case], T]) -> T | None:
-        """A case that does not fit, or fails, is no other's concern: it is told when that one is asked for."""
-        try:
-            return make(case)
-        except Exception as error:
-            self._failed[case] = error
-            return None
-
-    def _tasks(self, cases: Sequence[Case]) -> dict[Case, Task]:
-        found = {case: self._trying(case, self._task) for case in cases}
-        return {case: task for case, task in found.items() if task is not None}
+        made = self._calibrate(plain) | self._calibrate(measuring)
+        return each((case for case in self.cases if case in made), lambda c: self._refined(c, made[c]), self._failed)
 
     def _task(self, case: Case) -> Task:
         check_fit(case)
         sensitivity = self.sensitivity(case) if case.policy.found().measures else None
         plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping, sensitivity)
-        task = Task(plan, case.precision.act_bits, case.precision.symmetric)
-        check_task(self.checkpoint.config, task)
-        return task
+        return Task(plan, case.precision.act_bits, case.precision.symmetric)
 
-    def _calibrate(self, tasks: Mapping[Case, Task]) -> dict[Case, Calibration]:
-        if not tasks:
-            return {}
+    def _calibrate(self, cases: Sequence[Case]) -> dict[Case, Calibration]:
+        """Of those that can be; the others' reasons stand in `_failed`."""
         title = f"{self.checkpoint.name}: calibration"
         made = calibrate(
             self.prepared,
             self.calibration_sequences,
-            tasks,
+            each(cases, self._task, self._failed),
             self.checkpoint.digest,
             lambda i, n: self._progress(title, i, n),
             self._failed,
         )
-        saved = {case: self._trying(case, lambda c: _saved_and_loaded(made[c])) for case in made}
-        return {case: calibration for case, calibration in saved.items() if calibration is not None}
+        return each(made, lambda case: _saved_and_loaded(made[case]), self._failed)
 
     def sensitivity(self, case: Case) -> Sensitivity:
         """KL to float with one site alone quantized, by the case's observer and precision."""
@@ -232,7 +214,10 @@ class ModelRun:
         return gather_hessians(self.prepared, self.calibration_sequences)
 
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
-        return self._quantize(case, self.calibration(case), disturb)
+        """The last one asked for is kept: what rounds weights may be a search."""
+        if self._last is None or self._last[:2] != (case, disturb):
+            self._last = case, disturb, self._quantize(case, self.calibration(case), disturb)
+        return self._last[2]
 
     def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
         hessians = self.hessians if case.weights.gptq else None
@@ -255,9 +240,8 @@ class ModelRun:
 
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
-        calibration = self.calibration(case)
         model = self.quantized(case, disturb)
-        return evaluate(model, self.answers, self.inside, self.data, calibration, self._window_batch)
+        return evaluate(model, self.answers, self.inside, self.data, self.calibration(case), self._window_batch)
 
     def settings(self, case: Case) -> dict[str, object]:
         """What decides whether a stored number measured the same thing."""

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quambench.calibrate import Calibration, Task, calibrate
-from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces
+from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
 from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import Sensitivity
 from quambench.policy.sensitivity import REMEDIES, remedied
 from quambench.quant.quantized import Precision
-from quambench.quant.site_grid import SiteGrid, site_grid
+from quambench.quant.site_grid import SiteGrid, rounding_at, site_grids
 
 WINDOWS, LENGTH, PIECE = 12, 64, 16  # sequences, tokens of each, tokens between two readings of the state
 
@@ -43,7 +43,7 @@ class Scale:
         """prepared: float64; tokens (W, L) int64"""
         self._model, self._tokens = prepared, tokens
         self.config = prepared.config
-        self._logits = self._run(lambda site, x: x)
+        self._logits = self._run(no_tap)
         self._truth = F.log_softmax(self._logits, -1)
 
     @torch.inference_mode()
@@ -52,11 +52,7 @@ class Scale:
 
     def cost(self, grids: Mapping[str, SiteGrid], quantized: Collection[str]) -> Cost:
         """Of these sites, each on its own grid."""
-
-        def tap(site: str, x: Tensor) -> Tensor:
-            return grids[site].dequantize(grids[site].quantize(x)) if site in quantized else x
-
-        logits = self._run(tap)
+        logits = self._run(rounding_at({site: grids[site] for site in quantized}))
         other = F.log_softmax(logits, -1)
         kl = (self._truth.exp() * (self._truth - other)).sum(-1).mean()
         return Cost(kl.item(), (logits - self._logits).square().mean().item())
@@ -64,9 +60,8 @@ class Scale:
 
 def grids_of(prepared: LanguageModel, calibration: Calibration) -> dict[str, SiteGrid]:
     """Every site's grid."""
-    c = calibration
-    sites = sites_of(prepared.config)
-    return {site: site_grid(site, c, prepared.config, c.act_bits, c.symmetric).double() for site in sites}
+    found = site_grids(calibration, prepared.config, calibration.act_bits, calibration.symmetric)
+    return {site: grid.double() for site, grid in found.items()}
 
 
 def by_site(scale: Scale, grids: Mapping[str, SiteGrid]) -> dict[str, tuple[Cost, Cost]]:

@@ -18,7 +18,7 @@ from quambench.claims.base import (
     row,
 )
 from quambench.claims.sources import Sources
-from quambench.claims.stored import CASE_SITES, KL, Shelf, at_sites
+from quambench.claims.stored import CASE_SITES, KL, Shelf, at_sites, evidence
 from quambench.gate.noise import terms_of
 from quambench.gate.record import Record
 from quambench.metrics import Terms
@@ -62,11 +62,7 @@ def overfit(sources: Sources) -> list[Row]:
 
 def removed(record: Record) -> tuple[float, float]:
     """Shares of the loss that training removed: on its own part, on the validation part. raises CannotMeasure"""
-    if LOSSES not in record.evidence:
-        raise CannotMeasure(
-            f"{record.case_id} was stored before there was {LOSSES}; pytest suites/ --qb-update records it"
-        )
-    train_start, train_end, start, end = record.evidence[LOSSES].tolist()
+    train_start, train_end, start, end = evidence(record, LOSSES).tolist()
     if not (train_start > 0 and start > 0):
         raise CannotMeasure(f"{record.case_id} had no loss to remove")
     return 1 - train_end / train_start, 1 - end / start

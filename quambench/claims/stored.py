@@ -197,16 +197,21 @@ def flips(old: Tensor, new: Tensor, level: float = LEVEL) -> tuple[Interval, int
     return Interval((gained - lost) / n, centre - reach, centre + reach), n
 
 
+def evidence(record: Record, name: str) -> Tensor:
+    """raises CannotMeasure where the case was stored without it"""
+    if name not in record.evidence:
+        raise CannotMeasure(
+            f"{record.case_id} was stored before there was {name}; pytest suites/ --qb-update records it"
+        )
+    return record.evidence[name]
+
+
 def at_sites(record: Record, rows: str, names: frozenset[str] | None = None) -> Tensor:
     """Evidence (S,) of the sites with these names in their block ("ssm_state"), or of all; NaN left out.
 
     raises CannotMeasure where the evidence has no such rows
     """
-    if rows not in record.evidence:
-        raise CannotMeasure(
-            f"{record.case_id} was stored before there was {rows}; pytest suites/ --qb-update records it"
-        )
-    values = record.evidence[rows].double()
+    values = evidence(record, rows).double()
     chosen = torch.tensor([names is None or site_name(site) in names for site in record.sites])
     found = values[chosen & ~values.isnan()]
     if not len(found):

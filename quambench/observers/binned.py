@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
-from quambench.observers.base import Observer
+from quambench.observers.base import Observer, check_range
 from quambench.observers.batch import Batch
 from quambench.observers.histogram import Histogram
 
@@ -39,3 +39,16 @@ class Binned(Observer):
             return
         for f in fields(Histogram):
             setattr(self, f.name, getattr(values, f.name).clone())
+
+
+@dataclass
+class Searching(Binned):
+    """Looks for the threshold among parts of amax from `low` to `high`."""
+
+    low: float = 0.02
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("high", self.high, 0, 1)
+        check_range("low", self.low, 0, self.high)
+        super().__post_init__()

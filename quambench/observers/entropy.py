@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quambench.observers.base import OBSERVERS, check_range, whole_number
-from quambench.observers.binned import Binned
+from quambench.observers.base import OBSERVERS, whole_number
+from quambench.observers.binned import Searching
 from quambench.observers.histogram import Histogram, beyond
 from quambench.observers.mse import in_equal_ratios
 from quambench.quant.grid import q_max
@@ -52,7 +52,7 @@ def _n_log_n(n: Tensor) -> Tensor:
 
 @OBSERVERS.register("entropy")
 @dataclass
-class Entropy(Binned):
+class Entropy(Searching):
     """The threshold in [low, high] amax whose quantized values have the largest Shannon entropy.
 
     `steps` candidates in equal ratios; of equals the largest. What clipping costs does not enter: as the
@@ -60,13 +60,9 @@ class Entropy(Binned):
     crowd near 0; that is to be measured, not mended.
     """
 
-    low: float = 0.02  # parts of amax
-    high: float = 1.0
     steps: float = 100.0
 
     def __post_init__(self) -> None:
-        check_range("high", self.high, 0, 1)
-        check_range("low", self.low, 0, self.high)
         whole_number("steps", self.steps, 2)
         super().__post_init__()
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from quambench.errors import BadParameter
-from quambench.observers.base import OBSERVERS, check_range, whole_number
-from quambench.observers.binned import Binned
+from quambench.observers.base import OBSERVERS, whole_number
+from quambench.observers.binned import Searching
 from quambench.observers.histogram import Histogram, beyond
 from quambench.quant.grid import q_max
 
@@ -59,7 +59,7 @@ def best(histogram: Histogram, thresholds: Tensor, bits: int) -> Tensor:
 
 @OBSERVERS.register("mse")
 @dataclass
-class LeastSquares(Binned):
+class LeastSquares(Searching):
     """The threshold T in [low, high] amax with the least mean squared error of fake quantization.
 
     With `steps`, T is one of so many candidates at equal distances, low and high among them. With 0, the
@@ -73,13 +73,9 @@ class LeastSquares(Binned):
     each value, k as in histogram.py (2^-12 for one scale), but for values below 2^-15 of the largest.
     """
 
-    low: float = 0.02  # parts of amax
-    high: float = 1.0
     steps: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("high", self.high, 0, 1)
-        check_range("low", self.low, 0, self.high)
         if whole_number("steps", self.steps, 0) == 1:
             raise BadParameter("steps must be 0, or 2 or more (got 1.0)")
         super().__post_init__()

@@ -38,9 +38,9 @@ def _block_length(n: int, n_largest: int) -> int:
 
 def _partitioned(x: Tensor, n_largest: int) -> Tensor:
     """By partition (linear in n), then the tail alone is sorted."""
-    values = x.contiguous().numpy()
-    n = values.shape[-1]
     if n_largest == 1:
         return x.amax(-1, keepdim=True)
+    values = x.contiguous().numpy()
+    n = values.shape[-1]
     tail = np.partition(values, n - n_largest, axis=-1)[..., n - n_largest :] if n_largest < n else values
     return torch.from_numpy(np.sort(tail, axis=-1))

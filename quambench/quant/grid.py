@@ -90,8 +90,8 @@ def dequantize_asymmetric(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (q - zero) * scale
 
 
-def clipped_share(x: Tensor, scale: Tensor, bits: int = 8) -> float:
-    """Share of values that the grid's ends cut, i.e. whose rounded quotient lies outside it; 0 to 1."""
+def clipped(x: Tensor, scale: Tensor, bits: int = 8, zero: Tensor | float = 0.0) -> Tensor:
+    """bool of x's shape: values that the grid's ends cut, i.e. whose rounded quotient lies outside it."""
     top = q_max(bits)
-    q = ROUNDINGS["half_even"](x / scale)
-    return ((q > top) | (q < -top - 1)).double().mean().item()
+    q = ROUNDINGS["half_even"](x / scale) + zero
+    return (q > top) | (q < -top - 1)

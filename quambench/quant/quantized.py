@@ -23,7 +23,7 @@ from quambench.models.mamba import MambaMixer, selective_scan
 from quambench.models.mamba2 import Mamba2Mixer, ssd, ssd_sequential
 from quambench.models.sites import sites_of
 from quambench.quant.recipe import WeightQuantizer, WeightRecipe
-from quambench.quant.site_grid import SiteGrid, SiteScales, Unquantized, site_grid
+from quambench.quant.site_grid import SiteGrid, SiteScales, Unquantized, site_grids
 from quambench.quant.weights import QuantizedTensor
 
 
@@ -291,14 +291,9 @@ class QuantizedModel:
         missing = [s for s in sites_of(config) if s not in calibration.scales]
         if missing:
             raise BadParameter(f"the calibration has no scale for {missing[0]} ({len(missing)} sites missing)")
-        self.calibrated = {  # each site's grid, also where the precision keeps it float
-            site: site_grid(site, calibration, config, precision.act_bits, precision.symmetric)
-            for site in sites_of(config)
-        }
-        self.grids = {
-            site: grid if precision.ssm_state or not site.endswith("ssm_state") else Unquantized()
-            for site, grid in self.calibrated.items()
-        }
+        # Each site's grid, also where the precision keeps it float.
+        self.calibrated = site_grids(calibration, config, precision.act_bits, precision.symmetric)
+        self.grids = {s: grid if precision.quantizes(s) else Unquantized() for s, grid in self.calibrated.items()}
         quantizer = WeightQuantizer(recipe, precision.weight_bits, hessians or {})
         embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()
         self.top_weights: dict[str, QuantizedTensor] = {}

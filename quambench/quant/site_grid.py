@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from quambench_kernels.int8_linear import int8_linear
 from torch import Tensor
 
+from quambench.models.backbone import Tap
 from quambench.models.config import ModelConfig
+from quambench.models.sites import sites_of
 from quambench.quant.granularity import UNQUANTIZED, layout
-from quambench.quant.grid import dequantize, dequantize_asymmetric, q_max, quantize, quantize_asymmetric
+from quambench.quant.grid import clipped, dequantize, dequantize_asymmetric, q_max, quantize, quantize_asymmetric
 from quambench.quant.weights import QuantizedTensor
 
 
@@ -80,8 +82,7 @@ class SymmetricGrid:
         return x / self.scale / q_max(self.bits)
 
     def clipped(self, x: Tensor) -> Tensor:
-        q, top = torch.round(x / self.scale), q_max(self.bits)
-        return (q > top) | (q < -top - 1)
+        return clipped(x, self.scale, self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,7 @@ class AsymmetricGrid:
         return 2 * (x / self.scale + self.zero + top + 1) / (2 * top + 1) - 1
 
     def clipped(self, x: Tensor) -> Tensor:
-        q, top = torch.round(x / self.scale) + self.zero, q_max(self.bits)
-        return (q > top) | (q < -top - 1)
+        return clipped(x, self.scale, self.bits, self.zero)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,16 @@ def site_grid(site: str, calibration: SiteScales, config: ModelConfig, bits: int
     if symmetric:
         return SymmetricGrid(expand(scale), bits)
     return AsymmetricGrid(expand(scale[0]), expand(scale[1]), bits)
+
+
+def site_grids(calibration: SiteScales, config: ModelConfig, bits: int, symmetric: bool) -> dict[str, SiteGrid]:
+    """Of every site, in forward order."""
+    return {site: site_grid(site, calibration, config, bits, symmetric) for site in sites_of(config)}
+
+
+def rounding_at(grids: Mapping[str, SiteGrid]) -> Tap:
+    """A tap for the float model: what passes these sites goes on as their grids know it."""
+    return lambda site, x: grids[site].dequantize(grids[site].quantize(x)) if site in grids else x
 
 
 def _channels(scale: Tensor, first: int, n: int) -> Tensor:

@@ -15,14 +15,14 @@ from quambench.calibrate import Calibration
 from quambench.errors import BadParameter
 from quambench.models.backbone import LanguageModel, Tap, in_layer, no_tap
 from quambench.models.sites import layer_of
-from quambench.observers.base import whole_number
 from quambench.quant.quantized import QuantizedModel
-from quambench.refine.base import REFINEMENTS, Progress, Refined, Refinement
+from quambench.refine.base import REFINEMENTS, Progress, Refined
 from quambench.refine.training import (
     HEAD,
     Best,
     Parts,
     Scales,
+    Trained,
     check_positive,
     check_symmetric,
     descend,
@@ -75,7 +75,7 @@ def stages(model: LanguageModel, tokens: Tensor) -> Iterator[Stage]:
 
 @REFINEMENTS.register("adaround")
 @dataclass(frozen=True)
-class AdaRound(Refinement):
+class AdaRound(Trained):
     """Block-wise reconstruction (Li et al. 2021, arXiv:2102.05426) of scales instead of weights.
 
     Label-free, and no gradient passes from block to block: each gets the float model's hidden states and
@@ -94,21 +94,13 @@ class AdaRound(Refinement):
     """
 
     steps: float = 24.0  # of each block
-    rate: float = 0.1  # largest change of a log scale in one step; falls to zero linearly
-    batch: float = 1.0  # sequences a step
-    train: float = 12.0  # sequences to train on, in turn
-    validation: float = 6.0  # sequences to judge by
-    length: float = 64.0  # tokens of each
-    piece: float = 16.0  # tokens between two roundings of the state; without a second piece its scale stays
-    every: float = 8.0  # steps between two judgements
+    rate: float = 0.1
     warm: float = 0.2  # temperature at the first step, in steps of the grid
     cold: float = 0.05  # and at the last
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "train", "validation", "piece", "every"):
-            whole_number(name, getattr(self, name), 1)
-        whole_number("length", self.length, 2)
-        check_positive(rate=self.rate, cold=self.cold)
+        super().__post_init__()
+        check_positive(cold=self.cold)
         if not self.cold <= self.warm <= SOFTEST:
             raise BadParameter(f"warm must be from cold, {self.cold}, to {SOFTEST} (got {self.warm!r})")
 

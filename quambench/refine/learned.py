@@ -12,13 +12,12 @@ from torch import Tensor
 from quambench.calibrate import Calibration
 from quambench.errors import BadParameter
 from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
-from quambench.observers.base import whole_number
 from quambench.quant.quantized import QuantizedModel
-from quambench.refine.base import REFINEMENTS, Progress, Refined, Refinement
+from quambench.refine.base import REFINEMENTS, Progress, Refined
 from quambench.refine.training import (
     Parts,
     Scales,
-    check_positive,
+    Trained,
     check_symmetric,
     descend,
     hard_tap,
@@ -32,7 +31,7 @@ LOSSES = ("kl", "nll")
 
 @REFINEMENTS.register("learned")
 @dataclass(frozen=True)
-class Learned(Refinement):
+class Learned(Trained):
     """LSQ's scales (Esser et al. 2020, arXiv:1902.08153), weights fixed as the INT8 model has them.
 
     The defaults take 8 to 11 s of one core on mamba-tiny and mamba2-tiny. KL to float in nats/token on the
@@ -48,22 +47,11 @@ class Learned(Refinement):
     """
 
     loss: str = "kl"  # of the float model's next-token distribution; nll: of the next token itself. nats/token
-    steps: float = 32.0
-    rate: float = 0.15  # largest change of a log scale in one step; falls to zero linearly
-    batch: float = 1.0  # sequences a step
-    train: float = 12.0  # sequences to train on, in turn
-    validation: float = 6.0  # sequences to judge by
-    length: float = 64.0  # tokens of each
-    piece: float = 16.0  # tokens between two roundings of the state; without a second piece its scale stays
-    every: float = 8.0  # steps between two judgements
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise BadParameter(f"loss must be {' or '.join(LOSSES)} (got {self.loss!r})")
-        for name in ("steps", "batch", "train", "validation", "piece", "every"):
-            whole_number(name, getattr(self, name), 1)
-        whole_number("length", self.length, 2)
-        check_positive(rate=self.rate)
+        super().__post_init__()
 
     @torch.no_grad()
     def refine(

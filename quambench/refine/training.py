@@ -19,13 +19,36 @@ from quambench.errors import BadCorpus, BadParameter
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba2 import Mamba2Mixer
+from quambench.observers.base import whole_number
 from quambench.quant.granularity import layout
 from quambench.quant.grid import MIN_SCALE, q_max
 from quambench.quant.quantized import QuantizedModel
-from quambench.quant.site_grid import SymmetricGrid, site_grid
+from quambench.quant.site_grid import SymmetricGrid, rounding_at, site_grids
+from quambench.refine.base import Refinement
 
 EVERY = 4  # of that many sequences the first validates
 HEAD = "lm_head:input"
+
+
+@dataclass(frozen=True)
+class Trained(Refinement):
+    """A refinement by gradient descent; how long, and on what. A subclass says from which loss."""
+
+    steps: float = 32.0
+    rate: float = 0.15  # largest change of a log scale in one step; falls to zero linearly
+    batch: float = 1.0  # sequences a step
+    train: float = 12.0  # sequences to train on, in turn
+    validation: float = 6.0  # sequences to judge by
+    length: float = 64.0  # tokens of each
+    piece: float = 16.0  # tokens between two roundings of the state; without a second piece its scale stays
+    every: float = 8.0  # steps between two judgements
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "train", "validation", "piece", "every"):
+            whole_number(name, getattr(self, name), 1)
+        whole_number("length", self.length, 2)
+        check_positive(rate=self.rate)
+
 
 FakeQuantizer = Callable[[Tensor, Tensor, int], Tensor]
 """(x, a scale that broadcasts to it, bits) -> x as the grid knows it, differentiable in both."""
@@ -100,21 +123,13 @@ def taught(prepared: LanguageModel, quantized: QuantizedModel) -> LanguageModel:
 
 def trained_sites(quantized: QuantizedModel) -> list[str]:
     """Sites that the INT8 model rounds, in forward order."""
-    return [
-        site
-        for site, grid in quantized.grids.items()
-        if isinstance(grid, SymmetricGrid) and (site != HEAD or quantized.head_grid is not None)
-    ]
+    return [site for site, grid in quantized.grids.items() if isinstance(grid, SymmetricGrid)]
 
 
 def hard_tap(config: ModelConfig, calibration: Calibration, sites: list[str]) -> Tap:
     """Rounds at `sites` as the runtime does, in float64."""
-    grids = {site: site_grid(site, calibration, config, calibration.act_bits, True).double() for site in sites}
-
-    def tap(site: str, x: Tensor) -> Tensor:
-        return grids[site].dequantize(grids[site].quantize(x)) if site in grids else x
-
-    return tap
+    grids = site_grids(calibration, config, calibration.act_bits, symmetric=True)
+    return rounding_at({site: grids[site].double() for site in sites})
 
 
 class Scales:

@@ -49,7 +49,7 @@ def probes() -> Iterator[Probe]:
     for name in grid.ROUNDINGS:
         yield Probe(f"grid/{name}", lambda streams, name=name: _round(streams, name))  # type: ignore[misc]
     yield Probe("grid/dequantize", _dequantize)
-    yield Probe("grid/clipped_share", _clipped)
+    yield Probe("grid/clipped", _clipped)
     for n in ROTATIONS:
         yield Probe(f"hadamard/{n}", lambda streams, n=n: _rotate(n))  # type: ignore[misc]
     yield Probe("weights/tensor", lambda s: _weight(lambda *bits: weights.quantize_tensor(s["weights"], *bits)))
@@ -93,8 +93,7 @@ def _dequantize(streams: Streams) -> Answer:
 
 
 def _clipped(streams: Streams) -> Answer:
-    share = grid.clipped_share(streams["ties"], torch.tensor(0.5))
-    return {"values": torch.tensor(round(share * streams["ties"].numel()))}
+    return {"values": grid.clipped(streams["ties"], torch.tensor(0.5)).sum()}
 
 
 def _rotate(n: int) -> Answer:
