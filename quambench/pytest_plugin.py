@@ -70,7 +70,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "cases(*specs, language='prose', quick=False): what a suite runs, as ids without the model",
     )
-    config.addinivalue_line("markers", "xdist_group(name): cases of one model; pytest-xdist may not be there to say so")
     option = config.option
     session = Session(
         baselines=option.qb_baselines or config.rootpath / "baselines",
@@ -85,8 +84,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
     replaced = option.qb_observer or option.qb_grouping or option.qb_precision
     config.stash[PARTIAL] = bool(option.qb_model or replaced or config.stash[NARROWED])
-    if getattr(option, "dist", "no") == "load":
-        option.dist = "loadgroup"  # xdist: cases of one model stay on one worker
     root = str(config.rootpath)
     if root not in sys.path:  # for an observer from outside, `module:Class`; last, where it hides nothing
         sys.path.append(root)
@@ -116,7 +113,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     mark = metafunc.definition.get_closest_marker("cases")
     cases = _cases(metafunc.config, mark.args if mark else (), **(mark.kwargs if mark else {}))
-    metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=pytest.mark.xdist_group(c.model)) for c in cases])
+    metafunc.parametrize("case", [pytest.param(c, id=c.id) for c in cases])
 
 
 def _cases(config: pytest.Config, specs: Sequence[str], language: str = "prose", quick: bool = False) -> list[Case]:
@@ -266,6 +263,16 @@ def _suites_in_scope(config: pytest.Config, produced: dict[str, list[str]]) -> d
         root = config.stash[SESSION].baselines
         scope |= {p.name: [] for p in root.glob("*") if p.is_dir() and p.name not in scope}
     return scope
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """xdist: with plain -n, cases of one model stay on one worker."""
+    if config.option.dist != "load":
+        return None
+    from quambench.scheduling import ByModel  # here: xdist is installed for certain
+
+    return ByModel(config, log, {*bundled_names("prose"), *bundled_names("recall"), *config.option.qb_model})
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quambench.scheduling import scope
+
 SUITE = """
 import pytest
 
@@ -313,6 +315,28 @@ def test_a_stored_case_that_nothing_produces_is_an_orphan_on_full_runs_only(run,
     assert run("suites/test_alpha.py::test_alpha", fault=as_bundled, model=False).ret in (0, 1)
     assert run("--qb-update", fault=as_bundled, model=False).ret == 0
     assert run(fault=as_bundled, model=False).ret == 0
+
+
+def test_cases_of_one_model_stay_on_one_worker(recorded):
+    """Apart, they would calibrate once a worker, and measure what they share twice."""
+    result = recorded("-n", "2", "-v")
+    workers = {line.split("]")[0] for line in result.outlines if line.startswith("[gw") and "::test_alpha[" in line}
+    assert len(workers) == 1
+    result.assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "expected"),
+    [
+        ("s/test_alpha.py::test_alpha[m/percentile[alpha=0.9]/1x1]", "m"),
+        ("s/test_warmup.py::test_warmup[m/percentile/1x1/w8a4/quick]", "m/quick"),
+        ("s/test_warmup.py::test_warmup[other/percentile/1x1]", "s/test_warmup.py::test_warmup[other/percentile/1x1]"),
+        ("s/test_probes.py::test_probe[calibration/mamba]", "s/test_probes.py::test_probe[calibration/mamba]"),
+        ("s/test_probes.py::test_all", "s/test_probes.py::test_all"),
+    ],
+)
+def test_what_stays_together(nodeid, expected):
+    assert scope(nodeid, {"m"}) == expected
 
 
 def ids_of(result):
