@@ -1,4 +1,4 @@
-"""Is the gate any good? Plant every fault of gate/faults.py, run the gate, and see what it says.
+"""Is the gate any good? Plant every fault of gate/faults/, run the gate, and see what it says.
 
 Everything goes the way of a real run: a Session records baselines from clean code, then judges the
 same cases again, with a fault in place or, in other processes, under other numerics. Only the
