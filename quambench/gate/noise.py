@@ -112,6 +112,11 @@ def unit_rms(old: Terms, new: Terms) -> float:
     return float(_rms((new.values - old.values) / old.weights.mean()))
 
 
+def unit_size(terms: Terms) -> float:
+    """Root mean square per unit of weight: what `unit_rms` is small beside."""
+    return float(_rms(terms.values / terms.weights.mean())) if len(terms.values) else 0.0
+
+
 def site_rms(old: Tensor, new: Tensor) -> Tensor:
     """(S, W) energies, twice -> (S,)."""
     return _rms(log_ratio(old, new))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from quambench.data.recall import TASKS
-from quambench.gate.noise import SITE_ROWS, site_rms, terms_of, unit_rms
+from quambench.gate.noise import SITE_ROWS, site_rms, terms_of, unit_rms, unit_size
 from quambench.gate.record import Record, scale_steps_apart
 from quambench.gate.stats import Paired, holm, mcnemar, paired
 from quambench.metrics import METRICS, Measurement
@@ -31,12 +31,18 @@ BY_ITEM = ("accuracy", *(f"recall_{task}" for task in TASKS))  # right or wrong:
 GATED = (*BY_DOCUMENT, *BY_ITEM)
 # Continuous, so that any change of the computation moves them.
 SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
+IN_NATS = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap")  # of their terms, per token
 COUNTED = {"scales.count": "n_scales", "scales.bytes": "scale_bytes", "model.bytes": "model_bytes"}
 
 # How many times the floor is more than noise. Two machines are two draws of the noise, so their
 # difference is sqrt(2) times one draw's; draws measured on the bundled models differed among
 # themselves by up to 1.4 (docs/gate.md). 3 leaves half as much again.
 BEYOND = 3.0
+
+# What counts at the least, relative: to KL, of a metric in nats; of an error's energy, at a site. Where 4 bits
+# leave nothing of a model, disturbing it moves a site in one draw of five and by 0.02 % of KL, or never: two
+# draws then measure a floor of 0, and another machine's float64 sums are not even equal to the last bit.
+LEAST_CHANGE = 1e-3
 
 # Of shares at an unchanged scale: an activation or scale 1 ulp off (1e-7) may move a few of some
 # hundred thousand values across the end of the grid.
@@ -144,14 +150,14 @@ def compare(old: Record, new: Record, level: float) -> tuple[Comparison, ...]:
         n: (mcnemar(a.values, b.values, share) if n in BY_ITEM else paired(a, b, share)) for n, (a, b) in pairs.items()
     }
     sure = holm({n: test.p_value for n, test in tests.items()}, level)
-    made = []
+    made, least = [], least_change(old)
     for name, test in tests.items():
         was, now = (terms.mean() for terms in pairs[name])
         worse = now - was if METRICS[name].better == "lower" else was - now
         error = pairs[name][0].standard_error()
         margin = 0.0 if math.isnan(error) else error
         # Stored before this metric was gated: nothing says how much of it is noise.
-        floor = BEYOND * old.noise.means[name] if name in old.noise.means else margin
+        floor = max(BEYOND * old.noise.means[name], least[name]) if name in old.noise.means else margin
         made.append(Comparison(name, test, worse, floor, margin, name in sure and abs(worse) > floor))
     return tuple(made)
 
@@ -172,12 +178,17 @@ def _decide(comparisons: Sequence[Comparison], changed: bool) -> tuple[Status, s
 
 
 def _not_finite(old: Record, new: Record) -> str:
-    """The first array of evidence with a NaN or infinity where the stored one has a number."""
+    """The first array of evidence with a NaN or infinity where the stored one has a number.
+
+    A site that stays float now has no grid to measure; its scale, gone, says so.
+    """
+    quantized = torch.tensor([new.artefacts.scales[site].numel() > 0 for site in new.sites])
     for name, array in new.evidence.items():
         before = old.evidence.get(name)
         if before is None or before.shape != array.shape:
             continue
-        if bool((before.isfinite() & ~array.isfinite()).any()):
+        lost = before.isfinite() & ~array.isfinite()
+        if bool((lost[quantized] if name.startswith("sites.") else lost).any()):
             return name
     return ""
 
@@ -295,19 +306,28 @@ def first_moved_site(old: Record, new: Record) -> Finding | None:
         if floors is None:
             continue  # a baseline without a measured floor, from an older schema
         for site, m, floor in zip(new.sites, moved.tolist(), floors.tolist(), strict=True):
-            if m > BEYOND * floor:
+            if m > max(BEYOND * floor, LEAST_CHANGE):
                 return Finding(site, f"error inside the INT8 model changed in {phase} by {math.expm1(m):.0%}")
     return None
 
 
 def first_moved_metric(old: Record, new: Record, comparisons: Sequence[Comparison]) -> Finding | None:
     """A metric that moved beyond noise in single windows, although its mean may not have."""
+    least = least_change(old)
     for c in comparisons:
         if c.metric in SENSITIVE and c.metric in old.noise.units:
             moved = unit_rms(terms_of(c.metric, old.evidence), terms_of(c.metric, new.evidence))
-            if moved > BEYOND * old.noise.units[c.metric]:
+            if moved > max(BEYOND * old.noise.units[c.metric], least[c.metric]):
                 return Finding(c.metric, "the INT8 model computes something else: quality alone moved")
     return None
+
+
+def least_change(old: Record) -> dict[str, float]:
+    """Gated metric -> the change, in its terms' unit, that more than arithmetic must exceed."""
+    sizes = {name: unit_size(terms_of(name, old.evidence)) for name in SENSITIVE if name in old.metrics}
+    in_nats = max((sizes[name] for name in ("kl", "decode_kl") if name in sizes), default=0.0)
+    of = {name: max(size, in_nats) if name in IN_NATS else size for name, size in sizes.items()}
+    return {name: LEAST_CHANGE * of.get(name, 0.0) for name in GATED}
 
 
 def _say(found: Sequence[Comparison]) -> str:

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quambench.gate.noise import Noise
+from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts
 from quambench.gate.verdicts import (
     BEYOND,
     GATED,
+    LEAST_CHANGE,
     MAX_SCALE_ULP,
     MAX_SHARE_CHANGE,
     SEVERITY,
@@ -207,6 +208,26 @@ def test_as_much_as_another_machine_may_differ_is_no_news_and_more_is(record, ch
     assert judge(moved(record, change, times), record, 1).passes() == passes
 
 
+SILENT = Noise(  # as two disturbed repetitions measure it where 4 bits leave nothing of a model
+    means=dict.fromkeys(GATED, 0.0),
+    units=dict.fromkeys(GATED, 0.0),
+    sites={rows: torch.zeros(3, dtype=torch.float64) for rows in SITE_ROWS},
+)
+
+
+@pytest.mark.parametrize(("times", "passes"), [(1e-9, True), (0.5, True), (3.0, False)])
+@pytest.mark.parametrize("array", ["prefill.nll", "decode.kl", "decode.kl_prefill", "sites.accumulated"])
+def test_where_no_noise_was_met_arithmetic_is_none_and_a_thousandth_is_news(record, change, array, times, passes):
+    """A float64 sum in another order, a single tie; and beside them, what is the least that counts."""
+    with_evidence, *_ = change
+    old = replace(record, noise=SILENT)
+    stored = record.evidence[array]
+    size = LEAST_CHANGE * (stored if array.startswith("sites") else record.evidence["prefill.kl"])
+    sign = torch.tensor([1.0, -1.0]).repeat(stored.shape[-1] // 2).double()
+    new = with_evidence(record, **{array: stored + times * size * sign})
+    assert judge(new, old, 1).passes() == passes
+
+
 def test_a_baseline_without_a_measured_floor_is_judged_by_artefacts_and_significance(record, change):
     old = replace(record, noise=Noise())
     assert judge(moved(record, change, 4.0), old, 1).status is Status.SAME
@@ -326,6 +347,19 @@ def test_a_changed_share_at_an_unchanged_scale_is_named_at_its_site(record, chan
     assert (verdict.status, verdict.place) == (Status.DRIFTED, record.sites[1])
     assert what in verdict.reason
     assert judge(with_evidence(record, **{array: nudged}), record, 1).status is Status.SAME
+
+
+def test_a_site_that_stays_float_now_is_named_and_no_failed_measurement(record, change):
+    with_evidence, with_scale, _ = change
+    site = record.sites[1]
+    arrays = {name: record.evidence[f"sites.{name}"].clone() for name in ("local_mse", "clipped", "range_used")}
+    for array in arrays.values():
+        array[1] = torch.nan
+    new = with_evidence(record, **{f"sites__{name}": array for name, array in arrays.items()})
+    assert judge(new, record, 1).status is Status.ERROR  # its scale is there still
+    verdict = judge(with_scale(new, site, torch.empty(0)), record, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, site)
+    assert "number of scales changed (1 -> 0)" in verdict.reason
 
 
 def test_evidence_that_is_not_finite_any_more_is_an_error_named_by_its_array(record, change):

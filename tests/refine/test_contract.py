@@ -329,11 +329,55 @@ def test_a_start_is_stored_as_it_was(setting):
     assert scales.stored().digest == setting.start.digest
 
 
+def test_scales_live_on_the_grid(setting):
+    scales = Scales(setting.start, setting.prepared.config, [HEAD])
+    with torch.no_grad():
+        scales.logs[HEAD].fill_(-3.00017)
+    scales.settle()
+    assert scales.logs[HEAD].unique().tolist() == [-3 - 1 / 4096]
+    torch.testing.assert_close(
+        scales.stored().scales[HEAD].double().log(), scales.logs[HEAD].detach(), rtol=0, atol=1e-7
+    )
+
+
+@pytest.fixture
+def other_machine(monkeypatch):
+    """other_machine(): from now on gradients differ in their last digits, as on a machine that sums otherwise."""
+
+    def begin():
+        generator, step = torch.Generator().manual_seed(0), training.Adam.step
+
+        def disturbed(self, gradients, rate):
+            noise = [torch.randn(g.shape, generator=generator, dtype=g.dtype) for g in gradients if g is not None]
+            noisy = iter(noise)
+            step(self, tuple(g if g is None else g * (1 + 1e-8 * next(noisy)) for g in gradients), rate)
+
+        monkeypatch.setattr(training.Adam, "step", disturbed)
+
+    return begin
+
+
+@pytest.mark.parametrize("kind", ["kl", "adaround"])
+def test_another_machines_arithmetic_finds_the_same_scales(setting, kind, other_machine):
+    here = setting.refined(spec(kind, steps=24))
+    assert here.best_step > 0
+    other_machine()
+    assert setting.refined(spec(kind, steps=24)).calibration.digest == here.calibration.digest
+
+
+@pytest.mark.parametrize("kind", ["kl", "adaround"])
+def test_without_the_grid_it_would_not(setting, kind, other_machine, monkeypatch):
+    monkeypatch.setattr(training, "GRAIN", 2.0**-50)
+    here = setting.refined(spec(kind, steps=24))
+    other_machine()
+    assert setting.refined(spec(kind, steps=24)).calibration.digest != here.calibration.digest
+
+
 @pytest.mark.parametrize("log", [-1e300, -1e3, -20.0, -13.815510557964275, -13.0])
 def test_no_scale_falls_below_the_floor(setting, log):
     scales = Scales(setting.start, setting.prepared.config, [HEAD])
     with torch.no_grad():
         scales.logs[HEAD].fill_(log)
-    scales.raise_to_floor()
+    scales.settle()
     assert scales.logs[HEAD].exp() > 0
     assert scales.stored().scales[HEAD] >= torch.tensor(MIN_SCALE)

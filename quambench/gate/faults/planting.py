@@ -14,8 +14,8 @@ from quambench import runner
 from quambench.calibrate import Calibration
 from quambench.models.backbone import LanguageModel
 from quambench.observers import Batch, ObserverSpec
-from quambench.observers import base as observing
 from quambench.observers import percentile as quantiles
+from quambench.observers.percentile import Percentile
 from quambench.policy import Plan, Policy
 from quambench.quant import fuse, hadamard, weights
 from quambench.quant.granularity import GRANULARITIES, Layout
@@ -127,15 +127,15 @@ def planned(policy: type[Policy], change: Callable[[Plan, ObserverSpec], Plan]) 
 
 
 def update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextManager[Any]:
-    """spoilt(original, observer, batch, calls before)."""
-    original = observing.Observer.update
+    """spoilt(original, observer, batch, calls before) for percentiles; weights, a single batch, take the maximum."""
+    original = Percentile.update
 
     def update(self: Any, x: Any) -> None:
         calls = getattr(self, "calls", 0)
         self.calls = calls + 1
         spoilt(original, self, x, calls)
 
-    return patch.object(observing.Observer, "update", update)
+    return patch.object(Percentile, "update", update)
 
 
 def scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AbstractContextManager[Any]:

@@ -211,7 +211,7 @@ def _() -> AbstractContextManager[Any]:
 BY_CHANNEL = "percentile/weights=percentile[alpha=0.99]@channel"
 
 
-@fault("weights per input channel", "", "layers.0.in_proj.weight", case=BY_CHANNEL, architectures=ONE)
+@fault("weights per input channel", "", "embedding.weight", case=BY_CHANNEL, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = recipe.quantize_rows
 
