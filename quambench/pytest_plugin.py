@@ -225,7 +225,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state, produced = config.stash[SESSION], config.stash[PRODUCED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
         left_out = config.stash[PARTIAL], config.stash[NARROWED]
-        found = (state.verdicts, state.to_write, produced, left_out, config.stash[MISUSED])
+        found = (state.verdicts, state.notes, state.to_write, produced, left_out, config.stash[MISUSED])
         config.workeroutput["quambench"] = pickle.dumps(found)
         return
     if config.stash[MISUSED]:
@@ -281,9 +281,11 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     sent = getattr(node, "workeroutput", {}).get("quambench")
     if sent is None:
         return
-    verdicts, to_write, produced, (partial, narrowed), misused = pickle.loads(sent)  # from our own worker process
+    # from our own worker process
+    verdicts, notes, to_write, produced, (partial, narrowed), misused = pickle.loads(sent)
     state = node.config.stash[SESSION]
     state.verdicts += verdicts
+    state.notes += notes
     node.config.stash[MISUSED].extend(misused)
     for key, records in to_write.items():
         state.to_write.setdefault(key, []).extend(records)
@@ -302,7 +304,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section("quambench")
     write(terminal(state.verdicts).rstrip())
-    for note in state.notes:
+    for note in dict.fromkeys(state.notes):
         write(note)
     for path in config.stash[WRITTEN]:
         write(f"written: {_short(path, config)}")

@@ -139,6 +139,8 @@ class Session:
     def _judge(self, suite: str, case: Case) -> Verdict:
         run = self._run(case)
         record = record_of(run.result(case), provenance())
+        if case in run.refined:
+            self.notes.append(f"{case.id}: {run.refined[case].summary}")
         stored = self._stored(suite, case)
         old = stored.cases[case.id] if stored else None
         n_cases = len(stored.cases) if stored else 1

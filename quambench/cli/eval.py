@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     ]
     headings = ["metric", "unit", "better", *(name.split("/", 1)[-1] for name in found)]
     print(tabulate(rows, headers=headings, disable_numparse=True))
+    for case, refined in work.refined.items():
+        print(f"{case.id}: {refined.summary}")
     return 0
 
 

@@ -83,4 +83,5 @@ def _text(report: Report) -> str:
         f"FALSE ALARM {c.setting}, batch {c.batch}, {c.model}: {c.verdict}: {c.reason}" for c in report.clean if c.alarm
     ]
     missed = [f"MISSED {o.fault} in {o.model}: {o.verdict} {o.reason}" for o in report.missed]
-    return "\n".join([table, "", clean, "", *missed, *alarms, *summary])
+    clean_part = [clean, ""] if settings else []
+    return "\n".join([table, "", *clean_part, *missed, *alarms, *summary])

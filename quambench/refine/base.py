@@ -18,6 +18,8 @@ from quambench.spec import Spec
 Progress = Callable[[int, int], None]
 """(steps done, steps in all) -> None"""
 
+PARTS = ("train", "validation")
+
 
 @dataclass(frozen=True, slots=True)
 class Refined:
@@ -39,8 +41,17 @@ class Refined:
         """
         if self.best_step == 0:
             return 0.0
-        own, other = (self.losses[f"{p}.end"] / self.losses[f"{p}.start"] for p in ("train", "validation"))
+        own, other = (self.losses[f"{p}.end"] / self.losses[f"{p}.start"] for p in PARTS)
         return other - own
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        own, other = (" -> ".join(f"{self.losses[f'{p}.{at}']:.4g}" for at in ("start", "end")) for p in PARTS)
+        return (
+            f"{self.steps} steps in {self.seconds:.1f} s, best after {self.best_step}; loss {own} on the training"
+            f" part, {other} on the validation part, gap {100 * self.gap:+.1f} points"
+        )
 
 
 class Refinement(ABC):

@@ -176,13 +176,18 @@ def test_eval_shows_what_some_case_measured(monkeypatch, capsys):
         "running_max": nothing | {"recall_associative": Measurement(0.75, 0.01), "state_error": Measurement(0.5, 0.1)},
         "percentile": nothing | {"recall_associative": Measurement(0.25, 0.01), "kl": Measurement(0.1, 0.0)},
     }
+    trained = SimpleNamespace(summary="8 steps in 1.2 s")
     monkeypatch.setattr(
         "quambench.cli.eval.ModelRun",
-        lambda *_: SimpleNamespace(result=lambda case: SimpleNamespace(metrics=measured[case.observer.name])),
+        lambda _, __, cases, *___: SimpleNamespace(
+            result=lambda case: SimpleNamespace(metrics=measured[case.observer.name]), refined={cases[1]: trained}
+        ),
     )
     code, out, _ = call(capsys, "eval", "mamba-recall", "--observer", "running_max", "--observer", "percentile")
     assert code == 0
-    rows = {line.split()[0]: " ".join(line.split()[3:]) for line in out.splitlines()[2:]}
+    *table, note = out.splitlines()
+    assert note == "mamba-recall/percentile/1x1: 8 steps in 1.2 s"
+    rows = {line.split()[0]: " ".join(line.split()[3:]) for line in table[2:]}
     assert rows == {
         "kl": "- 0.1",
         "recall_associative": "0.75 ± 0.01 0.25 ± 0.01",

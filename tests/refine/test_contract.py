@@ -11,7 +11,7 @@ from quambench.errors import BadCorpus, BadParameter
 from quambench.models.sites import sites_of
 from quambench.quant.grid import MIN_SCALE
 from quambench.quant.quantized import Precision
-from quambench.refine import REFINEMENTS, RefinementSpec, adaround, learned, training
+from quambench.refine import REFINEMENTS, Refined, RefinementSpec, adaround, learned, training
 from quambench.refine.training import HEAD, Parts, Scales, descend, trained_sites
 
 SMALL = "steps=8,batch=2,train=6,validation=3,length=9,piece=3,every=2,rate=0.1"
@@ -301,6 +301,15 @@ def test_the_gap_is_the_training_parts_lead(setting, refinement):
     assert set(found.losses) == {f"{part}.{when}" for part in ("train", "validation") for when in ("start", "end")}
     kept = {part: found.losses[f"{part}.end"] / found.losses[f"{part}.start"] for part in ("train", "validation")}
     assert found.gap == kept["validation"] - kept["train"]
+
+
+def test_a_user_reads_how_long_how_good_and_how_overfit(setting):
+    losses = {"train.start": 0.5, "train.end": 0.25, "validation.start": 0.4, "validation.end": 0.3}
+    found = Refined(setting.start, losses, best_step=6, steps=8, seconds=1.23)
+    assert found.summary == (
+        "8 steps in 1.2 s, best after 6; loss 0.5 -> 0.25 on the training part,"
+        " 0.4 -> 0.3 on the validation part, gap +25.0 points"
+    )
 
 
 @pytest.mark.parametrize(
