@@ -7,18 +7,15 @@ cannot be asked: it writes the group into private fields of a test that pytest 9
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
 from quambench.case import SIZES
 
-if TYPE_CHECKING:
-    import pytest
-
 
 class ByModel(LoadScopeScheduling):
-    def __init__(self, config: pytest.Config, log: object, models: Collection[str]) -> None:
+    def __init__(self, config: Any, log: Any, models: Collection[str]) -> None:
         super().__init__(config, log)
         self._models = models
 

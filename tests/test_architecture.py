@@ -32,7 +32,7 @@ ORDER = (
     {"gate"},
     {"report"},
     {"session", "compare", "claims"},
-    {"selftest"},
+    {"selftest", "scheduling"},
     {"pytest_plugin", "cli"},
 )
 
