@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -22,15 +22,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
+from quambench.grouping import Groups
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
+from quambench.models.sites import layer_of
 from quambench.observers import Batch, Observer, ObserverSpec
 from quambench.policy import Assignment, Plan, check_plan
-from quambench.quant.granularity import UNQUANTIZED, layout
+from quambench.quant.granularity import GROUPS, UNQUANTIZED, layout
 from quambench.quant.grid import asymmetric_scale
 
 SCHEMA = 1
 FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
+_GROUPS = ("head_index", "channel_index", "head_sizes", "dim_sizes")  # fields of Groups, as they are saved
 _MANY = 1 << 20  # values of which observers ask for tails of different length, to tell which asks for most
 
 K = TypeVar("K", bound=Hashable)
@@ -50,6 +53,7 @@ class Calibration:
     model_digest: str
     data_digest: str  # of the sequences
     symmetric: bool = True  # else a scale is (2, *scale_shape): step and shifted zero point
+    groups: Mapping[int, Groups] = field(default_factory=dict)  # by layer; the model's channels stand in their order
 
     @property
     def digest(self) -> str:
@@ -58,6 +62,8 @@ class Calibration:
         for site, scale in self.scales.items():
             h.update(f"{site} {self.granularities[site]} {tuple(scale.shape)}".encode())
             h.update(scale.contiguous().numpy().tobytes())
+        for layer, groups in self.groups.items():
+            h.update(f"{layer} {groups.digest}".encode())
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -72,7 +78,12 @@ class Calibration:
             "scales_digest": self.digest,
             "sites": {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales},
         }
-        save_file(dict(self.scales), folder / "scales.safetensors.partial")
+        arrays = dict(self.scales)
+        for layer, groups in self.groups.items():
+            arrays |= {f"groups.{layer}.{name}": getattr(groups, name).contiguous() for name in _GROUPS}
+        if self.groups:
+            about["grouped_layers"] = list(self.groups)
+        save_file(arrays, folder / "scales.safetensors.partial")
         (folder / "calibration.json.partial").write_text(json.dumps(about, indent=1) + "\n")
         for name in ("scales.safetensors", "calibration.json"):
             os.replace(folder / f"{name}.partial", folder / name)
@@ -97,8 +108,12 @@ class Calibration:
                 model_digest=about["model_digest"],
                 data_digest=about["data_digest"],
                 symmetric=about.get("symmetric", True),  # files from before there was a choice
+                groups={
+                    layer: Groups(*(stored[f"groups.{layer}.{name}"] for name in _GROUPS))
+                    for layer in about.get("grouped_layers", ())
+                },
             )
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, BadParameter) as error:
             raise BadArtefact(f"{folder} holds a corrupt calibration: {error!r}") from None
         if loaded.digest != about["scales_digest"]:
             raise BadArtefact(f"{folder}: scales.safetensors is not the file that calibration.json describes")
@@ -112,6 +127,7 @@ class Task:
     plan: Plan
     act_bits: int
     symmetric: bool = True
+    groups: Mapping[int, Groups] = field(default_factory=dict)  # by layer, of a model in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +139,15 @@ class _Watched:
     granularity: str
     bits: int
     symmetric: bool
+    groups: Groups | None = None
 
 
 class _Watcher:
     """The observers of one _Watched: one for each part that its layout makes of the tensor."""
 
-    def __init__(self, of: _Watched) -> None:
+    def __init__(self, of: _Watched, config: ModelConfig) -> None:
         self.of = of
+        self._layout = layout(of.granularity, of.site, config, of.groups)
         self._observers: list[Observer] = []
         self._failed: Exception | None = None
 
@@ -148,7 +166,7 @@ class _Watcher:
 
     @cached_property
     def scale(self) -> Tensor:
-        """(*scale_shape), or (n_parts) of several; with a leading 2, step and zero point, where asymmetric.
+        """(*scale_shape); with a leading 2, step and zero point, where asymmetric.
 
         raises SiteUnseen, BadParameter or NonFinite of this site; or what an observer's update raised
         """
@@ -162,7 +180,14 @@ class _Watcher:
             raise type(error)(f"{self.of.site}: {error}") from None
         if not found:
             raise SiteUnseen(f"no calibration data passed through {self.of.site}")
-        return found[0] if len(found) == 1 else torch.stack(found, dim=-1)
+        return self._layout.join(found)
+
+    def lay_out(self, x: Tensor) -> list[Batch]:
+        """What an asymmetric grid asks is how far values reach on either side: two scales for each one."""
+        parts = self._layout.lay_out(x)
+        if self.of.symmetric:
+            return [Batch(part) for part in parts]
+        return [Batch(torch.stack([part.clamp(min=0), (-part).clamp(min=0)], dim=1)) for part in parts]
 
     def _scale(self, observer: Observer) -> Tensor:
         if self.of.symmetric:
@@ -194,7 +219,7 @@ def calibrate(
     fit = each(tasks, lambda key: _checked(prepared.config, tasks[key]), failed)
     if not fit:
         return {}
-    watchers = _watchers(fit)
+    watchers = _watchers(fit, prepared.config)
     by_site: dict[str, list[list[_Watcher]]] = {}
     for alike in _grouped(watchers.values()):
         by_site.setdefault(alike[0].of.site, []).append(alike)
@@ -204,7 +229,7 @@ def calibrate(
     def watch(site: str, x: Tensor) -> Tensor:
         for alike in by_site.get(site, ()):
             for offset, one in enumerate(x.float().split(1)):
-                parts = _laid_out(one, alike[0].of, prepared.config)
+                parts = alike[0].lay_out(one)
                 for watcher in alike:
                     watcher.update(parts, first + offset)
         return also(site, x)
@@ -218,16 +243,14 @@ def calibrate(
     def finished(key: K) -> Calibration:
         task = fit[key]
         return Calibration(
-            scales={
-                site: watchers[_watched(site, a, task)].scale if a.granularity != UNQUANTIZED else torch.zeros(0)
-                for site, a in task.plan.items()
-            },
+            scales={site: _scale(watchers, site, a, task) for site, a in task.plan.items()},
             granularities={s: a.granularity for s, a in task.plan.items()},
             observers={s: str(a.observer.complete) for s, a in task.plan.items()},
             act_bits=task.act_bits,
             model_digest=model_digest,
             data_digest=data_digest,
             symmetric=task.symmetric,
+            groups=task.groups,
         )
 
     return each(fit, finished, failed)
@@ -247,7 +270,31 @@ def each(keys: Iterable[K], make: Callable[[K], T], failed: dict[K, Exception] |
 
 
 def _watched(site: str, assignment: Assignment, task: Task) -> _Watched:
-    return _Watched(site, assignment.observer.complete, assignment.granularity, task.act_bits, task.symmetric)
+    observer, granularity = assignment.observer.complete, assignment.granularity
+    groups = _groups(site, assignment, task)
+    if groups and _joins(observer, task):
+        granularity, groups = ("channel_state" if site.endswith("ssm_state") else "channel"), None
+    return _Watched(site, observer, granularity, task.act_bits, task.symmetric, groups)
+
+
+def _groups(site: str, assignment: Assignment, task: Task) -> Groups | None:
+    layer = layer_of(site)
+    return task.groups.get(layer) if assignment.granularity == GROUPS and layer is not None else None
+
+
+def _joins(observer: ObserverSpec, task: Task) -> bool:
+    """Whether a group's scale is the largest of its channels': then one pass per channel serves any groups."""
+    return task.symmetric and bool(vars(observer.found()).get("joins_by_max"))
+
+
+def _scale(watchers: Mapping[_Watched, _Watcher], site: str, assignment: Assignment, task: Task) -> Tensor:
+    """As the runtime reads it; of a site that stays float, nothing."""
+    if assignment.granularity == UNQUANTIZED:
+        return torch.zeros(0)
+    scale, groups = watchers[_watched(site, assignment, task)].scale, _groups(site, assignment, task)
+    if groups is None or not _joins(assignment.observer, task):
+        return scale
+    return groups.largest(scale.flatten(0, 1) if site.endswith("ssm_state") else scale)
 
 
 def _checked(config: ModelConfig, task: Task) -> Task:
@@ -262,7 +309,7 @@ def _checked(config: ModelConfig, task: Task) -> Task:
     return task
 
 
-def _watchers(tasks: Mapping[K, Task]) -> dict[_Watched, _Watcher]:
+def _watchers(tasks: Mapping[K, Task], config: ModelConfig) -> dict[_Watched, _Watcher]:
     """Every distinct thing to observe."""
     of = (
         _watched(site, assignment, task)
@@ -270,23 +317,15 @@ def _watchers(tasks: Mapping[K, Task]) -> dict[_Watched, _Watcher]:
         for site, assignment in task.plan.items()
         if assignment.granularity != UNQUANTIZED
     )
-    return {watched: _Watcher(watched) for watched in dict.fromkeys(of)}
+    return {watched: _Watcher(watched, config) for watched in dict.fromkeys(of)}
 
 
 def _grouped(watchers: Iterable[_Watcher]) -> list[list[_Watcher]]:
     """Those that see a site laid out alike, together; the longest tail first, so that the others share it."""
-    groups: dict[tuple[str, str, bool], list[_Watcher]] = {}
+    found: dict[tuple[str, str, bool, Groups | None], list[_Watcher]] = {}
     for watcher in watchers:
         of = watcher.of
-        groups.setdefault((of.site, of.granularity, of.symmetric), []).append(watcher)
-    for alike in groups.values():
+        found.setdefault((of.site, of.granularity, of.symmetric, of.groups), []).append(watcher)
+    for alike in found.values():
         alike.sort(key=lambda w: -w.of.observer.build(w.of.bits).tail_length(_MANY))
-    return list(groups.values())
-
-
-def _laid_out(x: Tensor, of: _Watched, config: ModelConfig) -> list[Batch]:
-    """What an asymmetric grid asks is how far values reach on either side: two scales for each one."""
-    parts = layout(of.granularity, of.site, config).lay_out(x)
-    if of.symmetric:
-        return [Batch(part) for part in parts]
-    return [Batch(torch.stack([part.clamp(min=0), (-part).clamp(min=0)], dim=1)) for part in parts]
+    return list(found.values())

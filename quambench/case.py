@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from quambench.errors import BadParameter, UnknownName
+from quambench.grouping import GroupingSpec
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
-from quambench.policy.base import groupings
+from quambench.policy.base import check_grouping, groupings, is_clustering
 from quambench.quant.quantized import Precision
 from quambench.quant.recipe import WeightRecipe
 from quambench.refine import REFINEMENTS, RefinementSpec
@@ -63,6 +64,12 @@ class Case:
     protocol: Protocol = field(default_factory=Protocol)
 
     @property
+    def groups_by(self) -> GroupingSpec | None:
+        """How heads and channels are put into groups, where they are."""
+        grouped = self.policy.found().groups or is_clustering(self.grouping)
+        return GroupingSpec.parse(self.grouping) if grouped else None
+
+    @property
     def id(self) -> str:
         """For people, and for -k: mamba2-tiny/percentile[alpha=0.9995,sigma=0.01]/1x1."""
         parts = [self.model, str(self.observer), self.grouping]
@@ -102,7 +109,8 @@ class Case:
         that those results still say what they measured.
         """
         flat: dict[str, object] = {"model": self.model, "observer": str(self.observer.complete)}
-        flat |= {"grouping": self.grouping, "policy": str(self.policy.complete)}
+        grouping = str(GroupingSpec.parse(self.grouping).complete) if is_clustering(self.grouping) else self.grouping
+        flat |= {"grouping": grouping, "policy": str(self.policy.complete)}
         flat |= asdict(self.precision) | asdict(self.protocol)
         if self.precision.symmetric:
             del flat["symmetric"]
@@ -121,6 +129,8 @@ def check_fit(case: Case) -> None:
     grouped, bits = case.weights.granularity == "group", case.precision.weight_bits
     if grouped and bits != 4:
         raise BadParameter(f"{case.weights.id} makes weights of 4 bits: write w4a{case.precision.act_bits} beside it")
+    if case.groups_by and case.policy.found().measures:
+        raise BadParameter(f"{case.policy.name} measures sites without groups: leave {case.grouping} out")
     if case.precision.symmetric:
         return
     if case.refinement:
@@ -134,7 +144,8 @@ def _part(text: str) -> dict[str, Any]:
     name = text.partition("[")[0]
     if text in SIZES:
         return {"protocol": SIZES[text]}
-    if text in groupings():
+    if text in groupings() or is_clustering(text):
+        check_grouping(text)
         return {"grouping": text}
     if name in POLICIES:
         return {"policy": PolicySpec.parse(text)}
@@ -144,7 +155,7 @@ def _part(text: str) -> dict[str, Any]:
         return {"weights": WeightRecipe.parse(text)}
     if text[:1] == "w" and text[1:2].isdigit():
         return {"precision": Precision.parse(text)}
-    known = [*groupings(), *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]
+    known = [*groupings(), "4x4", "adaptive", *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]
     raise UnknownName("part of a case", text, known)
 
 

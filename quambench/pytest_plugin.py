@@ -68,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "cases(*specs, language='prose', quick=False): what a suite runs, as ids without the model",
+        "cases(*specs, language='prose', quick=False, architecture=''): what a suite runs, as ids without the model",
     )
     option = config.option
     session = Session(
@@ -116,14 +116,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", [pytest.param(c, id=c.id) for c in cases])
 
 
-def _cases(config: pytest.Config, specs: Sequence[str], language: str = "prose", quick: bool = False) -> list[Case]:
-    """One case per model and spec; named models stand in for the bundled ones of their language."""
-    option = config.option
+def _cases(
+    config: pytest.Config, specs: Sequence[str], language: str = "prose", quick: bool = False, architecture: str = ""
+) -> list[Case]:
+    """One case per model and spec; named models stand in for the bundled ones of their language.
+
+    architecture  where given, of its models alone
+    """
+    option, session = config.option, config.stash[SESSION]
     if option.qb_model:
-        spoken = {name: "recall" if c.recall else "prose" for name, c in config.stash[SESSION].checkpoints.items()}
+        spoken = {name: "recall" if c.recall else "prose" for name, c in session.checkpoints.items()}
         models = [name for name in option.qb_model if spoken[name] == language]
     else:
         models = list(bundled_names(language))
+    if architecture:
+        models = [name for name in models if session.load(name).config.architecture == architecture]
     protocol = FULL if option.qb_full else QUICK if quick else Protocol()
     cases = [Case.parse(m, spec, protocol) for m in models for spec in specs]
     if option.qb_observer:

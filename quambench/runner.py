@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
+from quambench.arrange import Arrangement, arrange, channel_statistics, check_groupable
 from quambench.calibrate import Calibration, Task, calibrate, each
 from quambench.case import Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
@@ -29,6 +30,7 @@ from quambench.evaluate import (
     float_answers,
     float_inside,
 )
+from quambench.grouping import ChannelStatistics, GroupingSpec
 from quambench.hessians import gather_hessians
 from quambench.metrics import METRICS, Measurement
 from quambench.models.backbone import LanguageModel
@@ -96,6 +98,9 @@ class ModelRun:
         self._measured: dict[tuple[str, Precision, WeightRecipe], dict[str, Tensor]] = {}
         self._sensitivity: dict[tuple[ObserverSpec, Precision, int], Sensitivity] = {}
         self._failed: dict[Case, Exception] = {}
+        self._arranged: dict[GroupingSpec, Arrangement] = {}
+        self._inside: tuple[LanguageModel, FloatInside] | None = None
+        self._hessians: tuple[LanguageModel, dict[str, Tensor]] | None = None
         self._last: tuple[Case, Disturb, QuantizedModel] | None = None
         self.refined: dict[Case, Refined] = {}  # what training came to, once `calibrations` are made
         protocols = {case.protocol for case in self.cases}
@@ -105,7 +110,24 @@ class ModelRun:
 
     @cached_property
     def prepared(self) -> LanguageModel:
+        """In the checkpoint's own order of channels."""
         return prepare(self.checkpoint.model)
+
+    @cached_property
+    def channel_statistics(self) -> dict[int, ChannelStatistics]:
+        self._progress(f"{self.checkpoint.name}: statistics of channels", 0, 1)
+        return channel_statistics(self.prepared, self.calibration_sequences)
+
+    def arrangement(self, case: Case) -> Arrangement:
+        """What the case calibrates and quantizes. raises BadParameter"""
+        if case.groups_by is None:
+            return Arrangement(self.prepared)
+        spec = case.groups_by.complete
+        if spec not in self._arranged:
+            check_groupable(self.checkpoint.config, spec)
+            statistics = self.channel_statistics if spec.build().looks else {}
+            self._arranged[spec] = arrange(self.checkpoint.model, spec, statistics, self.prepared)
+        return self._arranged[spec]
 
     @property
     def _key(self) -> tuple[str, str, Protocol]:
@@ -146,9 +168,12 @@ class ModelRun:
             self._known.answers[key] = float_answers(untouched, self.data)
         return self._known.answers[key]
 
-    @cached_property
-    def inside(self) -> FloatInside:
-        return float_inside(self.prepared, self.data)
+    def inside(self, case: Case) -> FloatInside:
+        """The last one asked for is kept."""
+        prepared = self.arrangement(case).prepared
+        if self._inside is None or self._inside[0] is not prepared:
+            self._inside = prepared, float_inside(prepared, self.data)
+        return self._inside[1]
 
     def calibration(self, case: Case) -> Calibration:
         """A case's scales, refined where it says so.
@@ -172,19 +197,26 @@ class ModelRun:
         check_fit(case)
         sensitivity = self.sensitivity(case) if case.policy.found().measures else None
         plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping, sensitivity)
-        return Task(plan, case.precision.act_bits, case.precision.symmetric)
+        groups = self.arrangement(case).groups
+        return Task(plan, case.precision.act_bits, case.precision.symmetric, groups)
 
     def _calibrate(self, cases: Sequence[Case]) -> dict[Case, Calibration]:
-        """Of those that can be; the others' reasons stand in `_failed`."""
+        """Of those that can be, in one pass for each order of channels; the others' reasons stand in `_failed`."""
         title = f"{self.checkpoint.name}: calibration"
-        made = calibrate(
-            self.prepared,
-            self.calibration_sequences,
-            each(cases, self._task, self._failed),
-            self.checkpoint.digest,
-            lambda i, n: self._progress(title, i, n),
-            self._failed,
-        )
+        tasks = each(cases, self._task, self._failed)
+        by_order: dict[int, list[Case]] = {}
+        for case in tasks:
+            by_order.setdefault(id(self.arrangement(case).prepared), []).append(case)
+        made: dict[Case, Calibration] = {}
+        for alike in by_order.values():
+            made |= calibrate(
+                self.arrangement(alike[0]).prepared,
+                self.calibration_sequences,
+                {case: tasks[case] for case in alike},
+                self.checkpoint.digest,
+                lambda i, n: self._progress(title, i, n),
+                self._failed,
+            )
         return each(made, lambda case: _saved_and_loaded(made[case]), self._failed)
 
     def sensitivity(self, case: Case) -> Sensitivity:
@@ -202,16 +234,22 @@ class ModelRun:
         title = f"{case.id}: training scales"
         model = self._quantize(case, start)
         found = case.refinement.build().refine(
-            self.prepared, model, start, self.calibration_sequences, lambda i, n: self._progress(title, i, n)
+            self.arrangement(case).prepared,
+            model,
+            start,
+            self.calibration_sequences,
+            lambda i, n: self._progress(title, i, n),
         )
         self.refined[case] = found
         return _saved_and_loaded(found.calibration)
 
-    @cached_property
-    def hessians(self) -> dict[str, Tensor]:
-        """Weight name -> (in, in) sum of x xT over the calibration tokens, for GPTQ."""
-        self._progress(f"{self.checkpoint.name}: Hessians", 0, 1)
-        return gather_hessians(self.prepared, self.calibration_sequences)
+    def hessians(self, case: Case) -> dict[str, Tensor]:
+        """Weight name -> (in, in) sum of x xT over the calibration tokens, for GPTQ; the last ones are kept."""
+        prepared = self.arrangement(case).prepared
+        if self._hessians is None or self._hessians[0] is not prepared:
+            self._progress(f"{self.checkpoint.name}: Hessians", 0, 1)
+            self._hessians = prepared, gather_hessians(prepared, self.calibration_sequences)
+        return self._hessians[1]
 
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
         """The last one asked for is kept: what rounds weights may be a search."""
@@ -220,8 +258,9 @@ class ModelRun:
         return self._last[2]
 
     def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
-        hessians = self.hessians if case.weights.gptq else None
-        return QuantizedModel(self.prepared, calibration, case.precision, disturb, case.weights, hessians)
+        hessians = self.hessians(case) if case.weights.gptq else None
+        prepared = self.arrangement(case).prepared
+        return QuantizedModel(prepared, calibration, case.precision, disturb, case.weights, hessians)
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
         """The measurement. Cases whose scales and precision are equal are the same model, measured once."""
@@ -241,7 +280,7 @@ class ModelRun:
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
         model = self.quantized(case, disturb)
-        return evaluate(model, self.answers, self.inside, self.data, self.calibration(case), self._window_batch)
+        return evaluate(model, self.answers, self.inside(case), self.data, self.calibration(case), self._window_batch)
 
     def settings(self, case: Case) -> dict[str, object]:
         """What decides whether a stored number measured the same thing."""
@@ -254,10 +293,10 @@ class ModelRun:
         return case.settings() | digests | versions
 
     def result(self, case: Case) -> Result:
-        calibration, _, _ = self.calibration(case), self.answers, self.inside
+        calibration, _, _ = self.calibration(case), self.answers, self.inside(case)
         started = time.perf_counter()
         self._progress(f"{case.id}: evaluation", 0, 1)
-        evidence = self.evidence(case) | self._training(case)
+        evidence = self.evidence(case) | self._training(case) | _order(calibration)
         return Result(
             case=case,
             settings=self.settings(case),
@@ -267,6 +306,17 @@ class ModelRun:
             weights=self.quantized(case).weights(),
             seconds=time.perf_counter() - started,
         )
+
+
+def _order(calibration: Calibration) -> dict[str, Tensor]:
+    """groups.channel_index, groups.of_channel (n_layers, E) int32: which channel stands where, and in which group."""
+    by_layer = calibration.groups.values()
+    if not by_layer:
+        return {}
+    return {
+        f"groups.{name}": torch.stack([getattr(groups, name) for groups in by_layer]).to(torch.int32)
+        for name in ("channel_index", "of_channel")
+    }
 
 
 def _saved_and_loaded(calibration: Calibration) -> Calibration:

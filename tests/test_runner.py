@@ -34,7 +34,7 @@ def test_saved_and_loaded_scales_evaluate_to_the_last_bit(world, tmp_path):
     run.calibrations[one].save(tmp_path)
     loaded = Calibration.load(tmp_path)
     model = QuantizedModel(run.prepared, loaded, one.precision)
-    again = evaluate(model, run.answers, run.inside, run.data, loaded)
+    again = evaluate(model, run.answers, run.inside(one), run.data, loaded)
     first = run.evidence(one)
     assert first.keys() == again.keys()
     for name, tensor in first.items():

@@ -15,9 +15,10 @@ from quambench.cli.options import add_corpus, add_model, add_observers, progress
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import TASKS
 from quambench.errors import BadArtefact
-from quambench.evaluate import evaluate
+from quambench.evaluate import evaluate, float_inside
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import load_checkpoint
+from quambench.quant.fuse import prepare
 from quambench.quant.quantized import Precision, QuantizedModel
 from quambench.runner import ModelRun
 
@@ -75,8 +76,9 @@ def _with_saved(work: ModelRun, calibration: Calibration) -> dict[str, Measureme
     if calibration.model_digest != work.checkpoint.digest:
         raise BadArtefact(f"these scales were made for another model than {work.checkpoint.name!r}")
     precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
-    model = QuantizedModel(work.prepared, calibration, precision)
-    evidence = evaluate(model, work.answers, work.inside, work.data, calibration)
+    prepared = prepare(work.checkpoint.model, calibration.groups)
+    model = QuantizedModel(prepared, calibration, precision)
+    evidence = evaluate(model, work.answers, float_inside(prepared, work.data), work.data, calibration)
     return {name: metric.measure(evidence) for name, metric in METRICS.items()}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quambench.arrange import SITE
 from quambench.data.recall import TASKS
 from quambench.gate.noise import SITE_ROWS, site_rms, terms_of, unit_rms, unit_size
 from quambench.gate.record import Record, scale_steps_apart
@@ -127,7 +128,12 @@ def judge(
     if lost := _not_finite(old, new):
         return Verdict(new.case_id, Status.ERROR, f"{lost} is not finite any more", place=lost)
     comparisons = compare(old, new, FAMILY_LEVEL / n_cases)
-    changed = first_changed_artefact(old, new) or first_changed_local_error(old, new) or first_changed_count(old, new)
+    changed = (
+        first_changed_order(old, new)
+        or first_changed_artefact(old, new)
+        or first_changed_local_error(old, new)
+        or first_changed_count(old, new)
+    )
     found = [f for f in (probe, changed, _restated(old)) if f]
     if len(found) < 2:  # accumulated error is the echo of what stands above
         found += [f for f in (first_moved_site(old, new) or first_moved_metric(old, new, comparisons),) if f]
@@ -232,6 +238,21 @@ def changed_fields(old: Record, new: Record) -> str:
 def _short(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text
+
+
+def first_changed_order(old: Record, new: Record) -> Finding | None:
+    """The first layer whose channels stand in another order, or in other groups; all else there follows."""
+    for name, what in (("channel_index", "order of channels"), ("of_channel", "groups of channels")):
+        was, now = (record.evidence.get(f"groups.{name}") for record in (old, new))
+        if was is None or now is None or was.shape != now.shape:
+            if was is now:
+                continue
+            return Finding(f"layers.0.{SITE}", f"{what} {'appeared' if was is None else 'is another thing'}")
+        apart = (was != now).any(dim=1)
+        if bool(apart.any()):
+            layer, n = int(apart.nonzero()[0]), int((was != now).sum())
+            return Finding(f"layers.{layer}.{SITE}", f"{what} changed, {n} of {was.numel()}")
+    return None
 
 
 def first_changed_artefact(old: Record, new: Record) -> Finding | None:

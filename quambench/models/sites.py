@@ -25,6 +25,7 @@ class Site:
     observer: str  # "case" or the registry name of a fixed observer
     allowed: tuple[str, ...]  # granularities, coarsest first
     consumer: str  # what reads it, and so limits `allowed`
+    grouped: bool = False  # whether a grouping of heads and channels gives it a scale per group
 
 
 _MAMBA = (
@@ -49,10 +50,10 @@ _MAMBA2 = (
     Site("B_conv_in", "B before conv, B·L·GN", "running_max", ("tensor", "channel"), _FLOAT),
     Site("C_conv_in", "C before conv, B·L·GN", "running_max", ("tensor", "channel"), _FLOAT),
     Site("dt", "Δ before bias and softplus, B·L·H", "running_max", ("tensor", "head"), _FLOAT),
-    Site("x_conv_out", "x after conv and SiLU, B·L·E", "case", ("tensor", "head", "channel"), _FLOAT),
+    Site("x_conv_out", "x after conv and SiLU, B·L·E", "case", ("tensor", "head", "channel"), _FLOAT, True),
     Site("B_conv_out", "B after conv and SiLU, B·L·GN", "running_max", ("tensor", "ssd_group", "channel"), _FLOAT),
     Site("C_conv_out", "C after conv and SiLU, B·L·GN", "running_max", ("tensor", "ssd_group", "channel"), _FLOAT),
-    Site("ssm_state", "state, B·H·P·N", "case", ("tensor", "head", "channel", "channel_state"), _FLOAT),
+    Site("ssm_state", "state, B·H·P·N", "case", ("tensor", "head", "channel", "channel_state"), _FLOAT, True),
     Site("out_proj:input", "y after gated norm and Hadamard, B·L·E", "running_max", ("tensor",), _PRODUCT),
 )
 _HEAD = Site("lm_head:input", "final normed hidden, B·L·D", "running_max", ("tensor",), _PRODUCT)

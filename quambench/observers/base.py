@@ -32,6 +32,7 @@ class Observer(ABC):
     mergeable: ClassVar[bool] = False  # can two halves of the data be observed apart? then: `absorb`
     follows_grid: ClassVar[bool] = False  # does the threshold depend on the grid's bits?
     knows_sides: ClassVar[bool] = False  # is the threshold of max(x, 0) alone that of x's positive side?
+    joins_by_max: ClassVar[bool] = False  # is a group's scale the largest of its channels'? not inherited
     exceeds_data: ClassVar[bool] = False  # may the grid end beyond the largest value seen?
     memory: ClassVar[tuple[str, ...]] = ("amax",)  # attributes that are None, or a Tensor once data were seen
 

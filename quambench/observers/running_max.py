@@ -21,6 +21,7 @@ class RunningMax(Observer):
     order_matters: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     knows_sides: ClassVar[bool] = True
+    joins_by_max: ClassVar[bool] = True
 
     def observe(self, x: Tensor) -> Tensor:
         batch = x.amax(dim=(0, -1)).double().clamp(min=MIN_AMAX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quambench.policy import by_layer, quamba, sensitivity  # noqa: F401  (importing registers them)
+from quambench.policy import by_layer, quamba, quamba2, sensitivity  # noqa: F401  (importing registers them)
 from quambench.policy.base import POLICIES, Assignment, Plan, Policy, PolicySpec, Sensitivity, check_plan
 
 __all__ = ["POLICIES", "Assignment", "Plan", "Policy", "PolicySpec", "Sensitivity", "check_plan"]

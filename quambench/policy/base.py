@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from quambench.errors import BadParameter, UnknownName
+from quambench.grouping import GroupingSpec
 from quambench.models.config import ModelConfig
 from quambench.models.sites import Site, sites_of
 from quambench.observers import ObserverSpec
-from quambench.quant.granularity import GRANULARITIES, UNQUANTIZED
+from quambench.quant.granularity import GRANULARITIES, GROUPS, UNQUANTIZED
 from quambench.registry import Registry
 from quambench.spec import Spec
 
@@ -40,6 +42,7 @@ class Policy(ABC):
     """A subclass is a frozen dataclass; its fields are what a spec may set."""
 
     measures: ClassVar[bool] = False  # does `plan` want a Sensitivity?
+    groups: ClassVar[bool] = False  # are the case's grouping's names those of groupings of heads and channels?
 
     @property
     def candidates(self) -> int:
@@ -75,20 +78,40 @@ def groupings() -> tuple[str, ...]:
 
 
 def check_grouping(name: str) -> None:
-    """raises UnknownName"""
-    if name not in groupings():
-        raise UnknownName("grouping", name, groupings())
+    """raises UnknownName, BadParameter"""
+    if name in groupings():
+        return
+    bare = name.partition("[")[0]
+    if bare in groupings() or not is_clustering(bare):
+        raise UnknownName("grouping", name, (*groupings(), "2x2", "4x4", "8x8", "16x16", "adaptive"))
+    GroupingSpec.parse(name)
+
+
+def is_clustering(name: str) -> bool:
+    """Whether it is one of heads and channels by what calibration saw: "4x4", "adaptive"."""
+    bare = name.partition("[")[0]
+    return bool(re.fullmatch(r"\d+x\d+", bare) and name != PER_TENSOR) or bare == "adaptive"
 
 
 def granularity_at(site: Site, grouping: str) -> str:
     """The finest granularity that the site's consumer can work with and that is no finer than asked.
 
-    raises UnknownName
+    With a clustering: per group where a site has groups, per SSD group where it can, else the coarsest.
+    raises UnknownName, BadParameter
     """
     check_grouping(grouping)
+    if is_clustering(grouping):
+        return granularity_in_groups(site)
     order = list(GRANULARITIES)
     asked = 0 if grouping == PER_TENSOR else order.index(grouping)
     return max((g for g in site.allowed if order.index(g) <= asked), key=order.index)
+
+
+def granularity_in_groups(site: Site) -> str:
+    """As Quamba2 groups a model."""
+    if site.grouped:
+        return GROUPS
+    return "ssd_group" if "ssd_group" in site.allowed else site.allowed[0]
 
 
 def check_plan(config: ModelConfig, plan: Plan) -> None:
@@ -98,6 +121,6 @@ def check_plan(config: ModelConfig, plan: Plan) -> None:
     """
     for name, site in sites_of(config).items():
         asked = plan[name].granularity if name in plan else UNQUANTIZED
-        if asked not in (*site.allowed, UNQUANTIZED):
+        if asked not in (*site.allowed, UNQUANTIZED, *([GROUPS] if site.grouped else [])):
             allowed = " or ".join(site.allowed)
             raise BadParameter(f"{name} cannot be quantized per {asked}, only per {allowed}: it feeds {site.consumer}")

@@ -4,24 +4,28 @@
    embedding: RMSNorm commutes with a rotation only at unit gain;
 2. rotate the residual stream by an orthonormal Hadamard matrix H: embedding and the outputs of
    out_proj are rotated, in_proj and lm_head take the inverse on their input side;
-3. rotate out_proj's input online, and fuse the inverse into its weight.
+3. put heads and channels into the order of their groups, where there are any (quant/reorder.py);
+4. rotate out_proj's input online, and fuse the inverse into its weight.
 Mamba2's gated norm keeps its gain: the Hadamard follows it.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from quambench.grouping.groups import Groups
 from quambench.models.backbone import LanguageModel
 from quambench.quant.hadamard import Rotation, rotate
+from quambench.quant.reorder import reorder
 
 
 @torch.no_grad()
-def prepare(model: LanguageModel) -> LanguageModel:
-    """A float64 copy of `model`, fused and rotated; same logits up to float64 rounding.
+def prepare(model: LanguageModel, groups: Mapping[int, Groups] | None = None) -> LanguageModel:
+    """A float64 copy of `model`, fused, rotated and, by layer, reordered; same logits up to float64 rounding.
 
     raises BadParameter when d_model or the inner width has no Hadamard matrix here
     """
@@ -29,6 +33,7 @@ def prepare(model: LanguageModel) -> LanguageModel:
     prepared.lm_head.weight = nn.Parameter(model.lm_head.weight.double().clone(), requires_grad=False)
     fuse_gains(prepared)
     rotate_residual(prepared)
+    reorder(prepared, groups or {})
     rotate_out_proj_input(prepared)
     return prepared
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quambench.errors import BadParameter
+from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
 from quambench.registry import Registry
 
@@ -21,12 +23,13 @@ class Layout:
     """How one site's tensor meets its scales.
 
     lay_out   (B, ..., C) float -> parts (n_obs, *scale_shape, group), each for an observer of its own
-    expand    the scales, one part's (*scale_shape) or several parts' (n_parts) -> a scale that
-              broadcasts to the tensor
+    join      the parts' scales, (..., *scale_shape) each -> the site's
+    expand    the site's scale -> one that broadcasts to the tensor
     """
 
     lay_out: Callable[[Tensor], tuple[Tensor, ...]]
     expand: Callable[[Tensor], Tensor]
+    join: Callable[[list[Tensor]], Tensor] = lambda scales: scales[0]
 
 
 GRANULARITIES: Registry[Callable[[str, ModelConfig], Layout]] = Registry(
@@ -35,11 +38,17 @@ GRANULARITIES: Registry[Callable[[str, ModelConfig], Layout]] = Registry(
 """Name -> (site in its block, config) -> Layout; coarsest first."""
 
 UNQUANTIZED = "float"  # stands where a granularity would: the site has no grid
+GROUPS = "groups"  # stands there too: one scale per group of the layer's Groups; of a state, and n
 
 
-def layout(granularity: str, site: str, config: ModelConfig) -> Layout:
-    """site: "layers.0.z" or its last part"""
-    return GRANULARITIES[granularity](site.rpartition(".")[2], config)
+def layout(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> Layout:
+    """site: "layers.0.z" or its last part; groups: the layer's, where the granularity is GROUPS"""
+    name = site.rpartition(".")[2]
+    if granularity != GROUPS:
+        return GRANULARITIES[granularity](name, config)
+    if groups is None:
+        raise BadParameter(f"{site} is to have a scale per group, and its layer has no groups")
+    return _grouped_state(groups, config) if name == "ssm_state" else _grouped(groups)
 
 
 def _as_is(scale: Tensor) -> Tensor:
@@ -67,7 +76,11 @@ def _split(site: str, config: ModelConfig) -> Layout:
         "in_proj:output": [c.d_inner, c.d_inner],  # x, z
         "x_proj:output": [c.dt_rank, c.d_state, c.d_state],  # Δ_low, B, C
     }[site]
-    return Layout(lambda x: _rows(x).split(sizes, dim=-1), lambda scale: scale.repeat_interleave(torch.tensor(sizes)))
+    return Layout(
+        lambda x: _rows(x).split(sizes, dim=-1),
+        lambda scale: scale.repeat_interleave(torch.tensor(sizes)),
+        lambda scales: torch.stack(scales, dim=-1),
+    )
 
 
 @GRANULARITIES.register("ssd_group")
@@ -99,3 +112,40 @@ def _channel(site: str, config: ModelConfig) -> Layout:
 def _channel_state(site: str, config: ModelConfig) -> Layout:
     """One scale per channel and n: a state's (B, ..., N) -> (B, ..., N, 1)."""
     return Layout(lambda x: (x[..., None],), _as_is)
+
+
+def _grouped(groups: Groups) -> Layout:
+    """One scale per group, (G, n_head_groups, n_dim_groups).
+
+    Groups of equal size stand together, so that (B, L, E) becomes (B*L, groups of a size, size) for each size.
+    """
+    parts, join = _by_size(groups)
+
+    def lay_out(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_rows(x)[:, channels] for channels in parts)
+
+    return Layout(lay_out, groups.per_channel, lambda scales: join(scales, -1).unflatten(-1, groups.shape))
+
+
+def _grouped_state(groups: Groups, config: ModelConfig) -> Layout:
+    """One scale per group and n: a state's (B, H, P, N) -> (B, groups of a size, N, size) for each size."""
+    parts, join = _by_size(groups)
+
+    def lay_out(state: Tensor) -> tuple[Tensor, ...]:
+        rows = state.flatten(1, 2)
+        return tuple(rows[:, channels].transpose(2, 3) for channels in parts)
+
+    def expand(scale: Tensor) -> Tensor:
+        return groups.per_channel(scale).view(config.n_heads, config.head_dim, config.d_state)
+
+    return Layout(lay_out, expand, lambda scales: join(scales, -2).unflatten(-2, groups.shape))
+
+
+def _by_size(groups: Groups) -> tuple[list[Tensor], Callable[[list[Tensor], int], Tensor]]:
+    """For each size of group, (groups of it, size) channels; and how to put their scales into the groups' order."""
+    by_group = groups.of_channel.argsort(stable=True).split(groups.sizes.tolist())  # channels of each group
+    sizes = groups.sizes.unique()
+    members = [(groups.sizes == size).nonzero().flatten() for size in sizes]
+    parts = [torch.stack([by_group[i] for i in of.tolist()]) for of in members]
+    back = torch.cat(members).argsort()
+    return parts, lambda scales, dim: torch.cat(scales, dim).index_select(dim, back)

@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from quambench_kernels.int8_linear import int8_linear
 from torch import Tensor
 
+from quambench.grouping.groups import Groups
 from quambench.models.backbone import Tap
 from quambench.models.config import ModelConfig
-from quambench.models.sites import sites_of
+from quambench.models.sites import layer_of, sites_of
 from quambench.quant.granularity import UNQUANTIZED, layout
 from quambench.quant.grid import clipped, dequantize, dequantize_asymmetric, q_max, quantize, quantize_asymmetric
 from quambench.quant.weights import QuantizedTensor
 
 
 class SiteScales(Protocol):
-    """What is read of a Calibration: per site its scale, granularity by name.
+    """What is read of a Calibration: per site its scale, granularity by name; by layer its groups, if any.
 
     On an asymmetric grid a scale is (2, *scale_shape): step and shifted zero point.
     """
@@ -29,6 +30,8 @@ class SiteScales(Protocol):
     def scales(self) -> Mapping[str, Tensor]: ...
     @property
     def granularities(self) -> Mapping[str, str]: ...
+    @property
+    def groups(self) -> Mapping[int, Groups]: ...
 
 
 class SiteGrid(Protocol):
@@ -149,7 +152,8 @@ def site_grid(site: str, calibration: SiteScales, config: ModelConfig, bits: int
     granularity, scale = calibration.granularities[site], calibration.scales[site]
     if granularity == UNQUANTIZED:
         return Unquantized()
-    expand = layout(granularity, site, config).expand
+    layer = layer_of(site)
+    expand = layout(granularity, site, config, calibration.groups.get(-1 if layer is None else layer)).expand
     if symmetric:
         return SymmetricGrid(expand(scale), bits)
     return AsymmetricGrid(expand(scale[0]), expand(scale[1]), bits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -48,6 +48,7 @@ SETTINGS = {  # shape of the model, granularity where a site allows it, bits
 class Scales:
     scales: dict
     granularities: dict
+    groups: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ the gate, D per channel, limits of dt that cut some values at either end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.grouping import Groups
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Tap, no_tap
 from quambench.models.sites import sites_of
@@ -56,7 +57,7 @@ LOGITS = torch.tensor(0.125)  # logits are told in eighths: the quotient is exac
 
 def probes() -> Iterator[Probe]:
     for policy in (*POLICIES, *VARIANTS):
-        for kind in ARCHITECTURES:
+        for kind in ARCHITECTURES if not PolicySpec.parse(policy).found().groups else ("mamba2",):
             yield Probe(f"policy/{policy}/{kind}", lambda s, p=policy, k=kind: _plan(p, k))  # type: ignore[misc]
     for kind in CONFIGS:
         yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k))  # type: ignore[misc]
@@ -83,6 +84,7 @@ class FixedScales:
 
     scales: Mapping[str, Tensor]
     granularities: Mapping[str, str]
+    groups: Mapping[int, Groups] = field(default_factory=dict)
 
 
 def model_of(streams: Streams, kind: str) -> LanguageModel:
@@ -103,7 +105,8 @@ def _plan(policy: str, kind: str) -> Answer:
         for i, site in enumerate(sites_of(config))
     }
     answer: dict[str, Tensor | list[str]] = {}
-    for name, grouping in (("sites", PER_TENSOR), *(() if made.measures else (("finest", groupings()[-1]),))):
+    finest = () if made.measures else (("finest", "channel" if made.groups else groupings()[-1]),)
+    for name, grouping in (("sites", PER_TENSOR), *finest):
         plan = made.plan(config, ObserverSpec("percentile"), grouping, costs if made.measures else None)
         answer[name] = [f"{site}: {a.observer.complete} per {a.granularity}" for site, a in plan.items()]
     return answer

@@ -1,0 +1,70 @@
+"""The same number of groups in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from joblib import Parallel, delayed
+
+from quambench.errors import BadParameter
+from quambench.grouping.base import GROUPINGS, ChannelStatistics, Grouping
+from quambench.grouping.cluster import METHODS, cluster
+from quambench.grouping.groups import Groups, in_order
+from quambench.models.config import ModelConfig
+
+
+@GROUPINGS.register("clustered")
+@dataclass(frozen=True)
+class Clustered(Grouping):
+    """Quamba2's: n_head_groups of heads in each SSD group, n_dim_groups of channels in each of those."""
+
+    n_head_groups: int
+    n_dim_groups: int
+    method: str = "kmeans"  # how a head group's channels are cut into runs: see quambench/grouping/cluster.py
+
+    def __post_init__(self) -> None:
+        if self.n_head_groups < 1 or self.n_dim_groups < 1:
+            raise BadParameter(f"groups are 1x1 or more (got {self.n_head_groups}x{self.n_dim_groups})")
+        if self.method not in METHODS:
+            raise BadParameter(f"method must be {', '.join(METHODS)} (got {self.method!r})")
+
+    @property
+    def looks(self) -> bool:
+        return (self.n_head_groups, self.n_dim_groups) != (1, 1)
+
+    def groups(self, statistics: Mapping[int, ChannelStatistics], config: ModelConfig) -> dict[int, Groups]:
+        numbers = self.n_head_groups, self.n_dim_groups
+        if not self.looks:
+            return {layer: in_order(config, 1, 1) for layer in range(config.n_layers)}
+        jobs = (delayed(cluster)(s, config, *numbers, self.method) for s in statistics.values())
+        # Threads: k-means and Ward work outside the interpreter's lock, and nothing is copied.
+        return dict(zip(statistics, Parallel(n_jobs=-1, prefer="threads")(jobs), strict=True))
+
+
+@GROUPINGS.register("head")
+@dataclass(frozen=True)
+class PerHead(Grouping):
+    """A group for each head."""
+
+    @property
+    def looks(self) -> bool:
+        return False
+
+    def groups(self, statistics: Mapping[int, ChannelStatistics], config: ModelConfig) -> dict[int, Groups]:
+        heads = config.n_heads // config.n_groups
+        return {layer: in_order(config, heads, 1) for layer in range(config.n_layers)}
+
+
+@GROUPINGS.register("channel")
+@dataclass(frozen=True)
+class PerChannel(Grouping):
+    """A group for each channel."""
+
+    @property
+    def looks(self) -> bool:
+        return False
+
+    def groups(self, statistics: Mapping[int, ChannelStatistics], config: ModelConfig) -> dict[int, Groups]:
+        heads = config.n_heads // config.n_groups
+        return {layer: in_order(config, heads, config.head_dim) for layer in range(config.n_layers)}

@@ -1,0 +1,49 @@
+"""Quamba2's grouped recipe (Chiang et al. 2025, arXiv:2503.22879), for Mamba2.
+
+x after the convolution has a scale per group of heads and channels, the state one per group and n, B and C
+after the convolution one per SSD group; every other site one per tensor. Quamba2 keeps a running maximum
+everywhere; here the observer of the case stands at x and the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from quambench.errors import BadParameter
+from quambench.grouping import GROUPINGS
+from quambench.models.config import ModelConfig
+from quambench.models.sites import sites_of
+from quambench.observers import ObserverSpec
+from quambench.policy.base import (
+    PER_TENSOR,
+    POLICIES,
+    Assignment,
+    Plan,
+    Policy,
+    Sensitivity,
+    granularity_in_groups,
+    is_clustering,
+)
+
+
+@POLICIES.register("quamba2")
+@dataclass(frozen=True)
+class Quamba2(Policy):
+    """Groups of any number from 1x1 to per channel."""
+
+    groups: ClassVar[bool] = True
+
+    def plan(
+        self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
+    ) -> Plan:
+        if config.architecture != "mamba2":
+            raise BadParameter("quamba2 groups heads, and a Mamba model has none: leave it out")
+        if not (is_clustering(grouping) or grouping == PER_TENSOR or grouping in GROUPINGS):
+            raise BadParameter(f"quamba2 groups heads and channels, 1x1 to channel (got {grouping})")
+        return {
+            name: Assignment(
+                observer if site.observer == "case" else ObserverSpec(site.observer), granularity_in_groups(site)
+            )
+            for name, site in sites_of(config).items()
+        }
