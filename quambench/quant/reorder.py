@@ -24,23 +24,24 @@ def reorder(model: LanguageModel, groups: Mapping[int, Groups]) -> None:
         mixer = model.blocks[layer].mixer
         if not isinstance(mixer, Mamba2Mixer):
             raise BadParameter("a Mamba model has no heads to reorder")
-        for tensor, index in moved(mixer, order):
+        for tensor, index in moved(mixer, order).values():
             tensor.copy_(tensor[index])
-        mixer.out_proj.weight.copy_(mixer.out_proj.weight[:, order.channel_index])
 
 
-def moved(mixer: Mamba2Mixer, order: Groups) -> list[tuple[Tensor, Tensor]]:
-    """(tensor, index along its first axis), for every tensor but out_proj's weight, whose columns move."""
+def moved(mixer: Mamba2Mixer, order: Groups) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> (tensor, or the part of it that moves, with what moves first; index along that axis)."""
     e, heads, channels = mixer.config.d_inner, order.head_index, order.channel_index
-    z, x, dt = slice(0, e), slice(e, 2 * e), slice(-len(heads), None)
-    projections = [mixer.in_proj.weight, *([] if mixer.in_proj.bias is None else [mixer.in_proj.bias])]
-    convolution = [mixer.conv1d.weight, *([] if mixer.conv1d.bias is None else [mixer.conv1d.bias])]
-    return [
-        *((p[part], channels) for p in projections for part in (z, x)),
-        *((p[dt], heads) for p in projections),
-        *((c[:e], channels) for c in convolution),
-        (mixer.A_log, heads),
-        (mixer.dt_bias, heads),
-        (mixer.D, channels if mixer.config.d_per_channel else heads),
-        (mixer.norm.weight, channels),
-    ]
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, p in mixer.in_proj.named_parameters():
+        found[f"in_proj.{name}, z"] = p[:e], channels
+        found[f"in_proj.{name}, x"] = p[e : 2 * e], channels
+        found[f"in_proj.{name}, dt"] = p[-len(heads) :], heads
+    for name, p in mixer.conv1d.named_parameters():
+        found[f"conv1d.{name}"] = p[:e], channels
+    return found | {
+        "A_log": (mixer.A_log, heads),
+        "dt_bias": (mixer.dt_bias, heads),
+        "D": (mixer.D, channels if mixer.config.d_per_channel else heads),
+        "norm.weight": (mixer.norm.weight, channels),
+        "out_proj.weight": (mixer.out_proj.weight.T, channels),
+    }

@@ -114,23 +114,17 @@ def inverted(tensor, index):
 @pytest.mark.parametrize("fault", [left_out, inverted])
 def test_each_tensor_left_out_or_turned_round_is_noticed(model, monkeypatch, fault):
     of_one = moved(model.blocks[0].mixer, any_order(model.config))
-    for i, (_, index) in enumerate(of_one):
+    assert len(of_one) == 9 + 3 * model.config.proj_bias + model.config.conv_bias
+    for name, (_, index) in of_one.items():
         if torch.equal(index, fault(None, index)[1]):
             continue  # two heads that change places are their own inverse
         with monkeypatch.context() as patched:
             patched.setattr(
                 reordering,
                 "moved",
-                lambda m, order, i=i: [fault(*t) if k == i else t for k, t in enumerate(moved(m, order))],
+                lambda m, order, name=name: {k: fault(*t) if k == name else t for k, t in moved(m, order).items()},
             )
-            assert apart(model, reordered(model)) > SAME_FUNCTION, i
-
-
-def test_columns_left_out_are_noticed(model):
-    other = reordered(model)
-    for block, plain in zip(other.blocks, model.blocks, strict=True):
-        block.mixer.out_proj.weight.copy_(plain.mixer.out_proj.weight)
-    assert apart(model, other) > SAME_FUNCTION
+            assert apart(model, reordered(model)) > SAME_FUNCTION, name
 
 
 def test_a_mamba_model_is_refused():

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
-from quambench.gate.probes import models, units
+from quambench.gate.probes import groups, models, units
 from quambench.gate.probes.base import Answer, Probe
+from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
 
 SCHEMA = 1
@@ -46,10 +47,10 @@ class ProbeResult:
 
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
-    made = [*units.probes(), *models.probes()]
+    made = [*units.probes(), *models.probes(), *groups.probes()]
     order = (
-        "grid", "hadamard", "observer", "weights", "w4", "gptq", "granularity", "site", "policy", "fuse",
-        "int8_linear", "calibration", "refine",
+        "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
+        "fuse", "reorder", "int8_linear", "calibration", "refine",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
@@ -78,6 +79,14 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     unit, _, variant = name.partition("/")
     observers = {case.observer.name, case.weights.observer.name, "running_max"}  # weights and sites keep the last
     finer = case.grouping != PER_TENSOR or case.policy.found().measures
+    if unit in ("cluster", "adaptive"):
+        return case.groups_by is not None and _clusters_by(case.groups_by, unit, variant)
+    if unit == "reorder" or name.endswith("/groups"):
+        kind = variant.split("/")[0]
+        if case.groups_by is None or _architecture(kind) != architecture:
+            return False
+        observed = [part.split("[")[0] for part in variant.split("/")[1:-1]]
+        return unit != "calibration" or observed[0] in observers
     if unit == "observer":
         return variant.split("[")[0] in observers
     if unit == "policy":
@@ -100,6 +109,14 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     if unit in ("fuse", "step"):
         return _architecture(variant.partition("/")[0]) == architecture
     return True
+
+
+def _clusters_by(grouping: GroupingSpec, unit: str, variant: str) -> bool:
+    """Whether a grouping is made by a method or a rule."""
+    made = grouping.build()
+    if not made.looks:
+        return grouping.name == variant
+    return variant == getattr(made, "method" if unit == "cluster" else "rule", None)
 
 
 def _architecture(kind: str) -> str:

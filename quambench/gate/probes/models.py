@@ -20,12 +20,13 @@ from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.grouping import Groups
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Tap, no_tap
-from quambench.models.sites import sites_of
+from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import PER_TENSOR, groupings
 from quambench.policy.quamba import Quamba
 from quambench.quant import fuse, quantized
+from quambench.quant.granularity import GROUPS, layout
 from quambench.quant.site_grid import SymmetricGrid
 from quambench.refine import RefinementSpec
 
@@ -175,16 +176,23 @@ def _state(streams: Streams, kind: str) -> Answer:
     return answer
 
 
-def stepped(streams: Streams, kind: str, precision: quantized.Precision = USUAL, steps: int = STEPS) -> Answer:
+def stepped(
+    streams: Streams,
+    kind: str,
+    precision: quantized.Precision = USUAL,
+    steps: int = STEPS,
+    scales: FixedScales | None = None,
+) -> Answer:
     """Integers at every site, of a prefill and of each decoding step after it, and the logits in eighths."""
-    scales = scales_of(streams, kind, precision.act_bits)
-    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, precision)
+    scales = scales or scales_of(streams, kind, precision.act_bits)
+    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind), scales.groups), scales, precision)
+    met = {site: _met(site, scales, CONFIGS[kind]) for site in scales.scales}
     eighths = SymmetricGrid(LOGITS, 8)
     answer: dict[str, Tensor | list[str]] = {}
 
     def tap_of(call: str) -> Tap:
         def tap(site: str, x: Tensor) -> Tensor:
-            answer[f"{call}, {site}"] = (x / scales.scales[site]).round().int()
+            answer[f"{call}, {site}"] = (x / met[site]).round().int()
             return x
 
         return tap
@@ -197,3 +205,12 @@ def stepped(streams: Streams, kind: str, precision: quantized.Precision = USUAL,
             logits, state = made(tokens[:, t : t + 1], state, tap=tap_of(f"step {t - PREFIX + 1}"))
             answer[f"step {t - PREFIX + 1}, logits"] = eighths.quantize(logits)
     return answer
+
+
+def _met(site: str, scales: FixedScales, config: ModelConfig) -> Tensor:
+    """The scale as it meets the site's tensor."""
+    if scales.granularities[site] != GROUPS:
+        return scales.scales[site]
+    layer = layer_of(site)
+    assert layer is not None
+    return layout(GROUPS, site, config, scales.groups[layer]).expand(scales.scales[site])
