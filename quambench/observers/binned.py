@@ -25,7 +25,7 @@ class Binned(Observer):
         return Histogram(**{f.name: getattr(self, f.name) for f in fields(Histogram)})
 
     def take(self, batch: Batch) -> None:
-        self.count(batch.histogram)
+        self.count(batch)
 
     def join(self, other: Self) -> None:
         if self.mergeable:
@@ -33,12 +33,18 @@ class Binned(Observer):
         else:
             super().join(other)
 
-    def count(self, values: Histogram) -> None:
-        if self.amax is not None:
+    def count(self, values: Batch | Histogram) -> None:
+        """Take in values; a batch of fewer than there are bins without a histogram of its own."""
+        if self.amax is None:
+            first = values if isinstance(values, Histogram) else values.histogram
+            for f in fields(Histogram):
+                setattr(self, f.name, getattr(first, f.name).clone())
+        elif isinstance(values, Histogram):
             self.histogram.absorb(values)
-            return
-        for f in fields(Histogram):
-            setattr(self, f.name, getattr(values, f.name).clone())
+        elif values.x.numel() < self.histogram.counts.numel():
+            self.histogram.add(values.x)
+        else:
+            self.histogram.absorb(values.histogram)
 
 
 @dataclass

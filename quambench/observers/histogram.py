@@ -46,14 +46,10 @@ class Histogram:
     @classmethod
     def of(cls, x: Tensor) -> Histogram:
         """x (n_obs, *scale_shape, group) float, finite, non-empty; counted as float32."""
-        scale_shape = x.shape[1:-1]
-        n = scale_shape.numel()
-        rows = x.reshape(x.shape[0], n, x.shape[-1]).movedim(1, 0).reshape(n, -1)
-        amax = torch.maximum(rows.amax(-1), -rows.amin(-1))
-        top = (_bits(amax) >> MANTISSA).clamp(min=LOWEST_TOP)
-        k = digits(n)
-        counts, underflow = _count(rows, (top - (OCTAVES - 1)) << k, k)
-        return cls(amax.double().view(scale_shape), top.long(), counts, underflow)
+        rows, amax, top = _rows(x)
+        k = digits(len(rows))
+        counts, underflow = _count(rows, _lowest(top, k), k)
+        return cls(amax.double().view(x.shape[1:-1]), top.long(), counts, underflow)
 
     @property
     def k(self) -> int:
@@ -112,12 +108,7 @@ class Histogram:
 
     def absorb(self, other: Histogram) -> None:
         """Count other's values as well; other stays as it is."""
-        rise = (other.top - self.top).clamp(min=0)
-        for by in rise.unique().tolist():
-            if by:
-                self._lower((rise == by).nonzero().squeeze(-1), by)
-        self.top.add_(rise)
-        torch.maximum(self.amax, other.amax, out=self.amax)
+        self._reach(other.amax, other.top)
         self.underflow.add_(other.underflow)
         below = self.top - other.top
         for by in below.unique().tolist():
@@ -128,6 +119,28 @@ class Histogram:
             kept, lost = _lowered(other.counts[at], by)
             self.counts[at] += kept
             self.underflow[at] += lost
+
+    def add(self, x: Tensor) -> None:
+        """`absorb` of x's histogram, without making one: takes time by the values, not by the bins."""
+        rows, amax, top = _rows(x)
+        self._reach(amax.double().view_as(self.amax), top.long())
+        n_bins = self.counts.shape[-1]
+        slot = _slots(rows, _lowest(self.top.int(), self.k), self.k).long()
+        sign = slot.div(n_bins + 1, rounding_mode="floor")
+        inside = slot.sub_(sign * (n_bins + 1)) > 0
+        self.underflow.add_((~inside).sum(-1))
+        at = (torch.arange(len(rows))[:, None] * 2 + sign) * n_bins + slot - 1
+        at = at[inside]
+        self.counts.view(-1).index_add_(0, at, torch.ones_like(at))
+
+    def _reach(self, amax: Tensor, top: Tensor) -> None:
+        """Let windows rise to what is larger."""
+        rise = (top - self.top).clamp(min=0)
+        for by in rise.unique().tolist():
+            if by:
+                self._lower((rise == by).nonzero().squeeze(-1), by)
+        self.top.add_(rise)
+        torch.maximum(self.amax, amax, out=self.amax)
 
     def _lower(self, at: Tensor, by: int) -> None:
         """The scales `at` get a window that is `by` octaves higher."""
@@ -150,22 +163,43 @@ def _bits(x: Tensor) -> Tensor:
     return x.float().view(torch.int32)
 
 
+def _rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x (n_obs, *scale_shape, group) -> (n_scales, values); amax and top, (n_scales)."""
+    n = x.shape[1:-1].numel()
+    rows = x.reshape(x.shape[0], n, x.shape[-1]).movedim(1, 0).reshape(n, -1)
+    amax = torch.maximum(rows.amax(-1), -rows.amin(-1))
+    return rows, amax, (_bits(amax) >> MANTISSA).clamp(min=LOWEST_TOP)
+
+
+def _lowest(top: Tensor, k: int) -> Tensor:
+    """The code of each window's first bin."""
+    return (top - (OCTAVES - 1)) << k
+
+
+def _slots(rows: Tensor, lowest: Tensor, k: int) -> Tensor:
+    """rows (n, values) float; lowest (n) int32 -> (n, values) int32: bins from 1 on, x < 0 after x > 0.
+
+    Slot 0 of each sign is for what lies below the window.
+    """
+    bits, side = _bits(rows), (OCTAVES << k) + 1
+    slot = bits.bitwise_and(0x7FFFFFFF).bitwise_right_shift_(MANTISSA - k)
+    slot.sub_(lowest[:, None] - 1).clamp_(min=0)
+    return slot.add_(bits.bitwise_right_shift(31).bitwise_and_(side))  # 31: all ones where x < 0
+
+
 def _count(rows: Tensor, lowest: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """rows (n_scales, n) float; lowest (n_scales) int32, the code of each window's first bin."""
     n_scales, n = rows.shape
     n_bins = OCTAVES << k
     counts = torch.zeros(n_scales, 2, n_bins, dtype=torch.int64)
     underflow = torch.zeros(n_scales, dtype=torch.int64)
-    side = n_bins + 1  # slot 0 of each sign is for what lies below the window
+    side = n_bins + 1
     together = max(_CHUNK // n, 1)
     for some in torch.arange(n_scales).split(together):
         first, end = int(some[0]), int(some[-1]) + 1
         offset = torch.arange(end - first, dtype=torch.int32)[:, None] * (2 * side)
         for part in rows[first:end].split(_CHUNK, dim=-1):
-            bits = _bits(part)
-            slot = bits.bitwise_and(0x7FFFFFFF).bitwise_right_shift_(MANTISSA - k)
-            slot.sub_(lowest[first:end, None] - 1).clamp_(min=0)
-            slot.add_(bits.bitwise_right_shift(31).bitwise_and_(side)).add_(offset)  # 31: all ones where x < 0
+            slot = _slots(part, lowest[first:end], k).add_(offset)
             found = torch.bincount(slot.flatten(), minlength=2 * side * (end - first)).view(-1, 2, side)
             counts[first:end] += found[..., 1:]
             underflow[first:end] += found[..., 0].sum(-1)

@@ -93,34 +93,63 @@ def test_no_value_is_further_from_its_centre_than_half_a_width(values):
         assert abs(abs(v) / h.unit.item() - h.centres[i].item()) <= h.half_widths[i].item()
 
 
-def in_batches(values, cuts):
+def absorbed(whole, values):
+    whole.absorb(of(values))
+
+
+def added(whole, values):
+    whole.add(torch.tensor(values, dtype=torch.float32)[:, None])
+
+
+def in_batches(values, cuts, take=absorbed):
     ends = sorted({min(c, len(values)) for c in cuts} | {0, len(values)})
     merged = None
     for first, end in pairwise(ends):
-        part = of(values[first:end])
         if merged is None:
-            merged = part
+            merged = of(values[first:end])
         else:
-            merged.absorb(part)
+            take(merged, values[first:end])
     return merged
 
 
 @given(st.lists(finite, min_size=1, max_size=40), st.randoms(), st.lists(st.integers(1, 40), max_size=6))
 @settings(max_examples=200)
-def test_the_state_depends_on_the_multiset_alone(values, chance, cuts):
+@pytest.mark.parametrize("take", [absorbed, added])
+def test_the_state_depends_on_the_multiset_alone(take, values, chance, cuts):
     shuffled = list(values)
     chance.shuffle(shuffled)
-    found = in_batches(shuffled, cuts)
+    found = in_batches(shuffled, cuts, take)
     assert equal(found, of(values))
     assert_is_the_oracle(values, found)
+
+
+def test_values_of_many_scales_are_added_as_absorbed():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        first, second = (
+            torch.randn(4, 5, 3, 7, generator=generator) * 10 ** torch.randn(5, 3, 1, generator=generator)
+            for _ in range(2)
+        )
+        one, other = Histogram.of(first), Histogram.of(first)
+        one.absorb(Histogram.of(second))
+        other.add(second)
+        assert equal(one, other)
+
+
+def test_a_value_added_one_bin_off_is_noticed(monkeypatch):
+    right = module._lowest
+    monkeypatch.setattr(module, "_lowest", lambda top, k: right(top, k) + 1)
+    with pytest.raises(AssertionError):
+        assert_is_the_oracle([1.5, -2.25, 0.125], in_batches([1.5, -2.25, 0.125], [2], added))
 
 
 def test_a_rise_by_any_number_of_octaves():
     first = [1.0, -1.75, 0.25, 3.0e-5]
     for octaves in range(20):
-        for second in ([2.0**octaves], [1.5 * 2.0**-octaves]):
-            assert equal(in_batches(first + second, [4]), of(first + second))
-            assert equal(in_batches(second + first, [1]), of(first + second))
+        for take in (absorbed, added):
+            for second in ([2.0**octaves], [1.5 * 2.0**-octaves]):
+                assert equal(in_batches(first + second, [4], take), of(first + second))
+                assert equal(in_batches(second + first, [1], take), of(first + second))
 
 
 def test_absorbing_leaves_the_other_alone():

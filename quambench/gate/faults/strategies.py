@@ -91,8 +91,9 @@ MSE = "mse/w8a4"
 
 @fault("a histogram that forgets when its range grows", "observer/(mse|dynamic)", SCAN, case=MSE, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def count(self: binned.Binned, values: Histogram) -> None:
-        if self.amax is not None and bool((values.top > self.top).any()):  # type: ignore[attr-defined]
+    def count(self: binned.Binned, values: Batch | Histogram) -> None:
+        found = values.histogram if isinstance(values, Batch) else values
+        if self.amax is not None and bool((found.top > self.histogram.top).any()):
             self.amax = None
         binned_count(self, values)
 
