@@ -9,17 +9,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from quambench import arrange as arranging
 from quambench import calibrate as calibration
+from quambench.arrange import arrange, channel_statistics, check_groupable
 from quambench.calibrate import Calibration, Task, calibrate
-from quambench.errors import BadArtefact, BadCorpus, NonFinite, SiteUnseen
+from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
 from quambench.gate.record import scale_steps_apart
+from quambench.grouping import GroupingSpec, Groups
 from quambench.models import ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.observers.running_max import RunningMax
 from quambench.policy import Assignment
 from quambench.policy.quamba import Quamba
+from quambench.policy.quamba2 import Quamba2
 from quambench.quant.fuse import prepare
 
 CONFIGS = {
@@ -348,3 +353,149 @@ def test_a_save_that_is_killed_while_writing_leaves_what_was_there(prepared, tmp
         with pytest.raises(Killed):
             new.save(tmp_path)
     assert Calibration.load(tmp_path).digest == old.digest
+
+
+# Groups
+
+
+GROUPED = ModelConfig(
+    architecture="mamba2", d_model=16, n_layers=2, vocab_size=50, d_state=4, head_dim=4, n_groups=2, chunk_size=8
+)  # E = 32: H = 8 heads of P = 4, four in each SSD group
+
+
+@pytest.fixture(scope="module")
+def in_groups():
+    """A reordered model and its groups."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(GROUPED).requires_grad_(False)
+    plain = prepare(model)
+    spec = GroupingSpec.parse("2x3")
+    return arrange(model, spec, channel_statistics(plain, SEQUENCES), plain)
+
+
+def grouped(arranged, observer, **changes):
+    plan = Quamba2().plan(GROUPED, ObserverSpec.parse(observer), "2x3")
+    task = Task(plan, 8, groups=arranged.groups, **changes)
+    return calibrate(arranged.prepared, SEQUENCES, {"k": task}, "model")["k"]
+
+
+def looped(arranged, observer, site):
+    """A group after the other, each an observer's own."""
+    groups = arranged.groups[int(site.split(".")[1])]
+    found, spec = [], ObserverSpec.parse(observer)
+    seen = {}
+
+    def watch(name, x):
+        if name == site:
+            seen.setdefault(name, []).extend(x.float().split(1))
+        return x
+
+    with torch.no_grad():
+        for batch in SEQUENCES.split(calibration.FORWARD_BATCH):
+            arranged.prepared(batch, tap=watch)
+    for i in range(groups.n_scales):
+        of, one = groups.of_channel == i, spec.build()
+        for x in seen[site]:
+            if site.endswith("ssm_state"):
+                one.update(x.flatten(1, 2)[:, of].transpose(1, 2))  # (1, N, channels)
+            else:
+                one.update(x.flatten(0, 1)[:, of])
+        found.append(one.scale())
+    return torch.stack(found).view(*groups.shape, *found[0].shape)
+
+
+@pytest.mark.parametrize("observer", ["running_max", "running_max[clip_ratio=0.9]", "percentile[alpha=0.9,sigma=0.2]"])
+@pytest.mark.parametrize("site", ["layers.0.x_conv_out", "layers.1.x_conv_out", "layers.1.ssm_state"])
+def test_groups_at_once_are_a_loop_over_groups(in_groups, observer, site):
+    found = grouped(in_groups, observer).scales[site]
+    assert torch.equal(found, looped(in_groups, observer, site))
+    assert found.shape[:3] == (2, 2, 3)
+    assert found.unique().numel() > found.numel() / 2
+
+
+def test_another_channel_in_a_group_is_noticed(in_groups, monkeypatch):
+    expected = looped(in_groups, "percentile[alpha=0.9,sigma=0.2]", "layers.0.x_conv_out")
+    right = Groups.of_channel.func
+    monkeypatch.setattr(Groups, "of_channel", property(lambda self: right(self).roll(1)))
+    assert not torch.equal(
+        grouped(in_groups, "percentile[alpha=0.9,sigma=0.2]").scales["layers.0.x_conv_out"], expected
+    )
+
+
+def test_a_finer_maximum_is_no_larger_and_somewhere_as_large(in_groups):
+    calibrated = grouped(in_groups, "running_max")
+    one = calibrate(in_groups.prepared, SEQUENCES, {"k": Task(Quamba().plan(GROUPED, MAXIMUM, "1x1"), 8)}, "model")["k"]
+    for site in ("layers.0.x_conv_out", "layers.1.ssm_state", "layers.0.B_conv_out"):
+        assert calibrated.scales[site].numel() > 1
+        assert calibrated.scales[site].max() == one.scales[site]
+
+
+def test_sites_have_the_granularity_of_quamba2(in_groups):
+    shapes = {
+        site: tuple(s.shape) for site, s in grouped(in_groups, "running_max").scales.items() if "layers.0" in site
+    }
+    per_tensor = {"in_proj:input", "z", "x_conv_in", "B_conv_in", "C_conv_in", "dt", "out_proj:input"}
+    assert {s.removeprefix("layers.0.") for s, shape in shapes.items() if shape == ()} == per_tensor
+    assert shapes["layers.0.x_conv_out"] == (2, 2, 3)
+    assert shapes["layers.0.ssm_state"] == (2, 2, 3, 4)
+    assert shapes["layers.0.B_conv_out"] == shapes["layers.0.C_conv_out"] == (2,)
+
+
+def test_asymmetric_groups_have_step_and_zero_point(in_groups):
+    found = grouped(in_groups, "running_max", symmetric=False)
+    assert found.scales["layers.0.x_conv_out"].shape == (2, 2, 2, 3)
+    assert found.scales["layers.0.ssm_state"].shape == (2, 2, 2, 3, 4)
+
+
+def test_groups_are_saved_with_their_scales(in_groups, tmp_path):
+    made = grouped(in_groups, "running_max")
+    made.save(tmp_path)
+    loaded = Calibration.load(tmp_path)
+    assert loaded.digest == made.digest
+    assert {layer: g.digest for layer, g in loaded.groups.items()} == {l: g.digest for l, g in made.groups.items()}
+    other = replace(made, groups={0: made.groups[1], 1: made.groups[0]})
+    assert other.digest != made.digest
+
+
+def test_groups_that_do_not_fit_together_are_one_clear_line(in_groups, tmp_path):
+    grouped(in_groups, "running_max").save(tmp_path)
+    arrays = load_file(tmp_path / "scales.safetensors")
+    arrays["groups.0.head_index"][0] = 7
+    save_file(arrays, tmp_path / "scales.safetensors")
+    with pytest.raises(BadArtefact, match="corrupt calibration") as caught:
+        Calibration.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_order_of_channels_follows_the_loudness_and_not_the_last_bit(in_groups):
+    """What another machine's sums differ by must not decide which channel comes first."""
+    statistics = channel_statistics(in_groups.prepared, SEQUENCES)
+    for s in statistics.values():
+        nudged = s.mean_abs * (1 + 1e-15)
+        assert torch.equal(arranging._kept(nudged), arranging._kept(s.mean_abs))
+        torch.testing.assert_close(arranging._kept(s.mean_abs), s.mean_abs, rtol=2.0**-16, atol=0.0)
+
+
+def test_statistics_are_their_definition(in_groups):
+    seen = {}
+
+    def watch(site, x):
+        if site.endswith("x_conv_out"):
+            seen.setdefault(int(site.split(".")[1]), []).append(x.float().double())
+        return x
+
+    with torch.no_grad():
+        for row in SEQUENCES:
+            in_groups.prepared(row[None], tap=watch)
+    for layer, s in channel_statistics(in_groups.prepared, SEQUENCES).items():
+        x = torch.cat(seen[layer])  # (S, L, E)
+        near = {"rtol": 2.0**-16, "atol": 0.0}  # what is kept of a statistic
+        torch.testing.assert_close(s.mean_abs, x.abs().mean(1).amax(0), **near)
+        torch.testing.assert_close(s.energy, x.square().mean((0, 1)), **near)
+        assert torch.equal(s.amax, x.abs().amax((0, 1)))
+
+
+def test_a_mamba_model_has_nothing_to_group():
+    with pytest.raises(BadParameter, match=r"4x4 groups heads, and a Mamba model has none: take channel"):
+        check_groupable(CONFIGS["mamba"], GroupingSpec.parse("4x4"))
