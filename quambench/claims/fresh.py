@@ -10,6 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from quambench.arrange import Arrangement, arrange, channel_statistics
 from quambench.calibrate import Calibration, Task, calibrate
 from quambench.case import Case, Protocol
 from quambench.data.corpus import load_corpus
@@ -31,6 +32,7 @@ GROUPS, GROUP, TOKENS = 6, 4, 64  # sensitivity: groups of test windows, windows
 FEW, MORE = 4, 12  # sequences of the two runs that a calibration's seconds follow from
 REPEATS = 3
 TIMED = ("running_max", "percentile", "percentile/channel", "mse[low=0.8,steps=20]", "dynamic_percentile")
+TIMED_IN_GROUPS = tuple(f"running_max/{n}x{n}/quamba2" for n in (2, 4, 8, 16))  # of Mamba2 alone
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,7 +128,8 @@ class Fresh:
         From two short runs of each, in turn: the difference is what sequences cost, the rest what is paid
         once. CPU seconds, since other work on the machine would be in the clock's.
         """
-        cases = {spec: self._case(spec) for spec in TIMED}
+        timed = TIMED + (TIMED_IN_GROUPS if self.checkpoint.config.architecture == "mamba2" else ())
+        cases = {spec: self._case(spec) for spec in timed}
         sequences, report = self.sequences("calibration"), self._report("calibration times")
         found: dict[str, list[float]] = {spec: [] for spec in TIMED}
         for repeat in range(REPEATS):
@@ -157,9 +160,14 @@ class Fresh:
         progress: Callable[[int, int], None] = lambda done, total: None,
         also: Tap = lambda site, x: x,
     ) -> Calibration:
+        """Groups are found first, where there are any: statistics, clusters, and the model in their order."""
+        arranged = Arrangement(self.prepared)
+        if case.groups_by:
+            statistics = channel_statistics(self.prepared, sequences)
+            arranged = arrange(self.checkpoint.model, case.groups_by, statistics, self.prepared)
         plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping)
-        task = Task(plan, case.precision.act_bits, case.precision.symmetric)
-        return calibrate(self.prepared, sequences, {case: task}, self.checkpoint.digest, progress, also=also)[case]
+        task = Task(plan, case.precision.act_bits, case.precision.symmetric, arranged.groups)
+        return calibrate(arranged.prepared, sequences, {case: task}, self.checkpoint.digest, progress, also=also)[case]
 
 
 Lists = tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]

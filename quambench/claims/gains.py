@@ -11,7 +11,7 @@ TUNED = (
     ("α chosen by each site's error beats α = 0.9995", "+0.5-1 %", (0.005, 0.01), "dynamic_percentile"),
     ("the guide's MSE search (20 steps from 0.8) beats it", "+1-2 %", (0.01, 0.02), "mse[low=0.8,steps=20]"),
     ("MSE search over the whole range beats it", "+1-2 %", (0.01, 0.02), "mse"),
-    ("8×8 groups beat it", "+0.5-1 %", (0.005, 0.01), "running_max/8x8"),
+    ("8×8 groups beat it", "+0.5-1 %", (0.005, 0.01), "running_max/8x8/quamba2"),
     ("a scale per channel beats it, percentile", "+0.3-0.7 %", (0.003, 0.007), "percentile/channel"),
     ("a scale per channel beats it, running maximum", "+0.3-0.7 %", (0.003, 0.007), "running_max/channel"),
     ("learned scales beat it", "+1-3 %", (0.01, 0.03), "percentile/learned"),

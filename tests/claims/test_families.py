@@ -274,12 +274,17 @@ def test_gains_of_tuning(shelf, made):
 def seconds():
     plain = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     factors = {"running_max": 1, "percentile": 1, "mse[low=0.8,steps=20]": 18, "percentile/channel": 10}
-    return {spec: plain * factor for spec, factor in (factors | {"dynamic_percentile": 3}).items()}
+    factors |= {"dynamic_percentile": 3, "running_max/8x8/quamba2": 5}
+    factors |= {f"running_max/{n}x{n}/quamba2": 60 for n in (2, 4, 16)}
+    return {spec: plain * factor for spec, factor in factors.items()}
+
+
+GROUPABLE = SimpleNamespace(architecture="mamba2")
 
 
 def test_costs_of_tuning():
     fresh = SimpleNamespace(times=seconds(), learning_seconds=0.0)
-    rows = cost.costs.rows(sources(fresh=fresh))
+    rows = cost.costs.rows(sources(GROUPABLE, fresh))
     assert interval(found(rows, "MSE search")) == pytest.approx((18,) * 3)
     assert found(rows, "MSE search").verdict is Verdict.CONFIRMED  # rounds to 20
     assert found(rows, "a scale per channel").verdict is Verdict.CONFIRMED
@@ -287,16 +292,24 @@ def test_costs_of_tuning():
     assert found(rows, "chosen by each site").verdict is Verdict.CONTRADICTED
     assert interval(found(rows, "learned scales")) == pytest.approx((1,) * 3)
     assert found(rows, "learned scales").verdict is Verdict.CONTRADICTED
+    assert found(rows, "8×8 groups").verdict is Verdict.CONFIRMED
+    assert "8×8 groups" not in {
+        r.claim.words for r in cost.costs.rows(sources(SimpleNamespace(architecture="mamba"), fresh))
+    }
 
 
 def test_training_is_paid_on_top_of_calibration():
     times = {spec: torch.ones(3, dtype=torch.float64) for spec in seconds()}
-    rows = cost.costs.rows(sources(fresh=SimpleNamespace(times=times, learning_seconds=99.0)))
+    rows = cost.costs.rows(sources(GROUPABLE, SimpleNamespace(times=times, learning_seconds=99.0)))
     assert interval(found(rows, "learned scales")) == pytest.approx((100,) * 3)
 
 
 def test_times_by_granularity():
-    rows = groups.times.rows(sources(fresh=SimpleNamespace(times=seconds())))
+    rows = groups.times.rows(sources(GROUPABLE, SimpleNamespace(times=seconds())))
+    four = found(rows, "4×4 groups")
+    assert four.measured.effect.estimate == pytest.approx(140)
+    assert four.verdict is not Verdict.CONTRADICTED  # 140 of 120 to 300 seconds, in three repetitions
+    assert found(rows, "16×16 groups").verdict is Verdict.CONTRADICTED
     (per_tensor,) = [row for row in rows if row.claim.words == "per tensor"]
     assert per_tensor.measured.effect.estimate == pytest.approx(7 / 3)
     assert interval(found(rows, "per channel takes")) == pytest.approx((10,) * 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -82,6 +84,23 @@ def test_seconds_follow_from_two_short_runs(fresh, monkeypatch):
     one_round = len(module.TIMED) * 2
     assert order[:one_round] == order[one_round : 2 * one_round]  # in turn, so that a slow minute meets all
     assert {spec for spec, _ in order} == {str(ObserverSpec.parse(s.split("/")[0])) for s in module.TIMED}
+
+
+def test_groups_are_found_before_they_are_calibrated():
+    """Of Mamba2 alone: the time is of clusters, too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = ModelConfig(
+            architecture="mamba2", d_model=16, n_layers=1, vocab_size=300, d_state=4, head_dim=4, chunk_size=8
+        )
+        model = build(config).requires_grad_(False)
+    one = Fresh("unread")
+    one.__dict__["checkpoint"] = SimpleNamespace(model=model, config=config, digest="d", name="m")
+    tokens = torch.randint(300, (3, 16), generator=torch.Generator().manual_seed(0))
+    made = one._calibrate(one._case("running_max/2x2/quamba2"), tokens)
+    assert made.groups[0].shape == (1, 2, 2)
+    assert not made.groups[0].keeps_order
+    assert made.scales["layers.0.x_conv_out"].shape == (1, 2, 2)
 
 
 def test_training_is_run_and_timed(fresh, monkeypatch):

@@ -35,7 +35,7 @@ def test_a_missing_case_is_named_with_what_would_store_it(shelf, made):
 
 def test_a_case_that_does_not_exist_yet_is_said_so(shelf, made):
     with pytest.raises(CannotMeasure, match="there is no such case yet"):
-        shelf(made("percentile")).find("percentile/3x3")
+        shelf(made("percentile")).find("percentile/per_row")
 
 
 def test_two_that_are_compared_come_from_one_machine_class(shelf, made):
