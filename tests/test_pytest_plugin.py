@@ -40,7 +40,7 @@ STATE_TIMES_4 = (
     "from quambench.quant import quantized as m; old = m._Block.read; "
     "m._Block.read = lambda self, site, q: old(self, site, q) * (4 if site == 'ssm_state' else 1)"
 )
-BROKEN = "from quambench.observers import running_max as m; m.RunningMax.observe = lambda self, x: 1 / 0"
+BROKEN = "from quambench.observers import running_max as m; m.RunningMax.take = lambda self, batch: 1 / 0"
 
 
 @pytest.fixture

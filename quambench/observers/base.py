@@ -48,8 +48,8 @@ class Observer(ABC):
         for name in self.memory:
             setattr(self, name, None)
 
-    def observe(self, x: Tensor) -> Tensor:
-        """|x| of one batch, (n_obs, *scale_shape, group) float32, non-empty and finite -> the new amax."""
+    def observe(self, batch: Batch) -> Tensor:
+        """One batch, non-empty and finite -> the new amax, (*scale_shape) float64."""
         raise NotImplementedError(f"{type(self).__name__} must give observe, or take and threshold")
 
     def update(self, x: Tensor | Batch) -> None:
@@ -71,7 +71,7 @@ class Observer(ABC):
 
     def take(self, batch: Batch) -> None:
         """`update`, the batch being non-empty and finite."""
-        self.amax = self.observe(batch.magnitude)
+        self.amax = self.observe(batch)
 
     def threshold(self) -> Tensor:
         """(*scale_shape) float64: |x| beyond this is clipped, before clip_ratio; data were seen."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quambench.observers.base import OBSERVERS, Observer
+from quambench.observers.batch import Batch
 
 MIN_AMAX = 1e-5  # Quamba's floor of a running maximum
 
@@ -23,9 +24,9 @@ class RunningMax(Observer):
     knows_sides: ClassVar[bool] = True
     joins_by_max: ClassVar[bool] = True
 
-    def observe(self, x: Tensor) -> Tensor:
-        batch = x.amax(dim=(0, -1)).double().clamp(min=MIN_AMAX)
-        return batch if self.amax is None else torch.maximum(self.amax, batch)
+    def observe(self, batch: Batch) -> Tensor:
+        newest = batch.amax.double().clamp(min=MIN_AMAX)
+        return newest if self.amax is None else torch.maximum(self.amax, newest)
 
     def join(self, other: RunningMax) -> None:
         assert self.amax is not None

@@ -13,10 +13,14 @@ import pytest
 import torch
 
 from quambench.calibrate import Task, calibrate
+from quambench.grouping import ChannelStatistics, GroupingSpec
+from quambench.grouping.groups import in_order
+from quambench.models import ModelConfig
 from quambench.models.checkpoint import load_checkpoint
 from quambench.observers import OBSERVERS, ObserverSpec
 from quambench.policy.quamba import Quamba
 from quambench.quant.fuse import prepare
+from quambench.quant.granularity import layout
 
 ROUNDS = 7
 SEQUENCES, LENGTH = 16, 128
@@ -98,3 +102,38 @@ def test_the_whole_registry_at_once(model, benchmark, told):
     taken, one = fastest(everything, calibrating(model, ["running_max"]), rounds=2)
     told("calibration with every observer", taken / one, "calibration with running_max")
     benchmark.pedantic(everything, rounds=1)
+
+
+HEADS, HEAD_DIM, SSD_GROUPS = 128, 64, 8  # Mamba2-8b's; 16 heads in each SSD group
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 8, 16])
+def test_a_scale_per_group_costs_what_a_scale_per_channel_does(side, benchmark, told):
+    """At any number of groups: one pass per channel, then the largest of each group by its index."""
+    sizes = dict(d_model=4096, n_layers=1, vocab_size=8, d_state=128, head_dim=HEAD_DIM, n_groups=SSD_GROUPS)
+    config = ModelConfig(architecture="mamba2", **sizes)
+    x = torch.randn(1, 512, HEADS * HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    groups = in_order(config, side, side)
+    observer, per_channel = ObserverSpec("running_max").build(), layout("channel", "x_conv_out", config)
+
+    def update() -> None:
+        observer.update(per_channel.lay_out(x)[0])
+        groups.largest(observer.scale())
+
+    found = ratio(update, lambda: x.abs().amax(dim=(0, 1)), 1.5)
+    told(f"running_max: update and scales, {side}×{side} groups", found, "x.abs().amax() per channel", 1.5)
+    benchmark.pedantic(update, rounds=3)
+    assert found <= 1.5, f"{found:.2f} times a plain pass per channel"
+
+
+def test_the_clusters_of_a_130m_model_take_seconds(benchmark, told):
+    """24 layers, 24 heads of 64 channels, 4x4 groups. Reported: the guide says two to five minutes."""
+    config = ModelConfig(architecture="mamba2", d_model=768, n_layers=24, vocab_size=8, d_state=128, head_dim=HEAD_DIM)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [torch.randn(config.d_inner, generator=generator, dtype=torch.float64).exp() for _ in range(24)]
+    statistics = {i: ChannelStatistics(mean_abs, 4 * mean_abs, mean_abs.square()) for i, mean_abs in enumerate(sizes)}
+    grouping = GroupingSpec.parse("4x4").build()
+    began = time.perf_counter()
+    grouping.groups(statistics, config)
+    told("clusters of 24 layers, seconds", time.perf_counter() - began, "one second", 10)
+    benchmark.pedantic(lambda: grouping.groups(statistics, config), rounds=1)

@@ -236,9 +236,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("moving average in place of the maximum", "observer/running_max", "layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
-    def observe(self: RunningMax, x: Tensor) -> Tensor:
-        batch = x.amax(dim=(0, -1)).double()
-        return batch if self.amax is None else self.amax + 0.01 * (batch - self.amax)
+    def observe(self: RunningMax, batch: Batch) -> Tensor:
+        newest = batch.amax.double()
+        return newest if self.amax is None else self.amax + 0.01 * (newest - self.amax)
 
     return patch.object(RunningMax, "observe", observe)
 
@@ -274,9 +274,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("mean in place of the maximum", "observer/running_max", "embedding.weight")  # weights take a maximum too
 def _() -> AbstractContextManager[Any]:
-    def observe(self: RunningMax, x: Tensor) -> Tensor:
-        batch = x.double().mean(dim=(0, -1))
-        return batch if self.amax is None else torch.maximum(self.amax, batch)
+    def observe(self: RunningMax, batch: Batch) -> Tensor:
+        newest = batch.magnitude.double().mean(dim=(0, -1))
+        return newest if self.amax is None else torch.maximum(self.amax, newest)
 
     return patch.object(RunningMax, "observe", observe)
 
@@ -675,9 +675,8 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("running max of squares, rooted", no_op="x -> x^2 is increasing on |x|, and exact in float64 for float32 input")
 def _() -> AbstractContextManager[Any]:
-    original = RunningMax.observe
-
-    def observe(self: RunningMax, x: Tensor) -> Tensor:
-        return original(self, x.double().square().sqrt().to(x.dtype))
-
-    return patch.object(RunningMax, "observe", observe)
+    return wrapped(
+        RunningMax,
+        "observe",
+        lambda original, self, batch: original(self, Batch(batch.x.double().square().sqrt().to(batch.x.dtype))),
+    )
