@@ -130,7 +130,8 @@ def _cases(
     else:
         models = list(bundled_names(language))
     if architecture:
-        models = [name for name in models if session.load(name).config.architecture == architecture]
+        known = session.checkpoints
+        models = [n for n in models if (known.get(n) or session.load(n)).config.architecture == architecture]
     protocol = FULL if option.qb_full else QUICK if quick else Protocol()
     cases = [Case.parse(m, spec, protocol) for m in models for spec in specs]
     if option.qb_observer:

@@ -59,6 +59,9 @@ def test_what_came_later_is_told_only_where_it_is_not_usual():
         "percentile/1x1/weights=mse[low=0.5]@channel",
         "dynamic_percentile[candidates=0.9|1.0]/head/learned[steps=2.0]",
         "warmup_percentile[schedule=3.0:0.5|inf:0.1]/1x1/weights=group/w4a8",
+        "running_max/4x4/quamba2",
+        "running_max/16x2[method=dp]/w8a4/learned",
+        "mse/adaptive[base=2.0,rule=variance]/gptq/w4a8",
     ],
 )
 def test_an_id_reads_back(text):
@@ -73,11 +76,30 @@ def test_an_id_reads_back(text):
         ("percentile/weights=group/w8a4", "weights=group makes weights of 4 bits: write w4a4 beside it"),
         ("percentile/learned/w8a8-asymmetric", "learned trains symmetric grids alone"),
         ("percentile/sensitivity/w8a8-asymmetric", "sensitivity measures symmetric grids alone"),
+        ("percentile/4x4/sensitivity", "sensitivity measures sites without groups"),
     ],
 )
 def test_parts_that_do_not_go_together_are_told(text, says):
     with pytest.raises(BadParameter, match=says):
         check_fit(Case.parse("m", text))
+
+
+def test_the_groupings_defaults_are_written_out_and_what_was_stored_before_keeps_its_name():
+    short, long = (Case.parse("m", f"running_max/{g}") for g in ("4x4", "4x4[method=kmeans]"))
+    assert short.settings() == long.settings()
+    assert short.settings() != Case.parse("m", "running_max/4x4[method=dp]").settings()
+    assert Case.parse("m", "running_max/channel").settings()["grouping"] == "channel"
+    assert Case.parse("m", "running_max").settings()["grouping"] == "1x1"
+
+
+@pytest.mark.parametrize(
+    ("text", "by"),
+    [("mse", None), ("mse/channel", None), ("mse/4x4", "4x4"), ("mse/1x1/quamba2", "1x1"), ("mse/quamba2/head", "head"),
+     ("mse/adaptive/uniform", "adaptive")],
+)  # fmt: skip
+def test_who_groups_heads_and_channels(text, by):
+    found = Case.parse("m", text).groups_by
+    assert (str(found) if found else None) == by
 
 
 def test_the_weights_observer_is_written_out():

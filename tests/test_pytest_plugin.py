@@ -317,6 +317,14 @@ def test_a_stored_case_that_nothing_produces_is_an_orphan_on_full_runs_only(run,
     assert run(fault=as_bundled, model=False).ret == 0
 
 
+def test_a_suite_for_one_architecture_leaves_the_others_models_out(run, pytester):
+    (pytester.path / "suites" / "test_heads.py").write_text(
+        SUITE.replace('"percentile[alpha=0.9]"', '"running_max/2x2", architecture="mamba2"').replace("alpha", "heads")
+    )
+    result = run("--qb-new-only")  # the model is a Mamba one
+    result.assert_outcomes(passed=2, skipped=1)
+
+
 def test_cases_of_one_model_stay_on_one_worker(recorded):
     """Apart, they would calibrate once a worker, and measure what they share twice."""
     result = recorded("-n", "2", "-v")

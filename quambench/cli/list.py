@@ -10,6 +10,7 @@ from typing import cast
 
 from tabulate import tabulate
 
+from quambench.grouping import GroupingSpec
 from quambench.metrics import METRICS
 from quambench.models.checkpoint import bundled_names
 from quambench.models.sites import SITES
@@ -43,8 +44,14 @@ def _with_parameters(kinds: Mapping[str, type]) -> Rows:
 
 
 def _groupings() -> Rows:
-    rows: Rows = [{"name": PER_TENSOR, "what": "One scale."}]
-    return rows + [{"name": n, "what": _first_line(GRANULARITIES[n])} for n in groupings() if n != PER_TENSOR]
+    rows: Rows = [{"name": PER_TENSOR, "parameters": "-", "what": "One scale."}]
+    finer = [n for n in groupings() if n != PER_TENSOR]
+    rows += [{"name": n, "parameters": "-", "what": _first_line(GRANULARITIES[n])} for n in finer]
+    clusterings = {"2x2, 4x4, NxM": GroupingSpec("2x2"), "adaptive": GroupingSpec("adaptive")}
+    for name, spec in clusterings.items():
+        parameters = ", ".join(f"{f.name}={written(cast(Value, f.default))}" for f in spec.settable().values())
+        rows.append({"name": name, "parameters": parameters, "what": "Mamba2: " + _first_line(spec.found())})
+    return rows
 
 
 def _metrics() -> Rows:
@@ -58,7 +65,7 @@ def _sites() -> Rows:
             "site": s.name,
             "tensor": s.tensor,
             "observer": s.observer,
-            "allowed": ", ".join(s.allowed),
+            "allowed": ", ".join([*s.allowed, *(["groups"] if s.grouped else [])]),
             "feeds": s.consumer.split(",")[0],
         }
         for kind, sites in SITES.items()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from quambench.errors import UnknownName
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
 from quambench.registry import Registry
@@ -65,7 +66,12 @@ class GroupingSpec(Spec):
         return tuple(map(int, match.groups())) if match else ()
 
     def found(self) -> type[Grouping]:
-        return GROUPINGS["clustered" if self._numbers else self.name]
+        if self._numbers:
+            return GROUPINGS["clustered"]
+        named = [name for name in GROUPINGS if name != "clustered"]
+        if self.name not in named:
+            raise UnknownName("grouping of heads and channels", self.name, ("1x1", "4x4", *named))
+        return GROUPINGS[self.name]
 
     def build(self) -> Any:
         return self.make(**dict(zip(("n_head_groups", "n_dim_groups"), self._numbers, strict=False)))
