@@ -131,7 +131,7 @@ class Fresh:
         timed = TIMED + (TIMED_IN_GROUPS if self.checkpoint.config.architecture == "mamba2" else ())
         cases = {spec: self._case(spec) for spec in timed}
         sequences, report = self.sequences("calibration"), self._report("calibration times")
-        found: dict[str, list[float]] = {spec: [] for spec in TIMED}
+        found: dict[str, list[float]] = {spec: [] for spec in cases}
         for repeat in range(REPEATS):
             for i, (spec, case) in enumerate(cases.items()):
                 report(repeat * len(cases) + i, REPEATS * len(cases))

@@ -86,7 +86,7 @@ def test_seconds_follow_from_two_short_runs(fresh, monkeypatch):
     assert {spec for spec, _ in order} == {str(ObserverSpec.parse(s.split("/")[0])) for s in module.TIMED}
 
 
-def test_groups_are_found_before_they_are_calibrated():
+def test_groups_are_found_before_they_are_calibrated(monkeypatch):
     """Of Mamba2 alone: the time is of clusters, too."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -101,6 +101,9 @@ def test_groups_are_found_before_they_are_calibrated():
     assert made.groups[0].shape == (1, 2, 2)
     assert not made.groups[0].keeps_order
     assert made.scales["layers.0.x_conv_out"].shape == (1, 2, 2)
+    monkeypatch.setattr(one, "sequences", lambda part: tokens)
+    monkeypatch.setattr(module, "_cpu_seconds", lambda work: 1.0)
+    assert set(one.times) == {*module.TIMED, *module.TIMED_IN_GROUPS}
 
 
 def test_training_is_run_and_timed(fresh, monkeypatch):
