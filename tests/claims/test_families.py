@@ -316,6 +316,15 @@ def test_times_by_granularity():
     assert found(rows, "per channel takes").verdict is Verdict.CONTRADICTED
 
 
+def test_comparisons_by_hand(shelf, made):
+    """Groups 0 to 15 are head groups 1 to 4 of dim groups 1 to 4: 0 takes 1 + 1, 5 takes 2 + 2, 14 takes 4 + 3."""
+    of_channel = torch.tensor([[0, 0, 5, 14]], dtype=torch.int32)
+    record = made("running_max/4x4/quamba2", architecture="mamba2", groups__of_channel=of_channel)
+    row = found(groups.look_up.rows(sources(shelf(record))), "comparisons per look-up")
+    assert row.measured.effect.estimate == (2 + 2 + 4 + 7) / 4
+    assert row.verdict is Verdict.CONFIRMED  # 3.75
+
+
 def test_what_is_out_of_reach_says_so():
     rows = FAMILIES["The runtime"].rows(sources())
     assert [row.verdict for row in rows] == [Verdict.CANNOT, Verdict.CANNOT]

@@ -91,8 +91,8 @@ def test_groups_are_found_before_they_are_calibrated(monkeypatch):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = ModelConfig(
-            architecture="mamba2", d_model=16, n_layers=1, vocab_size=300, d_state=4, head_dim=4, chunk_size=8
-        )
+            architecture="mamba2", d_model=128, n_layers=1, vocab_size=300, d_state=4, head_dim=16, chunk_size=8
+        )  # 16 heads of 16 channels: the finest that are timed
         model = build(config).requires_grad_(False)
     one = Fresh("unread")
     one.__dict__["checkpoint"] = SimpleNamespace(model=model, config=config, digest="d", name="m")
