@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from quambench.claims.base import TIMES, Claim, Interval, Lies, Measured, Row, as_written, family, row
+from quambench.claims.base import TIMES, CannotMeasure, Claim, Interval, Lies, Measured, Row, as_written, family, row
 from quambench.claims.sources import Sources
 
 # words, the guide's figure, the factor that it stands for, case
@@ -41,6 +41,8 @@ def costs(sources: Sources) -> list[Row]:
 
 def _over_plain(sources: Sources, model: str, spec: str) -> Measured:
     times = sources.measured(model).times
+    if spec not in times:
+        raise CannotMeasure("the model has too few heads, or channels in a head")
     return _ratio(times[spec], times["running_max"], f"`{spec}` / `running_max`")
 
 

@@ -32,7 +32,7 @@ GROUPS, GROUP, TOKENS = 6, 4, 64  # sensitivity: groups of test windows, windows
 FEW, MORE = 4, 12  # sequences of the two runs that a calibration's seconds follow from
 REPEATS = 3
 TIMED = ("running_max", "percentile", "percentile/channel", "mse[low=0.8,steps=20]", "dynamic_percentile")
-TIMED_IN_GROUPS = tuple(f"running_max/{n}x{n}/quamba2" for n in (2, 4, 8, 16))  # of Mamba2 alone
+TIMED_IN_GROUPS = {n: f"running_max/{n}x{n}/quamba2" for n in (2, 4, 8, 16)}  # of Mamba2 alone
 
 Progress = Callable[[str, int, int], None]
 
@@ -128,8 +128,7 @@ class Fresh:
         From two short runs of each, in turn: the difference is what sequences cost, the rest what is paid
         once. CPU seconds, since other work on the machine would be in the clock's.
         """
-        timed = TIMED + (TIMED_IN_GROUPS if self.checkpoint.config.architecture == "mamba2" else ())
-        cases = {spec: self._case(spec) for spec in timed}
+        cases = {spec: self._case(spec) for spec in (*TIMED, *self._timed_in_groups)}
         sequences, report = self.sequences("calibration"), self._report("calibration times")
         found: dict[str, list[float]] = {spec: [] for spec in cases}
         for case in cases.values():
@@ -142,6 +141,13 @@ class Fresh:
                 found[spec].append(few + each * (Protocol().calib_windows - FEW))
         report(REPEATS * len(cases), REPEATS * len(cases))
         return {spec: _float64(seconds) for spec, seconds in found.items()}
+
+    @property
+    def _timed_in_groups(self) -> list[str]:
+        """As many groups as the model has heads and channels for."""
+        c = self.checkpoint.config
+        most = min(c.n_heads // c.n_groups, c.head_dim) if c.architecture == "mamba2" else 0
+        return [spec for n, spec in TIMED_IN_GROUPS.items() if n <= most]
 
     @cached_property
     def learning_seconds(self) -> float:

@@ -189,7 +189,9 @@ def _per_tensor(sources: Sources, model: str) -> Measured:
 
 
 def _in_groups(sources: Sources, model: str, grouping: str) -> Measured:
-    seconds = sources.measured(model).times[f"running_max/{grouping}/quamba2"]
+    seconds = sources.measured(model).times.get(f"running_max/{grouping}/quamba2")
+    if seconds is None:
+        raise CannotMeasure("the model has too few heads, or channels in a head")
     return Measured(
         effect=Interval.of_mean(seconds),
         unit=SECONDS,

@@ -293,9 +293,10 @@ def test_costs_of_tuning():
     assert interval(found(rows, "learned scales")) == pytest.approx((1,) * 3)
     assert found(rows, "learned scales").verdict is Verdict.CONTRADICTED
     assert found(rows, "8×8 groups").verdict is Verdict.CONFIRMED
-    assert "8×8 groups" not in {
-        r.claim.words for r in cost.costs.rows(sources(SimpleNamespace(architecture="mamba"), fresh))
-    }
+    without_heads = cost.costs.rows(sources(SimpleNamespace(architecture="mamba"), fresh))
+    assert "8×8 groups" not in {r.claim.words for r in without_heads}
+    del fresh.times["running_max/8x8/quamba2"]
+    assert "too few heads" in found(cost.costs.rows(sources(GROUPABLE, fresh)), "8×8 groups").why
 
 
 def test_training_is_paid_on_top_of_calibration():

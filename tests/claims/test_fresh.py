@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -103,7 +104,9 @@ def test_groups_are_found_before_they_are_calibrated(monkeypatch):
     assert made.scales["layers.0.x_conv_out"].shape == (1, 2, 2)
     monkeypatch.setattr(one, "sequences", lambda part: tokens)
     monkeypatch.setattr(module, "_cpu_seconds", lambda work: 1.0)
-    assert set(one.times) == {*module.TIMED, *module.TIMED_IN_GROUPS}
+    assert set(one.times) == {*module.TIMED, *module.TIMED_IN_GROUPS.values()}
+    one.checkpoint.config = replace(config, head_dim=4)
+    assert one._timed_in_groups == ["running_max/2x2/quamba2", "running_max/4x4/quamba2"]
 
 
 def test_training_is_run_and_timed(fresh, monkeypatch):
