@@ -8,14 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quambench.arrange import arrange, channel_statistics
 from quambench.calibrate import Task, calibrate
 from quambench.errors import BadParameter
+from quambench.grouping import GroupingSpec
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import LayerState
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import Assignment
 from quambench.policy.quamba import Quamba
+from quambench.policy.quamba2 import Quamba2
 from quambench.quant import grid
 from quambench.quant import quantized as runtime
 from quambench.quant.fuse import prepare
@@ -41,6 +44,11 @@ SETTINGS = {  # shape of the model, granularity where a site allows it, bits
         ),
         "channel", Precision(),
     ),
+    "mamba2-groups": (MAMBA2 | dict(d_model=32, n_groups=2, conv_bias=False), "2x3", Precision()),
+    "mamba2-groups-options": (
+        MAMBA2 | dict(d_model=32, n_groups=2, proj_bias=True, d_per_channel=True, norm_before_gate=True), "2x4",
+        Precision(),
+    ),
 }  # fmt: skip
 
 
@@ -58,6 +66,32 @@ class Setting:
     precision: Precision
     model: QuantizedModel
 
+    @property
+    def scales(self):
+        """Each site's, one a channel where it has several: what the recipe below reads along the last axis."""
+        return {site: self._of_channels(site, scale) for site, scale in self.calibration.scales.items()}
+
+    def _of_channels(self, site, scale):
+        c = self.prepared.config
+        match self.calibration.granularities[site]:
+            case "ssd_group":
+                return torch.tensor([scale[i // c.d_state] for i in range(c.n_groups * c.d_state)])
+            case "groups":
+                groups = self.calibration.groups[int(site.split(".")[1])]
+                found = torch.stack([scale[walk(groups, channel)] for channel in range(c.d_inner)])
+                return found.view(c.n_heads, c.head_dim, -1) if site.endswith("ssm_state") else found
+            case _:
+                return scale
+
+
+def walk(groups, channel):
+    """(SSD group, head group, dim group) of a channel, as a kernel walks the ends of the ranges."""
+    head_dim = int(groups.dim_sizes[0, 0].sum())
+    ssd, head = divmod(channel // head_dim, int(groups.head_sizes[0].sum()))
+    h = next(h for h, end in enumerate(groups.head_sizes[ssd].cumsum(0)) if head < end)
+    d = next(d for d, end in enumerate(groups.dim_sizes[ssd, h].cumsum(0)) if channel % head_dim < end)
+    return ssd, h, d
+
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def setting(request, randomize):
@@ -69,6 +103,8 @@ def made(shape, granularity, precision, randomize):
         model = build(ModelConfig(**shape))
     randomize(model, 1)
     prepared = prepare(model)
+    if granularity in ("2x3", "2x4"):
+        return made_in_groups(model, prepared, granularity, precision)
     sites = sites_of(prepared.config)
     plan = {
         # The recipe below reads a scale along the last axis; a state's channels are not that.
@@ -80,6 +116,17 @@ def made(shape, granularity, precision, randomize):
     assert granularity in {a.granularity for a in plan.values()}
     calibration = calibrate(prepared, TOKENS, {"k": Task(plan, precision.act_bits)}, "model")["k"]
     return Setting(prepared, calibration, precision, QuantizedModel(prepared, calibration, precision))
+
+
+def made_in_groups(model, plain, numbers, precision):
+    """Reordered by what calibration saw, quantized by Quamba2's recipe."""
+    arranged = arrange(model, GroupingSpec.parse(numbers), channel_statistics(plain, TOKENS), plain)
+    assert not any(groups.keeps_order for groups in arranged.groups.values())
+    plan = Quamba2().plan(plain.config, ObserverSpec("running_max"), numbers)
+    task = Task(plan, precision.act_bits, groups=arranged.groups)
+    calibration = calibrate(arranged.prepared, TOKENS, {"k": task}, "model")["k"]
+    model = QuantizedModel(arranged.prepared, calibration, precision)
+    return Setting(arranged.prepared, calibration, precision, model)
 
 
 def taps(model, tokens, state=None):
@@ -101,7 +148,7 @@ def recipe(s, tokens, integers, state, dtype):
     judged by itself: a value that fell on the other side of a tie does not spread.
     state: None, or one LayerState of int8 a layer.
     """
-    c, scales = s.prepared.config, s.calibration.scales
+    c, scales = s.prepared.config, s.scales
     top = 2 ** (s.precision.weight_bits - 1) - 1
     before_rounding = {}
 
@@ -201,7 +248,8 @@ def assert_is_the_recipe(s, model, tokens, state=None, given=None):
     bits = s.precision.act_bits
     seen, logits, after = taps(model, tokens, state if given is None else given)
     assert set(seen) == set(sites_of(s.prepared.config))
-    steps = {name: x.double() / s.calibration.scales[name].double() for name, x in seen.items()}
+    scales = s.scales
+    steps = {name: x.double() / scales[name].double() for name, x in seen.items()}
     integers = {name: x.round() for name, x in steps.items()}
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     with torch.no_grad():
@@ -274,7 +322,7 @@ def test_states_between_steps_are_integers(setting):
 
 
 def rebuilt(s, scales):
-    return QuantizedModel(s.prepared, Scales(scales, s.calibration.granularities), s.precision)
+    return QuantizedModel(s.prepared, Scales(scales, s.calibration.granularities, s.calibration.groups), s.precision)
 
 
 @pytest.mark.parametrize("fault", ["q_max", "truncate", "weight", "neighbour"])
@@ -294,6 +342,15 @@ def test_the_check_catches(setting, fault, monkeypatch):
         assert_is_the_recipe(s, wrong, TOKENS)
 
 
+@pytest.mark.parametrize("numbers", ["2x3", "2x4"])
+def test_another_groups_scale_is_noticed(randomize, numbers):
+    s = made(MAMBA2 | dict(d_model=32, n_groups=2), numbers, Precision(), randomize)
+    scales, site = dict(s.calibration.scales), "layers.0.x_conv_out"
+    wrong = rebuilt(s, scales | {site: scales[site].flip(-1)})
+    with pytest.raises(AssertionError):
+        assert_is_the_recipe(s, wrong, TOKENS)
+
+
 @pytest.mark.parametrize("lost", ["conv", "ssm"])
 def test_decoding_without_its_past_is_noticed(setting, lost):
     def forget(layer):
@@ -305,7 +362,7 @@ def test_decoding_without_its_past_is_noticed(setting, lost):
 
 
 def test_reading_y_from_the_rounded_state_is_noticed(setting, monkeypatch):
-    bits, scale = setting.precision.act_bits, setting.calibration.scales["layers.0.ssm_state"]
+    bits, scale = setting.precision.act_bits, setting.scales["layers.0.ssm_state"]
     mamba, mamba2 = runtime.selective_scan, runtime.ssd_sequential
 
     def rounded(h):
@@ -335,12 +392,13 @@ def test_the_error_against_the_float_model_shrinks_with_the_step(setting):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(setting.prepared.config).requires_grad_(False)
-    prepared, exact = prepare(model), model.double()(TOKENS)[0]
+    groups = setting.calibration.groups
+    prepared, exact = prepare(model, groups), model.double()(TOKENS)[0]
     plan = {
         site: Assignment(ObserverSpec("running_max"), granularity)
         for site, granularity in setting.calibration.granularities.items()
     }
-    made = calibrate(prepared, TOKENS, {bits: Task(plan, bits) for bits in (6, 8)}, "model")
+    made = calibrate(prepared, TOKENS, {bits: Task(plan, bits, groups=groups) for bits in (6, 8)}, "model")
     error = {}
     for bits, calibration in made.items():
         model = QuantizedModel(prepared, calibration, Precision(weight_bits=bits, act_bits=bits))
