@@ -34,6 +34,7 @@ class Fixed:
             prepared(tokens, tap=lambda site, x: seen.setdefault(site, x))
         self.scales = {site: (seen[site].abs().max() / 127).float() for site in sites_of(prepared.config)}
         self.granularities = dict.fromkeys(self.scales, "tensor")
+        self.groups: dict = {}
 
 
 @pytest.fixture(scope="module")
