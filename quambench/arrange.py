@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quambench.calibrate import FORWARD_BATCH
-from quambench.errors import BadParameter
+from quambench.errors import BadParameter, NonFinite
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig
@@ -52,7 +52,7 @@ def arrange(
 
 @torch.no_grad()
 def channel_statistics(prepared: LanguageModel, sequences: Tensor) -> dict[int, ChannelStatistics]:
-    """sequences (S, L) int64 -> of each layer, over all of them."""
+    """sequences (S, L) int64 -> of each layer, over all of them. raises NonFinite naming the site"""
     c = prepared.config
     mean_abs, amax, energy = torch.zeros(3, c.n_layers, c.d_inner, dtype=torch.float64)
 
@@ -67,6 +67,9 @@ def channel_statistics(prepared: LanguageModel, sequences: Tensor) -> dict[int, 
 
     for rows in sequences.split(FORWARD_BATCH):
         prepared(rows, tap=watch)
+    for i in range(c.n_layers):
+        if n := int((~energy[i].isfinite()).sum()):
+            raise NonFinite(f"layers.{i}.{SITE}: {n} of {c.d_inner} channels had values that are NaN or infinite")
     return {i: ChannelStatistics(_kept(mean_abs[i]), amax[i], _kept(energy[i])) for i in range(c.n_layers)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -458,10 +459,15 @@ def test_groups_are_saved_with_their_scales(in_groups, tmp_path):
     assert other.digest != made.digest
 
 
-def test_groups_that_do_not_fit_together_are_one_clear_line(in_groups, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("head_index", torch.tensor([7, 0, 1, 2, 3, 4, 5, 6])), ("head_sizes", torch.ones(3, 1, dtype=torch.int64)),
+     ("head_sizes", torch.zeros(0, dtype=torch.int64)), ("dim_sizes", torch.ones(2, 2, 3))],
+)  # fmt: skip
+def test_groups_that_do_not_fit_together_are_one_clear_line(in_groups, tmp_path, name, value):
     grouped(in_groups, "running_max").save(tmp_path)
     arrays = load_file(tmp_path / "scales.safetensors")
-    arrays["groups.0.head_index"][0] = 7
+    arrays[f"groups.0.{name}"] = value
     save_file(arrays, tmp_path / "scales.safetensors")
     with pytest.raises(BadArtefact, match="corrupt calibration") as caught:
         Calibration.load(tmp_path)
@@ -494,6 +500,14 @@ def test_statistics_are_their_definition(in_groups):
         torch.testing.assert_close(s.mean_abs, x.abs().mean(1).amax(0), **near)
         torch.testing.assert_close(s.energy, x.square().mean((0, 1)), **near)
         assert torch.equal(s.amax, x.abs().amax((0, 1)))
+
+
+def test_a_value_that_is_not_finite_names_the_site_before_any_cluster(in_groups):
+    broken = copy.deepcopy(in_groups.prepared)
+    with torch.no_grad():
+        broken.blocks[1].mixer.conv1d.weight[3] = torch.nan
+    with pytest.raises(NonFinite, match=r"layers\.1\.x_conv_out: 1 of 32 channels"):
+        channel_statistics(broken, SEQUENCES)
 
 
 def test_a_mamba_model_has_nothing_to_group():

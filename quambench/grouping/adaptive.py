@@ -97,6 +97,11 @@ def numbers_of(config: ModelConfig) -> list[Numbers]:
 
 
 def expected_error(groups: Groups, statistics: ChannelStatistics) -> float:
-    """Rounding error over signal, up to a factor that all groups share: sum of (group's largest |x|)^2 over energy."""
+    """Rounding error over signal, up to a factor that all groups share: sum of (group's largest |x|)^2 over energy.
+
+    A layer without any value has no error, in however many groups.
+    """
+    if not statistics.energy.any():
+        return 0.0
     largest = groups.per_channel(groups.largest(statistics.amax[groups.channel_index]))
     return (largest.square().sum() / statistics.energy.sum()).item()

@@ -50,12 +50,12 @@ class Grouping(ABC):
 GROUPINGS: Registry[type[Grouping]] = Registry("grouping", "quambench/grouping/")
 """By name; "clustered" goes by its numbers, 4x4."""
 
-_NUMBERS = re.compile(r"(\d+)x(\d+)")
+_NUMBERS = re.compile(r"(0|[1-9]\d*)x(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
 class GroupingSpec(Spec):
-    """A grouping by name and the parameters given, e.g. 4x4, 4x4[method=dp], adaptive[scales=32]."""
+    """A grouping by name and the parameters given, e.g. 4x4, 4x4[method=dp], adaptive[base=8]."""
 
     kind: ClassVar[str] = "a grouping"
     fixed: ClassVar[frozenset[str]] = frozenset({"n_head_groups", "n_dim_groups"})

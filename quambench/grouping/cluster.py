@@ -8,7 +8,7 @@
 How step 3 cuts is the method:
 
 kmeans         k-means from every (P / n)-th position on. Values ascend in every head, so centroids do, and
-               with them the clusters: they are runs, whatever the data.
+               with them the clusters: they are runs. One that were none would be an error.
 dp             the runs whose scales, each the run's largest |x|, leave the least expected rounding error: an
                exact minimum for this order, by dynamic programming over the runs' ends.
 quamba_exact   as the original (commit c474646): k-means, but a cluster's positions are described by the

@@ -37,6 +37,12 @@ class Groups:
 
     def __post_init__(self) -> None:
         n_groups, n_heads = len(self.head_sizes), len(self.head_index)
+        whole = all(
+            t.dtype == torch.int64 for t in (self.head_index, self.channel_index, self.head_sizes, self.dim_sizes)
+        )
+        divides = n_groups and n_heads and n_heads % n_groups == 0 and len(self.channel_index) % n_heads == 0
+        if not (whole and divides and self.dim_sizes.ndim == 3 and self.dim_sizes.shape[:2] == self.head_sizes.shape):
+            raise BadParameter("groups: arrays whose types or shapes do not fit together")
         per_group = n_heads // n_groups
         inside = self.head_index.view(n_groups, -1) - per_group * torch.arange(n_groups)[:, None]
         channels = self.channel_index.view(n_heads, -1)

@@ -90,7 +90,7 @@ def check_grouping(name: str) -> None:
 def is_clustering(name: str) -> bool:
     """Whether it is one of heads and channels by what calibration saw: "4x4", "adaptive"."""
     bare = name.partition("[")[0]
-    return bool(re.fullmatch(r"\d+x\d+", bare) and name != PER_TENSOR) or bare == "adaptive"
+    return bool(re.fullmatch(r"(0|[1-9]\d*)x(0|[1-9]\d*)", bare) and name != PER_TENSOR) or bare == "adaptive"
 
 
 def granularity_at(site: Site, grouping: str) -> str:

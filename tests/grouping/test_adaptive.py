@@ -43,6 +43,15 @@ def test_a_budget_is_kept_and_spent_where_the_error_is(base):
     assert sizes == sorted(sizes)
 
 
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_layer_without_any_value_takes_nothing(where):
+    layers = [layer(0), layer(1), layer(2)]
+    layers[where] = ChannelStatistics(*torch.zeros(3, 128, dtype=torch.float64))
+    found = numbers("adaptive[base=2]", layers)
+    assert found[where] == (1, 1)
+    assert sum(h * d for h, d in found) <= 3 * 2**2
+
+
 def test_a_budget_for_all_spends_on_all():
     assert numbers("adaptive[base=16]", [layer(i) for i in range(3)]) == [(8, 8)] * 3
 

@@ -109,6 +109,11 @@ def test_in_order_nothing_moves(numbers, n_scales):
         ("head_sizes", [[3, 0], [2, 1]]),
         ("dim_sizes", [[[1, 3], [2, 1]], [[3, 1], [1, 3]]]),
         ("dim_sizes", [[[0, 4], [2, 2]], [[3, 1], [1, 3]]]),
+        ("dim_sizes", [[[1, 3]], [[3, 1]]]),  # for one head group
+        ("head_sizes", [[1, 2], [2, 1], [1, 2], [2, 1]]),
+        ("head_sizes", [[3], [2], [1]]),
+        ("head_sizes", []),
+        ("head_index", [2.0, 0.0, 1.0, 3.0, 5.0, 4.0]),
     ],
 )
 def test_what_does_not_fit_together_is_refused(field, value):
