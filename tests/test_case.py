@@ -120,6 +120,8 @@ def test_the_order_of_parts_is_free_and_what_is_usual_may_be_left_out():
         ("mse/w8a8-float_norm", BadParameter, "a precision is written w8a8"),
         ("mse/weights=row", BadParameter, "weights must be per quamba, tensor, split, channel, group (got 'row')"),
         ("mse/weights=nosuch@channel", UnknownName, "no observer named 'nosuch'"),
+        ("mse/1x1[method=dp]", BadParameter, "the grouping 1x1 takes no parameters (got '1x1[method=dp]')"),
+        ("mse/04x4", UnknownName, "no part of a case named '04x4'"),
         ("mse/uniform[x=1]", BadParameter, "uniform has no parameter 'x'; it takes none"),
         ("mse/head/channel", BadParameter, "a case has one grouping (got another, channel, in 'mse/head/channel')"),
         ("mse/w8a4/learned/adaround", BadParameter, "a case has one refinement"),

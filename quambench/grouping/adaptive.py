@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from joblib import Parallel, delayed
-
 from quambench.errors import BadParameter
 from quambench.grouping.base import GROUPINGS, ChannelStatistics, Grouping
-from quambench.grouping.cluster import METHODS, cluster
+from quambench.grouping.cluster import METHODS, by_layer, cluster
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
 
@@ -48,21 +46,20 @@ class Adaptive(Grouping):
         def candidates(s: ChannelStatistics) -> dict[Numbers, Groups]:
             return {n: cluster(s, config, *n, self.method) for n in numbers_of(config)}
 
-        found = Parallel(n_jobs=-1, prefer="threads")(delayed(candidates)(s) for s in statistics.values())
-        by_layer = dict(zip(statistics, found, strict=True))
+        found = by_layer(candidates, statistics)
         rule = self._by_error if self.rule == "error" else self._by_variance
-        chosen = rule(by_layer, statistics)
-        return {layer: by_layer[layer][numbers] for layer, numbers in chosen.items()}
+        chosen = rule(found, statistics)
+        return {layer: found[layer][numbers] for layer, numbers in chosen.items()}
 
     def _by_error(
-        self, by_layer: Mapping[int, Mapping[Numbers, Groups]], statistics: Mapping[int, ChannelStatistics]
+        self, candidates: Mapping[int, Mapping[Numbers, Groups]], statistics: Mapping[int, ChannelStatistics]
     ) -> dict[int, Numbers]:
         errors = {
             layer: {numbers: expected_error(groups, statistics[layer]) for numbers, groups in of.items()}
-            for layer, of in by_layer.items()
+            for layer, of in candidates.items()
         }
-        chosen = dict.fromkeys(by_layer, (1, 1))
-        left = len(by_layer) * (int(self.base) ** 2 - 1)  # scales beyond one per SSD group and layer
+        chosen = dict.fromkeys(candidates, (1, 1))
+        left = len(candidates) * (int(self.base) ** 2 - 1)  # scales beyond one per SSD group and layer
         while True:
             steps = [
                 ((errors[layer][(h, d)] - errors[layer][more]) / cost, -layer, more, cost)
@@ -77,14 +74,14 @@ class Adaptive(Grouping):
             left -= cost
 
     def _by_variance(
-        self, by_layer: Mapping[int, Mapping[Numbers, Groups]], statistics: Mapping[int, ChannelStatistics]
+        self, candidates: Mapping[int, Mapping[Numbers, Groups]], statistics: Mapping[int, ChannelStatistics]
     ) -> dict[int, Numbers]:
         variances = {layer: s.energy.mean().item() for layer, s in statistics.items()}
         usual = median(variances.values())
         chosen = {}
         for layer, variance in variances.items():
             factor = 2.0 if variance > 2 * usual else 0.5 if variance < usual / 2 else 1.0
-            most = max(by_layer[layer])
+            most = max(candidates[layer])
             chosen[layer] = tuple(max(1, min(int(self.base * factor), limit)) for limit in most)
         return chosen  # type: ignore[return-value]
 

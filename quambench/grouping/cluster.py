@@ -22,10 +22,13 @@ ones make a run each, and the longest is halved until there are enough.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from quambench.errors import BadParameter
@@ -33,6 +36,7 @@ from quambench.grouping.base import ChannelStatistics
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
 
+T = TypeVar("T")
 Cut = Callable[[Tensor, Tensor, int], list[int]]
 """(P, heads) ascending along P; (P,) largest |x| at each position; number of runs -> their sizes, each 1 or more"""
 
@@ -62,6 +66,18 @@ def cluster(
         torch.stack([one.head_sizes for one in found]),
         torch.stack([one.dim_sizes for one in found]),
     )
+
+
+def by_layer(work: Callable[[ChannelStatistics], T], statistics: Mapping[int, ChannelStatistics]) -> dict[int, T]:
+    """work(statistics) of each layer, layers in parallel.
+
+    In threads: k-means and Ward work outside the interpreter's lock, and nothing is copied. scikit-learn
+    limits BLAS for the whole process while it works and puts back what it found; several at once would put
+    back each other's limit, so one limit is around them all.
+    """
+    with threadpool_limits(1):
+        found = Parallel(n_jobs=-1, prefer="threads")(delayed(work)(s) for s in statistics.values())
+    return dict(zip(statistics, found, strict=True))
 
 
 def _check(what: str, asked: int, there: int, of_what: str) -> None:

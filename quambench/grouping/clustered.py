@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from joblib import Parallel, delayed
-
 from quambench.errors import BadParameter
 from quambench.grouping.base import GROUPINGS, ChannelStatistics, Grouping
-from quambench.grouping.cluster import METHODS, cluster
+from quambench.grouping.cluster import METHODS, by_layer, cluster
 from quambench.grouping.groups import Groups, in_order
 from quambench.models.config import ModelConfig
 
@@ -17,7 +15,7 @@ from quambench.models.config import ModelConfig
 @GROUPINGS.register("clustered")
 @dataclass(frozen=True)
 class Clustered(Grouping):
-    """Quamba2's: n_head_groups of heads in each SSD group, n_dim_groups of channels in each of those."""
+    """Quamba2's: N head groups in each SSD group, M groups of channels in each of those."""
 
     n_head_groups: int
     n_dim_groups: int
@@ -37,9 +35,7 @@ class Clustered(Grouping):
         numbers = self.n_head_groups, self.n_dim_groups
         if not self.looks:
             return {layer: in_order(config, 1, 1) for layer in range(config.n_layers)}
-        jobs = (delayed(cluster)(s, config, *numbers, self.method) for s in statistics.values())
-        # Threads: k-means and Ward work outside the interpreter's lock, and nothing is copied.
-        return dict(zip(statistics, Parallel(n_jobs=-1, prefer="threads")(jobs), strict=True))
+        return by_layer(lambda s: cluster(s, config, *numbers, self.method), statistics)
 
 
 @GROUPINGS.register("head")

@@ -82,7 +82,9 @@ def check_grouping(name: str) -> None:
     if name in groupings():
         return
     bare = name.partition("[")[0]
-    if bare in groupings() or not is_clustering(bare):
+    if bare in groupings():
+        raise BadParameter(f"the grouping {bare} takes no parameters (got {name!r})")
+    if not is_clustering(bare):
         raise UnknownName("grouping", name, (*groupings(), "2x2", "4x4", "8x8", "16x16", "adaptive"))
     GroupingSpec.parse(name)
 

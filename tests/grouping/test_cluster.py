@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from quambench.errors import BadParameter
 from quambench.grouping import ChannelStatistics, GroupingSpec
@@ -112,6 +113,16 @@ def test_more_groups_than_there_are_is_refused_in_one_line(numbers, says):
 def test_an_unknown_method_is_refused_in_one_line():
     with pytest.raises(BadParameter, match="method must be kmeans, dp, quamba_exact"):
         GroupingSpec.parse("4x4[method=best]")
+
+
+def test_other_threads_are_left_as_they_were():
+    """scikit-learn limits BLAS for the whole process; several at once used to leave it at one thread."""
+    before = [(lib["prefix"], lib["num_threads"]) for lib in threadpool_info()]
+    with threadpool_limits(2):
+        limited = [lib["num_threads"] for lib in threadpool_info()]
+        GroupingSpec.parse("4x4").build().groups({i: random_statistics(i) for i in range(8)}, WIDE)
+        assert [lib["num_threads"] for lib in threadpool_info()] == limited
+    assert [(lib["prefix"], lib["num_threads"]) for lib in threadpool_info()] == before
 
 
 # Cuts

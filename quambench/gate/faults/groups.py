@@ -11,10 +11,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from quambench import arrange, runner
 from quambench import calibrate as calibration
-from quambench import runner
 from quambench.gate.faults.base import fault
-from quambench.gate.faults.planting import planned, wrapped
+from quambench.gate.faults.planting import everywhere, planned, wrapped
 from quambench.grouping import adaptive, cluster, clustered
 from quambench.grouping.adaptive import Adaptive
 from quambench.grouping.base import ChannelStatistics
@@ -33,12 +33,24 @@ X, ANY_X = "layers.0.x_conv_out", r"layers.\d.x_conv_out"
 # --- clustering -------------------------------------------------------------------------------------
 
 
-@fault("mean of the sequences' means in place of their maximum", "", X, **GROUPED)
+@fault("root mean square in place of the sequences' largest mean", "cluster/statistics", X, **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    def mean(original: Any, *args: Any) -> dict[int, ChannelStatistics]:
+    original = arrange.channel_statistics
+
+    def spoilt(*args: Any) -> dict[int, ChannelStatistics]:
         return {i: replace(s, mean_abs=s.energy.sqrt()) for i, s in original(*args).items()}
 
-    return wrapped(runner, "channel_statistics", mean)
+    return everywhere("channel_statistics", spoilt, runner, arrange)
+
+
+@fault("largest value in place of the sequences' largest mean", "cluster/statistics", X, **GROUPED)
+def _() -> AbstractContextManager[Any]:
+    original = arrange.channel_statistics
+
+    def spoilt(*args: Any) -> dict[int, ChannelStatistics]:
+        return {i: replace(s, mean_abs=s.amax) for i, s in original(*args).items()}
+
+    return everywhere("channel_statistics", spoilt, runner, arrange)
 
 
 @fault("channels sorted in descending order", "cluster/kmeans", X, **GROUPED)

@@ -114,6 +114,8 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
 def _clusters_by(grouping: GroupingSpec, unit: str, variant: str) -> bool:
     """Whether a grouping is made by a method or a rule."""
     made = grouping.build()
+    if variant == "statistics":
+        return bool(made.looks)
     if not made.looks:
         return grouping.name == variant
     return variant == getattr(made, "method" if unit == "cluster" else "rule", None)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from quambench import arrange as arranging
 from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import CONFIGS, USUAL, FixedScales, model_of, scales_of, stepped
@@ -29,9 +30,10 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"cluster/{method}", lambda _, m=method: _clustered([f"{n}[method={m}]" for n in NUMBERS]))  # type: ignore[misc]
     for rule in ("error", "variance"):
         yield Probe(f"adaptive/{rule}", lambda _, r=rule: _clustered([f"adaptive[rule={r},base={b}]" for b in (2, 4)]))  # type: ignore[misc]
-    for name in GROUPINGS:
-        if name in ("head", "channel"):
+    for name in ("1x1", *GROUPINGS):
+        if name in ("1x1", "head", "channel"):
             yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]))  # type: ignore[misc]
+    yield Probe("cluster/statistics", _statistics)
     yield Probe("granularity/mamba2/groups", lambda _: _lay_out())
     for kind in KINDS:
         yield Probe(f"reorder/{kind}", lambda s, k=kind: _reordered(s, k))  # type: ignore[misc]
@@ -67,6 +69,17 @@ def some_groups() -> dict[int, Groups]:
         torch.tensor([[[1, 2, 1]], [[2, 1, 1]]]),
     )
     return {0: one, 1: other}
+
+
+def _statistics(streams: Streams) -> Answer:
+    """Of every layer and channel, over the sequences once and twice."""
+    prepared, answer = fuse.prepare(model_of(streams, "mamba2")), {}
+    tokens = streams["sequences"]
+    for name, rows in (("all", tokens), ("twice", torch.cat([tokens, tokens.flip(0)]))):
+        for layer, s in arranging.channel_statistics(prepared, rows).items():
+            for what in ("mean_abs", "amax", "energy"):
+                answer[f"{name}, layer {layer}, {what}"] = getattr(s, what).float()
+    return answer
 
 
 def _clustered(specs: list[str]) -> Answer:
