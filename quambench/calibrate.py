@@ -25,10 +25,9 @@ from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, Si
 from quambench.grouping import Groups
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
-from quambench.models.sites import layer_of
 from quambench.observers import Batch, Observer, ObserverSpec
 from quambench.policy import Assignment, Plan, check_plan
-from quambench.quant.granularity import GROUPS, UNQUANTIZED, layout
+from quambench.quant.granularity import GROUPS, UNQUANTIZED, groups_at, layout
 from quambench.quant.grid import asymmetric_scale
 
 SCHEMA = 1
@@ -278,8 +277,7 @@ def _watched(site: str, assignment: Assignment, task: Task) -> _Watched:
 
 
 def _groups(site: str, assignment: Assignment, task: Task) -> Groups | None:
-    layer = layer_of(site)
-    return task.groups.get(layer) if assignment.granularity == GROUPS and layer is not None else None
+    return groups_at(site, task.groups) if assignment.granularity == GROUPS else None
 
 
 def _joins(observer: ObserverSpec, task: Task) -> bool:

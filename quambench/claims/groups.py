@@ -178,27 +178,21 @@ def times(sources: Sources) -> list[Row]:
 
 
 def _per_tensor(sources: Sources, model: str) -> Measured:
-    seconds = sources.measured(model).times["percentile"]
-    return Measured(
-        effect=Interval.of_mean(seconds),
-        unit=SECONDS,
-        n=f"{len(seconds)} repetitions",
-        data="256 sequences of 128 tokens, from short runs",
-        remark="most of it is the float64 model's forward pass, which every strategy shares",
-    )
+    remark = "most of it is the float64 model's forward pass, which every strategy shares"
+    return _seconds(sources.measured(model).times["percentile"], remark)
 
 
 def _in_groups(sources: Sources, model: str, grouping: str) -> Measured:
     seconds = sources.measured(model).times.get(f"running_max/{grouping}/quamba2")
     if seconds is None:
         raise CannotMeasure("the model has too few heads, or channels in a head")
-    return Measured(
-        effect=Interval.of_mean(seconds),
-        unit=SECONDS,
-        n=f"{len(seconds)} repetitions",
-        data="256 sequences of 128 tokens, from short runs",
-        remark="two forward passes, of the model as it stands for the clusters and of the reordered one for scales",
-    )
+    remark = "two forward passes, of the model as it stands for the clusters and of the reordered one for scales"
+    return _seconds(seconds, remark)
+
+
+def _seconds(seconds: Tensor, remark: str) -> Measured:
+    n, data = f"{len(seconds)} repetitions", "256 sequences of 128 tokens, from short runs"
+    return Measured(effect=Interval.of_mean(seconds), unit=SECONDS, n=n, data=data, remark=remark)
 
 
 def _per_channel(sources: Sources, model: str) -> Measured:

@@ -61,12 +61,13 @@ class GroupingSpec(Spec):
     fixed: ClassVar[frozenset[str]] = frozenset({"n_head_groups", "n_dim_groups"})
 
     @property
-    def _numbers(self) -> tuple[int, ...]:
+    def numbers(self) -> tuple[int, ...]:
+        """(4, 2) for 4x2; () for another name."""
         match = _NUMBERS.fullmatch(self.name)
         return tuple(map(int, match.groups())) if match else ()
 
     def found(self) -> type[Grouping]:
-        if self._numbers:
+        if self.numbers:
             return GROUPINGS["clustered"]
         named = [name for name in GROUPINGS if name != "clustered"]
         if self.name not in named:
@@ -74,4 +75,4 @@ class GroupingSpec(Spec):
         return GROUPINGS[self.name]
 
     def build(self) -> Any:
-        return self.make(**dict(zip(("n_head_groups", "n_dim_groups"), self._numbers, strict=False)))
+        return self.make(**dict(zip(("n_head_groups", "n_dim_groups"), self.numbers, strict=False)))

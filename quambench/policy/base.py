@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +91,12 @@ def check_grouping(name: str) -> None:
 def is_clustering(name: str) -> bool:
     """Whether it is one of heads and channels by what calibration saw: "4x4", "adaptive"."""
     bare = name.partition("[")[0]
-    return bool(re.fullmatch(r"(0|[1-9]\d*)x(0|[1-9]\d*)", bare) and name != PER_TENSOR) or bare == "adaptive"
+    return bool(GroupingSpec(bare).numbers and name != PER_TENSOR) or bare == "adaptive"
+
+
+def observer_at(site: Site, observer: ObserverSpec) -> ObserverSpec:
+    """The case's observer where Quamba has its percentile, elsewhere the site's own."""
+    return observer if site.observer == "case" else ObserverSpec(site.observer)
 
 
 def granularity_at(site: Site, grouping: str) -> str:

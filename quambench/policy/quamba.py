@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
-from quambench.policy.base import POLICIES, Assignment, Plan, Policy, Sensitivity, granularity_at
+from quambench.policy.base import POLICIES, Assignment, Plan, Policy, Sensitivity, granularity_at, observer_at
 
 
 @POLICIES.register("quamba")
@@ -23,9 +23,7 @@ class Quamba(Policy):
         self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
     ) -> Plan:
         return {
-            name: Assignment(
-                observer if site.observer == "case" else ObserverSpec(site.observer), granularity_at(site, grouping)
-            )
+            name: Assignment(observer_at(site, observer), granularity_at(site, grouping))
             for name, site in sites_of(config).items()
         }
 

@@ -24,6 +24,7 @@ from quambench.policy.base import (
     Sensitivity,
     granularity_in_groups,
     is_clustering,
+    observer_at,
 )
 
 
@@ -42,8 +43,6 @@ class Quamba2(Policy):
         if not (is_clustering(grouping) or grouping == PER_TENSOR or grouping in GROUPINGS):
             raise BadParameter(f"quamba2 groups heads and channels, 1x1 to channel (got {grouping})")
         return {
-            name: Assignment(
-                observer if site.observer == "case" else ObserverSpec(site.observer), granularity_in_groups(site)
-            )
+            name: Assignment(observer_at(site, observer), granularity_in_groups(site))
             for name, site in sites_of(config).items()
         }

@@ -6,7 +6,7 @@ values per scale. So it needs to know nothing of sites, axes or heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from quambench.errors import BadParameter
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
+from quambench.models.sites import layer_of
 from quambench.registry import Registry
 
 
@@ -39,6 +40,12 @@ GRANULARITIES: Registry[Callable[[str, ModelConfig], Layout]] = Registry(
 
 UNQUANTIZED = "float"  # stands where a granularity would: the site has no grid
 GROUPS = "groups"  # stands there too: one scale per group of the layer's Groups; of a state, and n
+
+
+def groups_at(site: str, groups: Mapping[int, Groups]) -> Groups | None:
+    """A site's, of those by layer; None where its layer has none, or it is in no layer."""
+    layer = layer_of(site)
+    return None if layer is None else groups.get(layer)
 
 
 def layout(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> Layout:

@@ -14,8 +14,8 @@ from torch import Tensor
 from quambench.grouping.groups import Groups
 from quambench.models.backbone import Tap
 from quambench.models.config import ModelConfig
-from quambench.models.sites import layer_of, sites_of
-from quambench.quant.granularity import UNQUANTIZED, layout
+from quambench.models.sites import sites_of
+from quambench.quant.granularity import UNQUANTIZED, groups_at, layout
 from quambench.quant.grid import clipped, dequantize, dequantize_asymmetric, q_max, quantize, quantize_asymmetric
 from quambench.quant.weights import QuantizedTensor
 
@@ -152,8 +152,7 @@ def site_grid(site: str, calibration: SiteScales, config: ModelConfig, bits: int
     granularity, scale = calibration.granularities[site], calibration.scales[site]
     if granularity == UNQUANTIZED:
         return Unquantized()
-    layer = layer_of(site)
-    expand = layout(granularity, site, config, calibration.groups.get(-1 if layer is None else layer)).expand
+    expand = layout(granularity, site, config, groups_at(site, calibration.groups)).expand
     if symmetric:
         return SymmetricGrid(expand(scale), bits)
     return AsymmetricGrid(expand(scale[0]), expand(scale[1]), bits)

@@ -21,9 +21,8 @@ from quambench.errors import BadCorpus, BadParameter
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba2 import Mamba2Mixer
-from quambench.models.sites import layer_of
 from quambench.observers.base import whole_number
-from quambench.quant.granularity import Layout, layout
+from quambench.quant.granularity import groups_at, layout
 from quambench.quant.grid import MIN_SCALE, q_max
 from quambench.quant.quantized import QuantizedModel
 from quambench.quant.site_grid import SymmetricGrid, rounding_at, site_grids
@@ -152,17 +151,13 @@ class Scales:
     def tap(self, fake_quantize: FakeQuantizer) -> Tap:
         """Rounds at the sites by `fake_quantize`, with a gradient for `logs`."""
         c = self.start
-        expanded = {s: self._layout(s).expand(log.exp()) for s, log in self.logs.items()}
+        layouts = {s: layout(c.granularities[s], s, self.config, groups_at(s, c.groups)) for s in self.logs}
+        expanded = {s: layouts[s].expand(log.exp()) for s, log in self.logs.items()}
 
         def tap(site: str, x: Tensor) -> Tensor:
             return fake_quantize(x, expanded[site], c.act_bits) if site in expanded else x
 
         return tap
-
-    def _layout(self, site: str) -> Layout:
-        layer = layer_of(site)
-        groups = self.start.groups.get(-1 if layer is None else layer)
-        return layout(self.start.granularities[site], site, self.config, groups)
 
     @torch.no_grad()
     def stored(self) -> Calibration:

@@ -344,6 +344,7 @@ def test_scales_live_on_the_grid(setting):
         scales.logs[HEAD].fill_(-3.00017)
     scales.settle()
     assert scales.logs[HEAD].unique().tolist() == [-3 - 1 / 4096]
+    # A scale is stored as float32: half of its eps, 6e-8, and log has that as its difference.
     torch.testing.assert_close(
         scales.stored().scales[HEAD].double().log(), scales.logs[HEAD].detach(), rtol=0, atol=1e-7
     )

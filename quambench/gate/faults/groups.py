@@ -33,24 +33,24 @@ X, ANY_X = "layers.0.x_conv_out", r"layers.\d.x_conv_out"
 # --- clustering -------------------------------------------------------------------------------------
 
 
-@fault("root mean square in place of the sequences' largest mean", "cluster/statistics", X, **GROUPED)
-def _() -> AbstractContextManager[Any]:
+def described_by(statistic: Callable[[ChannelStatistics], Tensor]) -> AbstractContextManager[Any]:
+    """Another statistic in place of the sequences' largest mean."""
     original = arrange.channel_statistics
 
     def spoilt(*args: Any) -> dict[int, ChannelStatistics]:
-        return {i: replace(s, mean_abs=s.energy.sqrt()) for i, s in original(*args).items()}
+        return {i: replace(s, mean_abs=statistic(s)) for i, s in original(*args).items()}
 
     return everywhere("channel_statistics", spoilt, runner, arrange)
+
+
+@fault("root mean square in place of the sequences' largest mean", "cluster/statistics", X, **GROUPED)
+def _() -> AbstractContextManager[Any]:
+    return described_by(lambda s: s.energy.sqrt())
 
 
 @fault("largest value in place of the sequences' largest mean", "cluster/statistics", X, **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    original = arrange.channel_statistics
-
-    def spoilt(*args: Any) -> dict[int, ChannelStatistics]:
-        return {i: replace(s, mean_abs=s.amax) for i, s in original(*args).items()}
-
-    return everywhere("channel_statistics", spoilt, runner, arrange)
+    return described_by(lambda s: s.amax)
 
 
 @fault("channels sorted in descending order", "cluster/kmeans", X, **GROUPED)

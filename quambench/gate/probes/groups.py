@@ -11,7 +11,7 @@ from quambench import arrange as arranging
 from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import CONFIGS, USUAL, FixedScales, model_of, scales_of, stepped
-from quambench.grouping import GROUPINGS, ChannelStatistics, GroupingSpec, Groups, cluster
+from quambench.grouping import ChannelStatistics, GroupingSpec, Groups, cluster
 from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec
 from quambench.policy.quamba2 import Quamba2
@@ -30,9 +30,8 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"cluster/{method}", lambda _, m=method: _clustered([f"{n}[method={m}]" for n in NUMBERS]))  # type: ignore[misc]
     for rule in ("error", "variance"):
         yield Probe(f"adaptive/{rule}", lambda _, r=rule: _clustered([f"adaptive[rule={r},base={b}]" for b in (2, 4)]))  # type: ignore[misc]
-    for name in ("1x1", *GROUPINGS):
-        if name in ("1x1", "head", "channel"):
-            yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]))  # type: ignore[misc]
+    for name in ("1x1", "head", "channel"):
+        yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]))  # type: ignore[misc]
     yield Probe("cluster/statistics", _statistics)
     yield Probe("granularity/mamba2/groups", lambda _: _lay_out())
     for kind in KINDS:

@@ -20,13 +20,13 @@ from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.grouping import Groups
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Tap, no_tap
-from quambench.models.sites import layer_of, sites_of
+from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import PER_TENSOR, groupings
 from quambench.policy.quamba import Quamba
 from quambench.quant import fuse, quantized
-from quambench.quant.granularity import GROUPS, layout
+from quambench.quant.granularity import GROUPS, groups_at, layout
 from quambench.quant.site_grid import SymmetricGrid
 from quambench.refine import RefinementSpec
 
@@ -211,6 +211,4 @@ def _met(site: str, scales: FixedScales, config: ModelConfig) -> Tensor:
     """The scale as it meets the site's tensor."""
     if scales.granularities[site] != GROUPS:
         return scales.scales[site]
-    layer = layer_of(site)
-    assert layer is not None
-    return layout(GROUPS, site, config, scales.groups[layer]).expand(scales.scales[site])
+    return layout(GROUPS, site, config, groups_at(site, scales.groups)).expand(scales.scales[site])
