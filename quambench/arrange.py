@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,36 +18,33 @@ from quambench.quant.fuse import prepare
 
 SITE = "x_conv_out"
 # Mantissa bits that a statistic keeps. What two machines' sums differ by, 1e-15, must not decide which of two
-# channels comes first: near ties become ties, and those keep their order.
+# channels comes first, or where a run is cut: near ties become ties, and those keep their order.
 KEPT_BITS = 16
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """groups by layer; none where the model stands as it was."""
+def groups_of(
+    config: ModelConfig, grouping: GroupingSpec, statistics: Callable[[], Mapping[int, ChannelStatistics]]
+) -> dict[int, Groups]:
+    """By layer. `statistics` is asked only where the grouping looks at them.
 
-    prepared: LanguageModel
-    groups: Mapping[int, Groups] = field(default_factory=dict)
-
-
-def check_groupable(config: ModelConfig, grouping: GroupingSpec) -> None:
-    """raises BadParameter"""
+    raises BadParameter for a model without heads, or with too few of them
+    """
     if config.architecture != "mamba2":
         raise BadParameter(f"{grouping} groups heads, and a Mamba model has none: take channel, or channel_state")
+    built = grouping.build()
+    return built.groups(statistics() if built.looks else {}, config)
 
 
-def arrange(
-    model: LanguageModel, grouping: GroupingSpec, statistics: Mapping[int, ChannelStatistics], plain: LanguageModel
-) -> Arrangement:
-    """model, prepared in a grouping's order; `plain`, which is it prepared as it stands, where that order is the same.
-
-    statistics  of `plain`; empty where the grouping does not look at any
-    raises BadParameter
-    """
-    groups = grouping.build().groups(statistics, model.config)
+def order_of(groups: Mapping[int, Groups]) -> str:
+    """What models in these orders of channels have in common; "" where nothing moves."""
     if all(g.keeps_order for g in groups.values()):
-        return Arrangement(plain, groups)
-    return Arrangement(prepare(model, groups), groups)
+        return ""
+    return hashlib.sha256(b"".join(g.channel_index.contiguous().numpy().tobytes() for g in groups.values())).hexdigest()
+
+
+def arrange(model: LanguageModel, groups: Mapping[int, Groups], plain: LanguageModel) -> LanguageModel:
+    """model, prepared in the groups' order; `plain`, which is it prepared as it stands, where nothing moves."""
+    return prepare(model, groups) if order_of(groups) else plain
 
 
 @torch.no_grad()
@@ -70,7 +67,7 @@ def channel_statistics(prepared: LanguageModel, sequences: Tensor) -> dict[int, 
     for i in range(c.n_layers):
         if n := int((~energy[i].isfinite()).sum()):
             raise NonFinite(f"layers.{i}.{SITE}: {n} of {c.d_inner} channels had values that are NaN or infinite")
-    return {i: ChannelStatistics(_kept(mean_abs[i]), amax[i], _kept(energy[i])) for i in range(c.n_layers)}
+    return {i: ChannelStatistics(*map(_kept, (mean_abs[i], amax[i], energy[i]))) for i in range(c.n_layers)}
 
 
 def _kept(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
-from quambench.arrange import Arrangement, arrange, channel_statistics, check_groupable
+from quambench.arrange import arrange, channel_statistics, groups_of, order_of
 from quambench.calibrate import Calibration, Task, calibrate, each
 from quambench.case import Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
@@ -30,7 +30,7 @@ from quambench.evaluate import (
     float_answers,
     float_inside,
 )
-from quambench.grouping import ChannelStatistics, GroupingSpec
+from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.hessians import gather_hessians
 from quambench.metrics import METRICS, Measurement
 from quambench.models.backbone import LanguageModel
@@ -98,9 +98,11 @@ class ModelRun:
         self._measured: dict[tuple[str, Precision, WeightRecipe], dict[str, Tensor]] = {}
         self._sensitivity: dict[tuple[ObserverSpec, Precision, int], Sensitivity] = {}
         self._failed: dict[Case, Exception] = {}
-        self._arranged: dict[GroupingSpec, Arrangement] = {}
-        self._inside: tuple[LanguageModel, FloatInside] | None = None
-        self._hessians: tuple[LanguageModel, dict[str, Tensor]] | None = None
+        self._groups: dict[GroupingSpec, Mapping[int, Groups]] = {}
+        # Of the last order of channels asked for, with that order: at 2.7b parameters each is tens of GB.
+        self._arranged: tuple[str, LanguageModel] | None = None
+        self._inside: tuple[str, FloatInside] | None = None
+        self._hessians: tuple[str, dict[str, Tensor]] | None = None
         self._last: tuple[Case, Disturb, QuantizedModel] | None = None
         self.refined: dict[Case, Refined] = {}  # what training came to, once `calibrations` are made
         protocols = {case.protocol for case in self.cases}
@@ -109,25 +111,32 @@ class ModelRun:
         (self.protocol,) = protocols
 
     @cached_property
-    def prepared(self) -> LanguageModel:
-        """In the checkpoint's own order of channels."""
+    def plain(self) -> LanguageModel:
+        """Prepared, in the checkpoint's own order of channels."""
         return prepare(self.checkpoint.model)
 
     @cached_property
     def channel_statistics(self) -> dict[int, ChannelStatistics]:
         self._progress(f"{self.checkpoint.name}: statistics of channels", 0, 1)
-        return channel_statistics(self.prepared, self.calibration_sequences)
+        return channel_statistics(self.plain, self.calibration_sequences)
 
-    def arrangement(self, case: Case) -> Arrangement:
-        """What the case calibrates and quantizes. raises BadParameter"""
+    def groups(self, case: Case) -> Mapping[int, Groups]:
+        """By layer; none for a case without. raises BadParameter"""
         if case.groups_by is None:
-            return Arrangement(self.prepared)
+            return {}
         spec = case.groups_by.complete
-        if spec not in self._arranged:
-            check_groupable(self.checkpoint.config, spec)
-            statistics = self.channel_statistics if spec.build().looks else {}
-            self._arranged[spec] = arrange(self.checkpoint.model, spec, statistics, self.prepared)
-        return self._arranged[spec]
+        if spec not in self._groups:
+            self._groups[spec] = groups_of(self.checkpoint.config, spec, lambda: self.channel_statistics)
+        return self._groups[spec]
+
+    def prepared(self, case: Case) -> LanguageModel:
+        """What the case calibrates and quantizes, in its order of channels; the last one asked for is kept."""
+        groups = self.groups(case)
+        order = order_of(groups)
+        if self._arranged is None or self._arranged[0] != order:
+            self._arranged = None  # before another is made
+            self._arranged = order, arrange(self.checkpoint.model, groups, self.plain)
+        return self._arranged[1]
 
     @property
     def _key(self) -> tuple[str, str, Protocol]:
@@ -169,10 +178,10 @@ class ModelRun:
         return self._known.answers[key]
 
     def inside(self, case: Case) -> FloatInside:
-        """The last one asked for is kept."""
-        prepared = self.arrangement(case).prepared
-        if self._inside is None or self._inside[0] is not prepared:
-            self._inside = prepared, float_inside(prepared, self.data)
+        """Of the float model in the case's order; the last one asked for is kept."""
+        order = order_of(self.groups(case))
+        if self._inside is None or self._inside[0] != order:
+            self._inside = order, float_inside(self.prepared(case), self.data)
         return self._inside[1]
 
     def calibration(self, case: Case) -> Calibration:
@@ -197,20 +206,19 @@ class ModelRun:
         check_fit(case)
         sensitivity = self.sensitivity(case) if case.policy.found().measures else None
         plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping, sensitivity)
-        groups = self.arrangement(case).groups
-        return Task(plan, case.precision.act_bits, case.precision.symmetric, groups)
+        return Task(plan, case.precision.act_bits, case.precision.symmetric, self.groups(case))
 
     def _calibrate(self, cases: Sequence[Case]) -> dict[Case, Calibration]:
         """Of those that can be, in one pass for each order of channels; the others' reasons stand in `_failed`."""
         title = f"{self.checkpoint.name}: calibration"
         tasks = each(cases, self._task, self._failed)
-        by_order: dict[int, list[Case]] = {}
-        for case in tasks:
-            by_order.setdefault(id(self.arrangement(case).prepared), []).append(case)
+        by_order: dict[str, list[Case]] = {}
+        for case, task in tasks.items():
+            by_order.setdefault(order_of(task.groups), []).append(case)
         made: dict[Case, Calibration] = {}
         for alike in by_order.values():
             made |= calibrate(
-                self.arrangement(alike[0]).prepared,
+                self.prepared(alike[0]),
                 self.calibration_sequences,
                 {case: tasks[case] for case in alike},
                 self.checkpoint.digest,
@@ -225,7 +233,7 @@ class ModelRun:
         if key not in self._sensitivity:
             self._progress(f"{self.checkpoint.name}: sensitivity", 0, 1)
             sequences, digest = self.calibration_sequences, self.checkpoint.digest
-            self._sensitivity[key] = measure(self.prepared, sequences, *key[:2], digest, key[2])
+            self._sensitivity[key] = measure(self.plain, sequences, *key[:2], digest, key[2])
         return self._sensitivity[key]
 
     def _refined(self, case: Case, start: Calibration) -> Calibration:
@@ -234,7 +242,7 @@ class ModelRun:
         title = f"{case.id}: training scales"
         model = self._quantize(case, start)
         found = case.refinement.build().refine(
-            self.arrangement(case).prepared,
+            self.prepared(case),
             model,
             start,
             self.calibration_sequences,
@@ -245,10 +253,10 @@ class ModelRun:
 
     def hessians(self, case: Case) -> dict[str, Tensor]:
         """Weight name -> (in, in) sum of x xT over the calibration tokens, for GPTQ; the last ones are kept."""
-        prepared = self.arrangement(case).prepared
-        if self._hessians is None or self._hessians[0] is not prepared:
+        order = order_of(self.groups(case))
+        if self._hessians is None or self._hessians[0] != order:
             self._progress(f"{self.checkpoint.name}: Hessians", 0, 1)
-            self._hessians = prepared, gather_hessians(prepared, self.calibration_sequences)
+            self._hessians = order, gather_hessians(self.prepared(case), self.calibration_sequences)
         return self._hessians[1]
 
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
@@ -259,8 +267,7 @@ class ModelRun:
 
     def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
         hessians = self.hessians(case) if case.weights.gptq else None
-        prepared = self.arrangement(case).prepared
-        return QuantizedModel(prepared, calibration, case.precision, disturb, case.weights, hessians)
+        return QuantizedModel(self.prepared(case), calibration, case.precision, disturb, case.weights, hessians)
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
         """The measurement. Cases whose scales and precision are equal are the same model, measured once."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import shutil
+import weakref
 
 import pytest
 import torch
 
+from quambench import arrange, runner
 from quambench.calibrate import Calibration
 from quambench.case import Case
 from quambench.data.corpus import load_corpus
 from quambench.evaluate import evaluate
-from quambench.models.checkpoint import load_checkpoint
+from quambench.models import ModelConfig, build
+from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.observers import ObserverSpec
+from quambench.quant.fuse import prepare
 from quambench.quant.quantized import Precision, QuantizedModel
 from quambench.runner import Known, ModelRun
 from quambench.selftest import PROTOCOL
@@ -33,7 +39,7 @@ def test_saved_and_loaded_scales_evaluate_to_the_last_bit(world, tmp_path):
     run = start(world, one)
     run.calibrations[one].save(tmp_path)
     loaded = Calibration.load(tmp_path)
-    model = QuantizedModel(run.prepared, loaded, one.precision)
+    model = QuantizedModel(run.plain, loaded, one.precision)
     again = evaluate(model, run.answers, run.inside(one), run.data, loaded)
     first = run.evidence(one)
     assert first.keys() == again.keys()
@@ -115,3 +121,29 @@ def test_a_disturbed_repetition_differs_and_a_plain_one_does_not(world, name):
     assert not torch.equal(
         run.measure_again(one, disturb=lambda x: x + 3000 * (loud(x) - x))[name], run.evidence(one)[name]
     )
+
+
+def test_however_many_orders_of_channels_two_models_are_kept(world, tmp_path, monkeypatch):
+    """The one as it stands, and the last one asked for: of 2.7b parameters each takes 20 GB."""
+    config = ModelConfig(architecture="mamba2", d_model=16, n_layers=2, vocab_size=300, d_state=4, head_dim=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_checkpoint(tmp_path / "heads", build(config).requires_grad_(False), torch.float32)
+    shutil.copy(world / "tiny-model" / "tokenizer.json", tmp_path / "heads")
+    cases = [Case.parse("heads", f"running_max/{n}/quamba2", SMALL) for n in ("1x1", "2x2", "4x1", "4x4", "2x2")]
+    run = ModelRun(load_checkpoint(str(tmp_path / "heads")), load_corpus(world / "corpus"), cases)
+    made = weakref.WeakSet()
+
+    def prepared_and_noted(*args):
+        made.add(found := prepare(*args))
+        return found
+
+    monkeypatch.setattr(arrange, "prepare", prepared_and_noted)
+    monkeypatch.setattr(runner, "prepare", prepared_and_noted)
+    orders = set()
+    for one in cases:
+        run.quantized(one)
+        gc.collect()
+        assert len(made) <= 2
+        orders.add(arrange.order_of(run.groups(one)))
+    assert len(orders) > 2  # else there was nothing to let go

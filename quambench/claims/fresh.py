@@ -10,7 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from quambench.arrange import Arrangement, arrange, channel_statistics
+from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Calibration, Task, calibrate
 from quambench.case import Case, Protocol
 from quambench.data.corpus import load_corpus
@@ -169,13 +169,13 @@ class Fresh:
         also: Tap = lambda site, x: x,
     ) -> Calibration:
         """Groups are found first, where there are any: statistics, clusters, and the model in their order."""
-        arranged = Arrangement(self.prepared)
+        config, groups = self.checkpoint.config, {}
         if case.groups_by:
-            statistics = channel_statistics(self.prepared, sequences)
-            arranged = arrange(self.checkpoint.model, case.groups_by, statistics, self.prepared)
-        plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping)
-        task = Task(plan, case.precision.act_bits, case.precision.symmetric, arranged.groups)
-        return calibrate(arranged.prepared, sequences, {case: task}, self.checkpoint.digest, progress, also=also)[case]
+            groups = groups_of(config, case.groups_by, lambda: channel_statistics(self.prepared, sequences))
+        prepared = arrange(self.checkpoint.model, groups, self.prepared)
+        plan = case.policy.build().plan(config, case.observer, case.grouping)
+        task = Task(plan, case.precision.act_bits, case.precision.symmetric, groups)
+        return calibrate(prepared, sequences, {case: task}, self.checkpoint.digest, progress, also=also)[case]
 
 
 Lists = tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]

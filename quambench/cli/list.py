@@ -10,7 +10,7 @@ from typing import cast
 
 from tabulate import tabulate
 
-from quambench.grouping import GroupingSpec
+from quambench.grouping import GROUPINGS, GroupingSpec
 from quambench.metrics import METRICS
 from quambench.models.checkpoint import bundled_names
 from quambench.models.sites import SITES
@@ -51,6 +51,10 @@ def _groupings() -> Rows:
     for name, spec in clusterings.items():
         parameters = ", ".join(f"{f.name}={written(cast(Value, f.default))}" for f in spec.settable().values())
         rows.append({"name": name, "parameters": parameters, "what": "Mamba2: " + _first_line(spec.found())})
+    in_order = [n for n in GROUPINGS if n in finer]
+    rows += [
+        {"name": f"{n}/quamba2", "parameters": "-", "what": "Mamba2: " + _first_line(GROUPINGS[n])} for n in in_order
+    ]
     return rows
 
 

@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     case = Case.parse(checkpoint.name, options.observer)
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, [case], progress)
-        grids = grids_of(work.prepared, work.calibration(case))
-        scale = Scale(work.prepared, work.calibration_sequences[-WINDOWS:, :LENGTH])
+        grids = grids_of(work.plain, work.calibration(case))
+        scale = Scale(work.plain, work.calibration_sequences[-WINDOWS:, :LENGTH])
         every = scale.cost(grids, grids.keys())
         layers = {f"layer {i}": costs for i, costs in by_layer(scale, grids).items()}
         rows = layers | by_site(scale, grids)

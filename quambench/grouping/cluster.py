@@ -1,7 +1,8 @@
 """Quamba2's two-level clustering (Chiang et al. 2025, arXiv:2503.22879), and how else to cut the second level.
 
 1. each head's channels are sorted by their statistic, ascending, and the sorted values scaled to unit length;
-2. each SSD group's heads are clustered by those vectors (Ward), and ordered by cluster, then by index;
+2. each SSD group's heads are clustered by those vectors (Ward), clusters numbered as their first heads stand,
+   and the heads ordered by cluster, then by index;
 3. in each cluster the sorted positions, each described by its values across the cluster's heads, are cut
    into runs.
 
@@ -12,7 +13,8 @@ kmeans         k-means from every (P / n)-th position on. Values ascend in every
 dp             the runs whose scales, each the run's largest |x|, leave the least expected rounding error: an
                exact minimum for this order, by dynamic programming over the runs' ends.
 quamba_exact   as the original (commit c474646): k-means, but a cluster's positions are described by the
-               heads that stand where its heads are going to, before anything has moved.
+               heads that stand where its heads are going to, before anything has moved. Which those are hangs
+               on how scikit-learn numbers clusters, so here its numbers stay.
 
 Stated rules: equal values, and equal heads, keep their order. A head without any value has the zero vector;
 where all are such, they are split evenly. Where there are fewer distinct positions than runs asked for, equal
@@ -98,6 +100,8 @@ def _ssd_group(values: Tensor, amax: Tensor, n_head_groups: int, n_dim_groups: i
     """values (heads, P) float64, ascending along P; amax (heads, P), in the same order"""
     unit = values / values.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     labels = _ward(unit, n_head_groups)
+    if not method.before_reordering:
+        labels = by_first(labels)
     head_index = labels.argsort(stable=True)
     sizes = labels.bincount(minlength=n_head_groups)
     described = unit if method.before_reordering else unit[head_index]
@@ -112,6 +116,12 @@ def _ward(vectors: Tensor, n: int) -> Tensor:
     from sklearn.cluster import AgglomerativeClustering  # here: importing it takes a second
 
     return torch.from_numpy(AgglomerativeClustering(n_clusters=n, linkage="ward").fit(vectors.numpy()).labels_).long()
+
+
+def by_first(labels: Tensor) -> Tensor:
+    """Clusters numbered as their first heads stand, so that no library's way of numbering decides an order."""
+    number: dict[int, int] = {}
+    return torch.tensor([number.setdefault(label, len(number)) for label in labels.tolist()])
 
 
 def by_k_means(points: Tensor, amax: Tensor, n: int) -> list[int]:
@@ -179,7 +189,7 @@ class _Method:
     """How step 3 cuts, and whom it looks at."""
 
     cut: Cut
-    before_reordering: bool = False  # the heads that stand where a cluster's heads are going to
+    before_reordering: bool = False  # the heads that stand where a cluster's heads go, by scikit-learn's numbers
 
 
 METHODS = {

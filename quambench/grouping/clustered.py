@@ -47,20 +47,18 @@ class PerHead(Grouping):
     def looks(self) -> bool:
         return False
 
+    def n_dim_groups(self, config: ModelConfig) -> int:
+        return 1
+
     def groups(self, statistics: Mapping[int, ChannelStatistics], config: ModelConfig) -> dict[int, Groups]:
-        heads = config.n_heads // config.n_groups
-        return {layer: in_order(config, heads, 1) for layer in range(config.n_layers)}
+        numbers = config.n_heads // config.n_groups, self.n_dim_groups(config)
+        return {layer: in_order(config, *numbers) for layer in range(config.n_layers)}
 
 
 @GROUPINGS.register("channel")
 @dataclass(frozen=True)
-class PerChannel(Grouping):
+class PerChannel(PerHead):
     """A group for each channel."""
 
-    @property
-    def looks(self) -> bool:
-        return False
-
-    def groups(self, statistics: Mapping[int, ChannelStatistics], config: ModelConfig) -> dict[int, Groups]:
-        heads = config.n_heads // config.n_groups
-        return {layer: in_order(config, heads, config.head_dim) for layer in range(config.n_layers)}
+    def n_dim_groups(self, config: ModelConfig) -> int:
+        return config.head_dim

@@ -127,13 +127,13 @@ def test_a_scale_per_group_costs_what_a_scale_per_channel_does(side, benchmark, 
 
 
 def test_the_clusters_of_a_130m_model_take_seconds(benchmark, told):
-    """24 layers, 24 heads of 64 channels, 4x4 groups. Reported: the guide says two to five minutes."""
+    """24 layers, 24 heads of 64 channels, 4x4 groups. The guide says two to five minutes."""
     config = ModelConfig(architecture="mamba2", d_model=768, n_layers=24, vocab_size=8, d_state=128, head_dim=HEAD_DIM)
     generator = torch.Generator().manual_seed(0)
     sizes = [torch.randn(config.d_inner, generator=generator, dtype=torch.float64).exp() for _ in range(24)]
     statistics = {i: ChannelStatistics(mean_abs, 4 * mean_abs, mean_abs.square()) for i, mean_abs in enumerate(sizes)}
     grouping = GroupingSpec.parse("4x4").build()
-    began = time.perf_counter()
-    grouping.groups(statistics, config)
-    told("clusters of 24 layers, seconds", time.perf_counter() - began, "one second", 10)
+    (taken,) = fastest(lambda: grouping.groups(statistics, config), rounds=2)
+    told("clusters of 24 layers, seconds", taken, "one second", 10)
     benchmark.pedantic(lambda: grouping.groups(statistics, config), rounds=1)
+    assert taken <= 10, f"{taken:.1f} seconds: minutes, for a deeper model"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quambench.arrange import arrange, channel_statistics
+from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Task, calibrate
 from quambench.errors import BadParameter
 from quambench.grouping import GroupingSpec
@@ -120,13 +120,13 @@ def made(shape, granularity, precision, randomize):
 
 def made_in_groups(model, plain, numbers, precision):
     """Reordered by what calibration saw, quantized by Quamba2's recipe."""
-    arranged = arrange(model, GroupingSpec.parse(numbers), channel_statistics(plain, TOKENS), plain)
-    assert not any(groups.keeps_order for groups in arranged.groups.values())
+    groups = groups_of(plain.config, GroupingSpec.parse(numbers), lambda: channel_statistics(plain, TOKENS))
+    assert not any(g.keeps_order for g in groups.values())
+    prepared = arrange(model, groups, plain)
     plan = Quamba2().plan(plain.config, ObserverSpec("running_max"), numbers)
-    task = Task(plan, precision.act_bits, groups=arranged.groups)
-    calibration = calibrate(arranged.prepared, TOKENS, {"k": task}, "model")["k"]
-    model = QuantizedModel(arranged.prepared, calibration, precision)
-    return Setting(arranged.prepared, calibration, precision, model)
+    task = Task(plan, precision.act_bits, groups=groups)
+    calibration = calibrate(prepared, TOKENS, {"k": task}, "model")["k"]
+    return Setting(prepared, calibration, precision, QuantizedModel(prepared, calibration, precision))
 
 
 def taps(model, tokens, state=None):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BOTH = ("mamba", "mamba2")
+ONE, OTHER = ("mamba",), ("mamba2",)
 # The scan's input: the first percentile site of either architecture.
 SCAN_INPUT = {"mamba": "x_proj:input", "mamba2": "x_conv_out"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -13,16 +14,17 @@ from torch import Tensor
 
 from quambench import arrange, runner
 from quambench import calibrate as calibration
-from quambench.gate.faults.base import fault
+from quambench.gate.faults.base import OTHER, fault
 from quambench.gate.faults.planting import everywhere, planned, wrapped
 from quambench.grouping import adaptive, cluster, clustered
 from quambench.grouping.adaptive import Adaptive
 from quambench.grouping.base import ChannelStatistics
 from quambench.grouping.groups import Groups
 from quambench.policy.quamba2 import Quamba2
+from quambench.quant import granularity
 from quambench.quant import reorder as reordering
 
-MAMBA2 = {"architectures": ("mamba2",)}
+MAMBA2 = {"architectures": OTHER}
 GROUPED = {"case": "running_max/4x4/quamba2"} | MAMBA2
 BY_PERCENTILE = {"case": "percentile/4x4/quamba2"} | MAMBA2
 ADAPTIVE = {"case": "running_max/adaptive/quamba2"} | MAMBA2
@@ -73,6 +75,11 @@ def _() -> AbstractContextManager[Any]:
         return original(vectors, n).sort().values
 
     return wrapped(cluster, "_ward", in_place)
+
+
+@fault("clusters numbered as scikit-learn does", "cluster/kmeans", X, **GROUPED)
+def _() -> AbstractContextManager[Any]:
+    return patch.object(cluster, "by_first", lambda labels: labels)
 
 
 @fault("runs of equal length", "cluster/kmeans", X, **GROUPED)
@@ -162,13 +169,22 @@ for _name, _place in (
     fault(f"{_name} not moved", "reorder", _place, **GROUPED)(lambda name=_name: not_moved(name))  # type: ignore[misc]
 
 
-# No unit: in the probes' models two heads change places, which is its own inverse.
-@fault("A_log moved the other way", "", "layers.0.A_log", **GROUPED)
+@fault("A_log moved the other way", "reorder", "layers.0.A_log", **GROUPED)
 def _() -> AbstractContextManager[Any]:
     def inverted(original: Any, *args: Any) -> dict[str, tuple[Tensor, Tensor]]:
         found = original(*args)
         tensor, index = found["A_log"]
         return found | {"A_log": (tensor, index.argsort())}
+
+    return wrapped(reordering, "moved", inverted)
+
+
+@fault("channels moved the other way", "reorder", "layers.0.*", **GROUPED)
+def _() -> AbstractContextManager[Any]:
+    def inverted(original: Any, mixer: Any, order: Groups) -> dict[str, tuple[Tensor, Tensor]]:
+        spoilt = copy(order)
+        object.__setattr__(spoilt, "channel_index", order.channel_index.argsort())
+        return original(mixer, spoilt)
 
     return wrapped(reordering, "moved", inverted)
 
@@ -204,6 +220,14 @@ def _() -> AbstractContextManager[Any]:
 @fault("the table of scales read backwards", "", X, **BY_PERCENTILE)
 def _() -> AbstractContextManager[Any]:
     return wrapped(Groups, "per_channel", lambda original, self, grouped: original(self, grouped.flip(0, 1, 2)))
+
+
+@fault("scales stay in the order of their groups' sizes", "granularity/mamba2/groups", X, **BY_PERCENTILE)
+def _() -> AbstractContextManager[Any]:
+    def not_back(original: Any, groups: Groups) -> Any:
+        return original(groups)[0], torch.cat
+
+    return wrapped(granularity, "_by_size", not_back)
 
 
 @fault("the next layer's groups", "", X, **BY_PERCENTILE)

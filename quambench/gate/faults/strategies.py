@@ -13,7 +13,7 @@ from torch import Tensor
 from quambench import calibrate as calibration
 from quambench import hessians as moments
 from quambench import runner
-from quambench.gate.faults.base import fault
+from quambench.gate.faults.base import ONE, OTHER, fault
 from quambench.gate.faults.planting import everywhere, planned, wrapped
 from quambench.observers import Batch, ObserverSpec, aciq, binned, dynamic, entropy, kl, mse
 from quambench.observers import base as observing
@@ -29,7 +29,6 @@ from quambench.quant import gptq, recipe, site_grid, w4
 from quambench.quant.granularity import UNQUANTIZED
 from quambench.refine import adaround, learned, training
 
-ONE, OTHER = ("mamba",), ("mamba2",)
 SCAN = "layers.0.{scan}"
 
 # --- warm-up ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,14 +13,20 @@ from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import CONFIGS, USUAL, FixedScales, model_of, scales_of, stepped
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups, cluster
+from quambench.models import build
 from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec
 from quambench.policy.quamba2 import Quamba2
 from quambench.quant import fuse, quantized
+from quambench.quant import reorder as reordering
 from quambench.quant.granularity import GROUPS, layout
 
 # Four heads in each of two SSD groups, six channels in each; two layers of different loudness.
 CLUSTERED = ModelConfig(architecture="mamba2", d_model=24, n_layers=2, vocab_size=8, d_state=3, head_dim=6, n_groups=2)
+# Three heads in each of two SSD groups, three channels in each head: orders that are not their own inverse.
+IN_THREES = ModelConfig(
+    architecture="mamba2", d_model=9, n_layers=1, vocab_size=8, d_state=1, head_dim=3, n_groups=2, proj_bias=True
+)
 NUMBERS = ("1x1", "2x2", "2x3", "4x6", "3x4")
 KINDS = ("mamba2", "mamba2-options")
 OBSERVERS = ("running_max", "percentile[alpha=0.95,sigma=0.2]", "mse")
@@ -34,6 +41,7 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]))  # type: ignore[misc]
     yield Probe("cluster/statistics", _statistics)
     yield Probe("granularity/mamba2/groups", lambda _: _lay_out())
+    yield Probe("reorder/tensors", lambda _: _moved())
     for kind in KINDS:
         yield Probe(f"reorder/{kind}", lambda s, k=kind: _reordered(s, k))  # type: ignore[misc]
     for observer in OBSERVERS:
@@ -107,6 +115,24 @@ def _lay_out() -> Answer:
             largest = met.join([part.amax(dim=(0, -1)) for part in parts])
             answer[f"{name} largest"], answer[f"{name} scales"] = largest.int(), met.expand(largest).int()
     return answer
+
+
+def _moved() -> Answer:
+    """Where each value of a layer's tensors stands once its heads and channels have gone round."""
+    per_channel = replace(IN_THREES, d_per_channel=True)
+    return {**_counted(IN_THREES), "D, per channel": _counted(per_channel)["D"]}
+
+
+def _counted(config: ModelConfig) -> Answer:
+    """Each tensor's values 0, 1, 2, ..., then moved."""
+    heads = torch.tensor([1, 2, 0, 5, 3, 4])
+    channels = (3 * heads[:, None] + torch.tensor([[2, 0, 1], [1, 2, 0], [0, 2, 1]]).repeat(2, 1)).flatten()
+    groups = Groups(heads, channels, torch.tensor([[3], [3]]), torch.tensor([[[3]], [[3]]]))
+    model = build(config).requires_grad_(False)
+    for p in model.parameters():
+        p.copy_(torch.arange(p.numel()).view(p.shape))
+    reordering.reorder(model, {0: groups})
+    return {name: p.int() for name, p in model.blocks[0].mixer.named_parameters()}
 
 
 def _reordered(streams: Streams, kind: str) -> Answer:
