@@ -19,6 +19,7 @@ from quambench.models import ModelConfig
 from quambench.models.checkpoint import load_checkpoint
 from quambench.observers import OBSERVERS, ObserverSpec
 from quambench.policy.quamba import Quamba
+from quambench.policy.quamba2 import Quamba2
 from quambench.quant.fuse import prepare
 from quambench.quant.granularity import layout
 
@@ -126,12 +127,41 @@ def test_a_scale_per_group_costs_what_a_scale_per_channel_does(side, benchmark, 
     assert found <= 1.5, f"{found:.2f} times a plain pass per channel"
 
 
+@pytest.mark.parametrize(
+    ("observer", "grouping"),
+    [(o, g) for o in ("running_max", "percentile") for g in ("4x4", "8x8", "channel")] + [("mse", "4x4")],
+)
+def test_what_groups_add_to_a_calibration(observer, grouping, model, benchmark, told):
+    """Reported, not limited: x_conv_out and the state in groups, against one scale for each of the two.
+
+    Of few sequences, so that what is paid once, mse's search for every scale, weighs more than in use.
+    """
+    c, spec = model.config, ObserverSpec.parse(observer)
+    tokens = torch.randint(c.vocab_size, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
+
+    def calibration(numbers: str) -> Callable[[], object]:
+        statistics = {i: channels_of(c, i) for i in range(c.n_layers)}
+        groups = GroupingSpec.parse(numbers).build().groups(statistics, c)
+        task = Task(Quamba2().plan(c, spec, numbers), 8, groups=groups)
+        return lambda: calibrate(model, tokens, {"": task}, "model")
+
+    in_groups = calibration(grouping)
+    taken, plain = fastest(in_groups, calibration("1x1"), rounds=2)
+    told(f"calibration with {observer}, {grouping}", taken / plain, "the same, 1×1")
+    benchmark.pedantic(in_groups, rounds=1)
+
+
+def channels_of(config: ModelConfig, seed: int) -> ChannelStatistics:
+    """Of different loudness, as trained models have them."""
+    generator = torch.Generator().manual_seed(seed)
+    mean_abs = torch.randn(config.d_inner, generator=generator, dtype=torch.float64).exp()
+    return ChannelStatistics(mean_abs, 4 * mean_abs, mean_abs.square())
+
+
 def test_the_clusters_of_a_130m_model_take_seconds(benchmark, told):
     """24 layers, 24 heads of 64 channels, 4x4 groups. The guide says two to five minutes."""
     config = ModelConfig(architecture="mamba2", d_model=768, n_layers=24, vocab_size=8, d_state=128, head_dim=HEAD_DIM)
-    generator = torch.Generator().manual_seed(0)
-    sizes = [torch.randn(config.d_inner, generator=generator, dtype=torch.float64).exp() for _ in range(24)]
-    statistics = {i: ChannelStatistics(mean_abs, 4 * mean_abs, mean_abs.square()) for i, mean_abs in enumerate(sizes)}
+    statistics = {i: channels_of(config, i) for i in range(config.n_layers)}
     grouping = GroupingSpec.parse("4x4").build()
     (taken,) = fastest(lambda: grouping.groups(statistics, config), rounds=2)
     told("clusters of 24 layers, seconds", taken, "one second", 10)

@@ -41,7 +41,7 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]))  # type: ignore[misc]
     yield Probe("cluster/statistics", _statistics)
     yield Probe("granularity/mamba2/groups", lambda _: _lay_out())
-    yield Probe("reorder/tensors", lambda _: _moved())
+    yield Probe("reorder/mamba2/tensors", lambda _: _moved())
     for kind in KINDS:
         yield Probe(f"reorder/{kind}", lambda s, k=kind: _reordered(s, k))  # type: ignore[misc]
     for observer in OBSERVERS:
