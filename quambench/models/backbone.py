@@ -1,4 +1,4 @@
-"""What Mamba and Mamba2 share: norm, causal convolution, decoding state, residual stream.
+"""What Mamba and Mamba2 share: norm, convolution's parameters, decoding state, residual stream.
 
 A model is pre-norm blocks around a mixer: h <- h + mixer(norm(h)), then norm_f and lm_head.
 Every activation that a recipe may quantize passes through `tap(site, tensor)`, so that observers,
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from quambench_kernels.causal_conv1d import causal_conv1d
+from quambench_kernels.rms_norm_quantize import rms_norm_quantize
 from torch import Tensor, nn
 
 from quambench.models.config import ModelConfig
@@ -42,31 +44,8 @@ class LayerState:
     ssm: Tensor
 
 
-def rms_norm(x: Tensor, gain: Tensor, eps: float, n_groups: int = 1) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * gain, the mean over each of n_groups equal parts of the last axis."""
-    parts = x.unflatten(-1, (n_groups, -1))
-    parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)
-    return parts.flatten(-2) * gain
-
-
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor) -> tuple[Tensor, Tensor]:
-    """Depthwise convolution over the past only, and the history that the next call needs.
-
-    x (B, L, C); weight (C, K); bias (C) or None; history (B, K-1, C), zeros at a sequence's start
-    returns y (B, L, C) with y[t] = sum_k weight[:, k] * x[t - K + 1 + k], and history (B, K-1, C)
-    """
-    length, width = x.shape[1], weight.shape[1]
-    padded = torch.cat([history, x], dim=1)
-    y = padded[:, :length] * weight[:, 0]
-    for k in range(1, width):
-        y = torch.addcmul(y, padded[:, k : k + length], weight[:, k])
-    if bias is not None:
-        y = y + bias
-    return y, padded[:, length:]
-
-
 class RMSNorm(nn.Module):
-    """`rms_norm` with its gain."""
+    """x / sqrt(mean(x^2) + eps) * gain, the mean over each of n_groups equal parts of the last axis."""
 
     def __init__(self, width: int, eps: float, n_groups: int = 1) -> None:
         super().__init__()
@@ -74,7 +53,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps, self.n_groups)
+        return rms_norm_quantize(x, self.weight, self.eps, None, n_groups=self.n_groups)
 
 
 class DepthwiseConv(nn.Module):
@@ -89,7 +68,8 @@ class DepthwiseConv(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
-        return causal_conv1d(x, self.weight[:, 0], self.bias, history)
+        """Convolution and SiLU of x (B, L, C), and the history that the next call needs, (B, K-1, C)."""
+        return causal_conv1d(x, self.weight[:, 0], self.bias, history, silu=True)
 
 
 class Mixer(nn.Module):

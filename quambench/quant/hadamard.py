@@ -53,6 +53,13 @@ def rotate(x: Tensor) -> Tensor:
     return (left @ (blocks @ right)).flatten(-2)
 
 
+@cache
+@torch.inference_mode(False)  # kept, as _factors are
+def base_signs(n: int) -> Tensor:
+    """(m, m) float32 of +-1, n = m 2^k: the base whose doublings are sqrt(n) H."""
+    return _signs(_base(n)).float()
+
+
 class Rotation(nn.Module):
     """`rotate` as a module without parameters: a mixer's `out_rotation`."""
 

@@ -11,20 +11,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from quambench_kernels.causal_conv1d import causal_conv1d, next_history
+from quambench_kernels.hadamard_quantize import hadamard_quantize
+from quambench_kernels.int8_causal_conv1d import int8_causal_conv1d
+from quambench_kernels.int8_embedding import int8_embedding
+from quambench_kernels.int8_linear import int8_linear
+from quambench_kernels.int8_selective_scan import int8_selective_scan
+from quambench_kernels.int8_ssd import int8_ssd
+from quambench_kernels.rms_norm_quantize import add_rms_norm_quantize, gated_rms_norm_quantize, rms_norm_quantize
+from quambench_kernels.selective_scan import selective_scan
+from quambench_kernels.ssd import ssd
 from torch import Tensor
 
 from quambench.errors import BadParameter
-from quambench.models.backbone import LanguageModel, LayerState, Tap, causal_conv1d, in_layer, no_tap, rms_norm
+from quambench.models.backbone import LanguageModel, LayerState, Tap, in_layer, no_tap
 from quambench.models.config import ModelConfig
-from quambench.models.mamba import MambaMixer, selective_scan
-from quambench.models.mamba2 import Mamba2Mixer, ssd, ssd_sequential
+from quambench.models.mamba import MambaMixer
+from quambench.models.mamba2 import Mamba2Mixer
 from quambench.models.sites import sites_of
+from quambench.quant.grid import q_max
+from quambench.quant.hadamard import base_signs, rotate
 from quambench.quant.recipe import WeightQuantizer, WeightRecipe
-from quambench.quant.site_grid import SiteGrid, SiteScales, Unquantized, site_grids
+from quambench.quant.site_grid import SiteGrid, SiteScales, SymmetricGrid, Unquantized, site_grids
 from quambench.quant.weights import QuantizedTensor
+
+HEAD = "lm_head:input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +92,115 @@ def undisturbed(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Sites side by side on the last axis of one tensor: name, grid and width of each."""
+
+    parts: tuple[tuple[str, SiteGrid, int], ...]
+
+    @property
+    def widths(self) -> list[int]:
+        return [width for _, _, width in self.parts]
+
+    @property
+    def scale(self) -> Tensor | None:
+        """() where one scale serves all, else the table (C) that a kernel reads; None where some site has no scale."""
+        grids = [grid for _, grid, _ in self.parts]
+        if not all(isinstance(grid, SymmetricGrid) for grid in grids):
+            return None
+        if len(grids) == 1:
+            return grids[0].scale  # type: ignore[attr-defined]
+        return torch.cat([grid.scale.expand(n) for _, grid, n in self.parts])  # type: ignore[attr-defined]
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Float (..., C) -> integers, or themselves where a site stays float."""
+        parts = zip(self.parts, x.split(self.widths, dim=-1), strict=True)
+        return _joined([grid.quantize(part) for (_, grid, _), part in parts])
+
+    def dequantize(self, q: Tensor) -> Tensor:
+        """What was kept (..., C) -> float32."""
+        parts = zip(self.parts, q.split(self.widths, dim=-1), strict=True)
+        return _joined([grid.dequantize(part) for (_, grid, _), part in parts])
+
+    def show(self, q: Tensor, tap: Tap) -> None:
+        """What is kept, to whoever watches the sites."""
+        if tap is not no_tap:
+            for (site, grid, _), part in zip(self.parts, q.split(self.widths, dim=-1), strict=True):
+                tap(site, grid.dequantize(part))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
 class QuantizedLinear:
-    """INT8 weight; scale () or (out, 1); bias float32 or None."""
+    """INT8 weight, scale () or (out, 1); bias float32 or None; the grid of its input, with one scale ()."""
 
-    weight: QuantizedTensor
-    bias: Tensor | None
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None, grid: SiteGrid) -> None:
+        self.weight, self.bias, self.grid = weight, bias, grid
+        self.scale: Tensor | None = None  # (out): what one step of input times one of each row stands for
+        if isinstance(grid, SymmetricGrid):
+            self.scale = (grid.scale * weight.scale.flatten()).expand(weight.q.shape[0]).contiguous()
 
-    def __call__(self, x_q: Tensor, grid: SiteGrid) -> Tensor:
-        """x_q (..., in) on a grid with one scale () -> (..., out) float32."""
-        y = grid.product(x_q, self.weight)
+    def __call__(self, x_q: Tensor) -> Tensor:
+        """x_q (..., in) -> (..., out) float32."""
+        if self.scale is not None:
+            return int8_linear(x_q, self.weight.q, self.scale, self.bias)
+        y = self.grid.product(x_q, self.weight)
         return y if self.bias is None else y + self.bias
+
+
+class _Runtime:
+    """A model's sites, and what the runtime does between them; of one block, or of what follows the last.
+
+    Each verb takes what one site keeps to what the next keeps: by the INT8 kernel where all sites are symmetric
+    grids and nothing is disturbed (`by_kernels`), else in float PyTorch between the grids, which serves any.
+    """
+
+    def __init__(self, grids: Mapping[str, SiteGrid], disturb: Disturb) -> None:
+        self.grids, self.disturb = grids, disturb
+        self.by_kernels = disturb is undisturbed and all(isinstance(g, SymmetricGrid) for g in grids.values())
+        bits = {g.bits for g in grids.values() if isinstance(g, SymmetricGrid)}
+        self.q_max = q_max(max(bits, default=8))
+
+    def span(self, *sites: tuple[str, int]) -> Span:
+        """Whole sites side by side, with their widths."""
+        return Span(tuple((site, self.grids[site], width) for site, width in sites))
+
+    def enter(self, into: Span, x: Tensor, tap: Tap) -> Tensor:
+        """Quantize: float -> what is kept; the tap sees what the integers stand for."""
+        q = into.quantize(self.disturb(x))
+        into.show(q, tap)
+        return q
+
+    def norm_into(self, into: Span, x: Tensor, residual: Tensor | None, eps: float, tap: Tap) -> tuple[Tensor, Tensor]:
+        """RMSNorm of residual + x, its gain fused into what follows -> what is kept, and that sum."""
+        scale = into.scale if self.by_kernels else None
+        if residual is None:
+            y, total = rms_norm_quantize(x, None, eps, scale, q_max=self.q_max), x
+        else:
+            y, total = add_rms_norm_quantize(x, residual, None, eps, scale, q_max=self.q_max)
+        if scale is None:
+            return self.enter(into, y, tap), total
+        into.show(y, tap)
+        return y, total
+
+    def linear_into(self, into: Span, x_q: Tensor, linear: QuantizedLinear, tap: Tap) -> Tensor:
+        """A projection -> what its output's sites keep."""
+        if not self.by_kernels:
+            return self.enter(into, linear(x_q), tap)
+        q = int8_linear(x_q, linear.weight.q, linear.scale, linear.bias, into.scale, q_max=self.q_max)
+        into.show(q, tap)
+        return q
+
+    def rotate_into(self, into: Span, y: Tensor, tap: Tap) -> Tensor:
+        """The online Hadamard rotation -> what is kept."""
+        if not self.by_kernels:
+            return self.enter(into, rotate(y), tap)
+        scale = into.scale
+        assert scale is not None
+        q = hadamard_quantize(y, scale, base_signs(y.shape[-1]), q_max=self.q_max)
+        into.show(q, tap)
+        return q
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +213,26 @@ class _Parts:
     disturb: Disturb
 
 
-class _Block:
-    """What both architectures' quantized blocks share; a subclass gives `forward`."""
+class _Block(_Runtime):
+    """What both architectures' quantized blocks share; a subclass gives the rest.
 
+    A subclass sets in_proj, out_proj, conv_weight (C, K), conv_bias, and the spans conv_in and conv_out.
+    """
+
+    in_proj: QuantizedLinear
     out_proj: QuantizedLinear
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    conv_in: Span
+    conv_out: Span
 
     def __init__(self, mixer: MambaMixer | Mamba2Mixer, parts: _Parts) -> None:
+        super().__init__(parts.grids, parts.disturb)
         self.config: ModelConfig = mixer.config
-        self.grids, self.disturb = parts.grids, parts.disturb
         self.quantizer, self.prefix = parts.weights, parts.prefix
-        self.rotation = mixer.out_rotation
         self.weights: dict[str, QuantizedTensor] = {}  # in forward order
+        self.entry = self.span(("in_proj:input", mixer.config.d_model))
+        self.exit = self.span(("out_proj:input", mixer.config.d_inner))
 
     def keep(self, name: str, weight: QuantizedTensor) -> QuantizedTensor:
         """Enter a weight under the name that artefacts and reports use."""
@@ -122,7 +244,7 @@ class _Block:
     ) -> QuantizedLinear:
         weight = self.quantizer.projection(f"{self.prefix}{name}.weight", linear.weight.detach(), splits, usual)
         bias = None if linear.bias is None else linear.bias.detach().float()
-        return QuantizedLinear(self.keep(f"{name}.weight", weight), bias)
+        return QuantizedLinear(self.keep(f"{name}.weight", weight), bias, self.grids[f"{name}:input"])
 
     def conv(self, mixer: MambaMixer | Mamba2Mixer, splits: Sequence[int] = ()) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight (C, K) and bias, as the integers have them."""
@@ -133,140 +255,182 @@ class _Block:
         bias = self.keep("conv1d.bias", self.quantizer.other(mixer.conv1d.bias, splits))
         return weight.dequantize(), bias.dequantize()
 
-    def enter(self, site: str, x: Tensor, tap: Tap) -> Tensor:
-        """Quantize at a site: float -> int8; the tap sees what the integers stand for."""
-        grid = self.grids[site]
-        q = grid.quantize(self.disturb(x))
-        if tap is not no_tap:
-            tap(site, grid.dequantize(q))
-        return q
-
-    def read(self, site: str, q: Tensor) -> Tensor:
-        """Dequantize at a site: int8 -> float32."""
-        return self.grids[site].dequantize(q)
-
     def empty_state(self, batch: int) -> LayerState:
         """Zeros, as each site's grid writes them."""
         c = self.config
         ssm = (c.d_inner, c.d_state) if c.architecture == "mamba" else (c.n_heads, c.head_dim, c.d_state)
-        conv = torch.cat([g.quantize(torch.zeros(batch, c.conv_width - 1, n)) for g, n in self.conv_grids()], dim=-1)
+        conv = self.conv_in.quantize(torch.zeros(batch, c.conv_width - 1, sum(self.conv_in.widths)))
         return LayerState(conv, self.grids["ssm_state"].quantize(torch.zeros(batch, *ssm)))
-
-    def conv_grids(self) -> Sequence[tuple[SiteGrid, int]]:
-        """The grids that the convolution's channels are on, and how many each."""
-        raise NotImplementedError
-
-    def read_conv_in(self, q: Tensor) -> Tensor:
-        """The convolution's inputs, dequantized."""
-        grids = self.conv_grids()
-        parts = q.split([n for _, n in grids], dim=-1)
-        return torch.cat([grid.dequantize(part) for (grid, _), part in zip(grids, parts, strict=True)], dim=-1)
 
     def store_state(self, ssm: Tensor, tap: Tap) -> Tensor:
         """Float SSM state -> what is carried to the next token: INT8, or itself where it stays float."""
-        return self.enter("ssm_state", ssm, tap)
+        kept = self.grids["ssm_state"].quantize(self.disturb(ssm))
+        self.show_state(kept, tap)
+        return kept
+
+    def show_state(self, ssm: Tensor, tap: Tap) -> None:
+        if tap is not no_tap:
+            tap("ssm_state", self.read_state(ssm))
 
     def read_state(self, ssm: Tensor) -> Tensor:
         """What was carried -> float32."""
-        return self.read("ssm_state", ssm)
+        return self.grids["ssm_state"].dequantize(ssm)
 
-    def project_out(self, y: Tensor, tap: Tap) -> Tensor:
-        q = self.enter("out_proj:input", self.rotation(y), tap)
-        return self.out_proj(q, self.grids["out_proj:input"])
+    def conv_into(self, x_q: Tensor, history: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
+        """Convolution and SiLU -> what its output's sites keep, and the history for the next call.
 
-    def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
+        History and input are on the same grids, so they meet as integers.
+        """
+        if self.by_kernels:
+            x_scale, out_scale = self.conv_in.scale, self.conv_out.scale
+            assert x_scale is not None
+            assert out_scale is not None
+            q, after = int8_causal_conv1d(
+                x_q, x_scale, self.conv_weight, self.conv_bias, history, out_scale, q_max=self.q_max
+            )
+            self.conv_out.show(q, tap)
+            return q, after
+        past, now = self.conv_in.dequantize(history), self.conv_in.dequantize(x_q)
+        y, _ = causal_conv1d(now, self.conv_weight, self.conv_bias, past, silu=True)
+        return self.enter(self.conv_out, y, tap), next_history(x_q, history)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, state: LayerState | None, tap: Tap
+    ) -> tuple[Tensor, Tensor, LayerState]:
+        """What the block before made, and the residual stream before that was added (None before the first block).
+
+        returns what this block makes, the residual stream with x added, and the state.
+        """
+        before = state or self.empty_state(x.shape[0])
+        q, total = self.norm_into(self.entry, x, residual, self.config.norm_eps, tap)
+        y, after = self.mix(q, before, tap)
+        return self.out_proj(self.rotate_into(self.exit, y, tap)), total, after
+
+    def mix(self, q: Tensor, before: LayerState, tap: Tap) -> tuple[Tensor, LayerState]:
+        """in_proj's input as it is kept (B, L, D) -> float y (B, L, E), as the rotation before out_proj takes it."""
         raise NotImplementedError
 
 
 class _MambaBlock(_Block):
     def __init__(self, mixer: MambaMixer, parts: _Parts) -> None:
         super().__init__(mixer, parts)
-        c, quantizer = mixer.config, self.quantizer
+        c, quantizer, g = mixer.config, self.quantizer, self.grids
         self.in_proj = self.projection("in_proj", mixer.in_proj, (c.d_inner, c.d_inner))
         self.conv_weight, self.conv_bias = self.conv(mixer)
         x_weight = quantizer.narrow(mixer.x_proj.weight.detach(), (c.dt_rank, c.d_state, c.d_state))
-        self.x_proj = QuantizedLinear(self.keep("x_proj.weight", x_weight), None)
+        self.x_proj = QuantizedLinear(self.keep("x_proj.weight", x_weight), None, g["x_proj:input"])
         dt_weight = self.keep("dt_proj.weight", quantizer.narrow(mixer.dt_proj.weight.detach()))
-        self.dt_proj = QuantizedLinear(dt_weight, None)  # its bias is added after dt_proj:output
+        dt_grid = g["x_proj:output"].channels(0, 1)  # all of Δ_low has one scale
+        self.dt_proj = QuantizedLinear(dt_weight, None, dt_grid)  # its bias is added after dt_proj:output
         self.dt_bias = self.keep("dt_proj.bias", quantizer.other(mixer.dt_proj.bias)).dequantize()
         self.A = -torch.exp(self.keep("A_log", quantizer.other(mixer.A_log)).dequantize())
         self.D = self.keep("D", quantizer.other(mixer.D)).dequantize()
         self.out_proj = self.projection("out_proj", mixer.out_proj)
+        self.xz = self.span(("in_proj:output", 2 * c.d_inner))
+        x_grid = g["in_proj:output"].channels(0, c.d_inner)
+        self.conv_in = Span((("in_proj:output", x_grid, c.d_inner),))
+        self.conv_out = self.span(("x_proj:input", c.d_inner))
+        self.low = self.span(("x_proj:output", c.dt_rank + 2 * c.d_state))
+        self.dt = self.span(("dt_proj:output", c.d_inner))
+        self.grid_of_z = g["in_proj:output"].channels(c.d_inner, c.d_inner)
+        self.grids_of_BC = [g["x_proj:output"].channels(c.dt_rank + i * c.d_state, 1) for i in (0, 1)]
 
-    def conv_grids(self) -> Sequence[tuple[SiteGrid, int]]:
-        n = self.config.d_inner
-        return [(self.grids["in_proj:output"].channels(0, n), n)]
+    def mix(self, q: Tensor, before: LayerState, tap: Tap) -> tuple[Tensor, LayerState]:
+        c = self.config
+        xz = self.linear_into(self.xz, q, self.in_proj, tap)
+        x, z = xz.split([c.d_inner, c.d_inner], dim=-1)
+        u, conv = self.conv_into(x, before.conv, tap)
+        low = self.linear_into(self.low, u, self.x_proj, tap)
+        dt_low, B, C = low.split([c.dt_rank, c.d_state, c.d_state], dim=-1)
+        dt = self.linear_into(self.dt, dt_low, self.dt_proj, tap)
+        y, ssm = self.scan(u, dt, B, C, z, before.ssm, tap)
+        return y, LayerState(conv, ssm)
 
-    def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
-        c, g = self.config, self.grids
-        before = state or self.empty_state(hidden.shape[0])
-        q = self.enter("in_proj:input", hidden, tap)
-        xz = self.enter("in_proj:output", self.in_proj(q, g["in_proj:input"]), tap)
-        # History and input are on the site's own grid, so they meet as integers.
-        conv_in = torch.cat([before.conv, xz[..., : c.d_inner]], dim=1)
-        z = self.read("in_proj:output", xz)[..., c.d_inner :]
-        past, now = self.read_conv_in(conv_in).tensor_split([c.conv_width - 1], dim=1)
-        x, _ = causal_conv1d(now, self.conv_weight, self.conv_bias, past)
-        x_q = self.enter("x_proj:input", F.silu(x), tap)
-        low = self.enter("x_proj:output", self.x_proj(x_q, g["x_proj:input"]), tap)
-        _, B, C = self.read("x_proj:output", low).split([c.dt_rank, c.d_state, c.d_state], dim=-1)
-        dt_low = low[..., : c.dt_rank].contiguous()
-        dt = self.dt_proj(dt_low, g["x_proj:output"].channels(0, 1))  # all of Δ_low has one scale
-        dt = self.read("dt_proj:output", self.enter("dt_proj:output", dt, tap))
-        dt = F.softplus(dt + self.dt_bias)
-        u = self.read("x_proj:input", x_q)
-        y, ssm = selective_scan(u, dt, self.A, B, C, self.D, self.read_state(before.ssm))
-        after = LayerState(conv_in[:, conv_in.shape[1] - (c.conv_width - 1) :], self.store_state(ssm, tap))
-        return self.project_out(y * F.silu(z), tap), after
+    def scan(
+        self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, state: Tensor, tap: Tap
+    ) -> tuple[Tensor, Tensor]:
+        """All as they are kept -> gated y float, and the state as it is carried."""
+        g, (of_B, of_C) = self.grids, self.grids_of_BC
+        if self.by_kernels:
+            of_u, of_dt, of_z, of_state = (
+                _scale(m) for m in (g["x_proj:input"], g["dt_proj:output"], self.grid_of_z, g["ssm_state"])
+            )
+            y, ssm = int8_selective_scan(
+                u, of_u, dt, of_dt, self.A, B, _scale(of_B), C, _scale(of_C), self.D, self.dt_bias, z, of_z,
+                state, of_state, q_max=self.q_max,
+            )  # fmt: skip
+            self.show_state(ssm, tap)
+            return y, ssm
+        u, dt, z = g["x_proj:input"].dequantize(u), g["dt_proj:output"].dequantize(dt), self.grid_of_z.dequantize(z)
+        B, C = of_B.dequantize(B), of_C.dequantize(C)
+        state = self.read_state(state)
+        y, ssm = selective_scan(u, dt, self.A, B, C, self.D, state, dt_bias=self.dt_bias, z=z)
+        return y, self.store_state(ssm, tap)
 
 
 class _Mamba2Block(_Block):
     def __init__(self, mixer: Mamba2Mixer, parts: _Parts) -> None:
         super().__init__(mixer, parts)
-        self.splits = mixer.splits
-        self.in_proj = self.projection("in_proj", mixer.in_proj, self.splits, usual=True)
-        self.conv_weight, self.conv_bias = self.conv(mixer, self.splits[1:4])
+        splits = mixer.splits
+        self.in_proj = self.projection("in_proj", mixer.in_proj, splits, usual=True)
+        self.conv_weight, self.conv_bias = self.conv(mixer, splits[1:4])
         self.dt_bias = mixer.dt_bias.detach().half().float()  # stays half precision
         self.A = -torch.exp(self.keep("A_log", self.quantizer.other(mixer.A_log)).dequantize())
         self.D = self.keep("D", self.quantizer.other(mixer.D)).dequantize()
         self.norm_gain = mixer.norm.weight.detach().float()
         self.out_proj = self.projection("out_proj", mixer.out_proj)
+        names = ("z", "x_conv_in", "B_conv_in", "C_conv_in", "dt")
+        self.projected = self.span(*zip(names, splits, strict=True))
+        self.conv_in = self.span(*zip(names[1:4], splits[1:4], strict=True))
+        self.conv_out = self.span(*((f"{n}_conv_out", w) for n, w in zip("xBC", splits[1:4], strict=True)))
 
-    def conv_grids(self) -> Sequence[tuple[SiteGrid, int]]:
-        return [(self.grids[f"{name}_conv_in"], n) for name, n in zip("xBC", self.splits[1:4], strict=True)]
-
-    def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
-        c, g = self.config, self.grids
-        before = state or self.empty_state(hidden.shape[0])
-        q = self.enter("in_proj:input", hidden, tap)
-        z, x, B, C, dt = self.in_proj(q, g["in_proj:input"]).split(self.splits, dim=-1)
-        z = self.read("z", self.enter("z", z, tap))
-        dt = self.read("dt", self.enter("dt", dt, tap))
-        q_in = [self.enter(f"{n}_conv_in", m, tap) for n, m in (("x", x), ("B", B), ("C", C))]
-        conv_in = torch.cat([before.conv, torch.cat(q_in, dim=-1)], dim=1)
-        past, now = self.read_conv_in(conv_in).tensor_split([c.conv_width - 1], dim=1)
-        xBC, _ = causal_conv1d(now, self.conv_weight, self.conv_bias, past)
-        x, B, C = (
-            self.read(f"{n}_conv_out", self.enter(f"{n}_conv_out", m, tap))
-            for n, m in zip("xBC", F.silu(xBC).split(self.splits[1:4], dim=-1), strict=True)
+    def mix(self, q: Tensor, before: LayerState, tap: Tap) -> tuple[Tensor, LayerState]:
+        c, conv_in = self.config, self.conv_in.widths
+        z, x, dt = self.linear_into(self.projected, q, self.in_proj, tap).split(
+            [c.d_inner, sum(conv_in), c.n_heads], dim=-1
         )
-        x = x.unflatten(-1, (c.n_heads, c.head_dim))
-        B, C = (m.unflatten(-1, (c.n_groups, c.d_state)) for m in (B, C))
-        dt = F.softplus(dt + self.dt_bias).clamp(c.dt_min, c.dt_max)
-        ssm = self.read_state(before.ssm)
-        if state is not None and hidden.shape[1] == 1:
-            y, ssm = ssd_sequential(x, dt, self.A, B, C, ssm)
-        else:
-            y, ssm = ssd(x, dt, self.A, B, C, ssm, c.chunk_size)
-        after = LayerState(conv_in[:, conv_in.shape[1] - (c.conv_width - 1) :], self.store_state(ssm, tap))
-        y = y + x * self.D.view(-1, c.head_dim if c.d_per_channel else 1)
-        return self.project_out(self._gated_norm(y.flatten(-2), z), tap), after
+        xBC, conv = self.conv_into(x, before.conv, tap)
+        y, ssm = self.scan(xBC, dt, before.ssm, tap)
+        return self.gated_norm(y.flatten(-2), z), LayerState(conv, ssm)
 
-    def _gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
+    def scan(self, xBC: Tensor, dt: Tensor, state: Tensor, tap: Tap) -> tuple[Tensor, Tensor]:
+        """All as they are kept -> y float (B, L, H, P), and the state as it is carried."""
+        c, g = self.config, self.grids
+        D = self.D.view(-1, c.head_dim) if c.d_per_channel else self.D
+        limits: dict[str, Any] = dict(dt_min=c.dt_min, dt_max=c.dt_max, chunk=c.chunk_size)
+
+        def parts(m: Tensor) -> tuple[Tensor, ...]:
+            x, B, C = m.split(self.conv_out.widths, dim=-1)
+            B, C = (n.unflatten(-1, (c.n_groups, c.d_state)) for n in (B, C))
+            return x.unflatten(-1, (c.n_heads, c.head_dim)), B, C
+
+        if self.by_kernels:
+            x, B, C = parts(xBC)
+            of_x, of_B, of_C = (_scale(grid) for _, grid, _ in self.conv_out.parts)
+            y, ssm = int8_ssd(
+                x, of_x, dt, _scale(g["dt"]), self.A, B, of_B, C, of_C, D, self.dt_bias, state,
+                _scale(g["ssm_state"]), q_max=self.q_max, **limits,
+            )  # fmt: skip
+            self.show_state(ssm, tap)
+            return y, ssm
+        x, B, C = parts(self.conv_out.dequantize(xBC))
+        dt = g["dt"].dequantize(dt)
+        y, ssm = ssd(x, dt, self.A, B, C, D, self.read_state(state), dt_bias=self.dt_bias, **limits)
+        return y, self.store_state(ssm, tap)
+
+    def gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
         c = self.config
-        if c.norm_before_gate:
-            return rms_norm(y, self.norm_gain, c.norm_eps, c.n_groups) * F.silu(z)
-        return rms_norm(y * F.silu(z), self.norm_gain, c.norm_eps, c.n_groups)
+        kept: tuple[Tensor, Tensor | None] = (z, _scale(self.grids["z"])) if self.by_kernels else (
+            self.grids["z"].dequantize(z), None
+        )  # fmt: skip
+        return gated_rms_norm_quantize(
+            y, *kept, self.norm_gain, c.norm_eps, None, n_groups=c.n_groups, norm_before_gate=c.norm_before_gate
+        )
+
+
+def _scale(grid: SiteGrid) -> Tensor:
+    assert isinstance(grid, SymmetricGrid)
+    return grid.scale
 
 
 class QuantizedModel:
@@ -287,7 +451,6 @@ class QuantizedModel:
         raises BadParameter
         """
         config = self.config = prepared.config
-        self.disturb = disturb
         missing = [s for s in sites_of(config) if s not in calibration.scales]
         if missing:
             raise BadParameter(f"the calibration has no scale for {missing[0]} ({len(missing)} sites missing)")
@@ -297,15 +460,14 @@ class QuantizedModel:
         quantizer = WeightQuantizer(recipe, precision.weight_bits, hessians or {})
         embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()
         self.top_weights: dict[str, QuantizedTensor] = {}
-        self.embedding, self.head_weight = embedding.float(), head.float()
+        self.embedding: Tensor | QuantizedTensor = embedding.float()
+        self.lm_head: Tensor | QuantizedLinear = head.float()
+        self.top = _Runtime({HEAD: self.grids[HEAD]}, disturb)
         if precision.embedding:
-            self.top_weights["embedding.weight"] = quantizer.rows(embedding)
-            self.embedding = self.top_weights["embedding.weight"].dequantize()
-        self.head_grid: SiteGrid | None = None
+            self.embedding = self.top_weights["embedding.weight"] = quantizer.rows(embedding)
         if precision.lm_head:
             self.top_weights["lm_head.weight"] = quantizer.projection("lm_head.weight", head)
-            self.lm_head = QuantizedLinear(self.top_weights["lm_head.weight"], None)
-            self.head_grid = self.grids["lm_head:input"]
+            self.lm_head = QuantizedLinear(self.top_weights["lm_head.weight"], None, self.grids[HEAD])
         self.blocks: list[_Block] = []
         for i, block in enumerate(prepared.blocks):
             prefix = f"layers.{i}."
@@ -338,24 +500,23 @@ class QuantizedModel:
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
     ) -> tuple[Tensor, list[LayerState]]:
         """tokens (B, L) -> float32 residual stream after the last block (B, L, D), and the states."""
-        hidden = self.embedding[tokens]
+        x, residual = self.embed(tokens), None
         states = []
         for i, block in enumerate(self.blocks):
-            normed = self._norm(hidden)
-            inner, after = block.forward(normed, None if state is None else state[i], in_layer(tap, i))
-            hidden = hidden + inner
+            x, residual, after = block.forward(x, residual, None if state is None else state[i], in_layer(tap, i))
             states.append(after)
-        return hidden, states
+        return x if residual is None else residual + x, states
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (...) -> (..., D) float32."""
+        if isinstance(self.embedding, Tensor):
+            return self.embedding[tokens]
+        return int8_embedding(tokens, self.embedding.q, self.embedding.scale.flatten())
 
     def head(self, hidden: Tensor, tap: Tap = no_tap) -> Tensor:
-        """Residual stream (..., D) -> logits (..., vocab_size)."""
-        normed = self._norm(hidden)
-        if self.head_grid is None:
-            return normed @ self.head_weight.T
-        q = self.head_grid.quantize(self.disturb(normed))
-        tap("lm_head:input", self.head_grid.dequantize(q))
-        return self.lm_head(q, self.head_grid)
-
-    def _norm(self, hidden: Tensor) -> Tensor:
-        """Block norms and norm_f: unit gain, since fusing moved the gains into what follows."""
-        return rms_norm(hidden, torch.ones((), dtype=hidden.dtype), self.config.norm_eps)
+        """Residual stream (..., D) -> logits (..., vocab_size). The norms' gains are fused into what follows."""
+        eps = self.config.norm_eps
+        if isinstance(self.lm_head, Tensor):
+            return rms_norm_quantize(hidden, None, eps, None) @ self.lm_head.T
+        q, _ = self.top.norm_into(self.top.span((HEAD, hidden.shape[-1])), hidden, None, eps, tap)
+        return self.lm_head(q)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from quambench_kernels import dispatch
+from quambench_kernels.int8_linear.reference import finish_ref
+from quambench_kernels.int8_selective_scan.reference import floating as of_mamba
+from quambench_kernels.int8_ssd.reference import floating as of_mamba2
+from quambench_kernels.rms_norm_quantize import rms_norm_quantize
+from quambench_kernels.ssd.reference import with_skip
 
 from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Task, calibrate
@@ -19,7 +25,6 @@ from quambench.observers import ObserverSpec
 from quambench.policy import Assignment
 from quambench.policy.quamba import Quamba
 from quambench.policy.quamba2 import Quamba2
-from quambench.quant import grid
 from quambench.quant import quantized as runtime
 from quambench.quant.fuse import prepare
 from quambench.quant.hadamard import hadamard_matrix
@@ -325,6 +330,11 @@ def rebuilt(s, scales):
     return QuantizedModel(s.prepared, Scales(scales, s.calibration.granularities, s.calibration.groups), s.precision)
 
 
+def truncated(sums, scale, bias, out_scale, q_max):
+    y = finish_ref(sums, scale, bias, None, q_max)
+    return y if out_scale is None else (y / out_scale).trunc().clamp(-q_max - 1, q_max).to(torch.int8)
+
+
 @pytest.mark.parametrize("fault", ["q_max", "truncate", "weight", "neighbour"])
 def test_the_check_catches(setting, fault, monkeypatch):
     s, scales = setting, dict(setting.calibration.scales)
@@ -332,7 +342,12 @@ def test_the_check_catches(setting, fault, monkeypatch):
     if fault == "q_max":  # 126 for 127: the integers are right for another grid
         wrong = rebuilt(s, {site: x * 127 / 126 for site, x in scales.items()})
     elif fault == "truncate":
-        monkeypatch.setitem(grid.ROUNDINGS, "half_even", torch.trunc)
+        finish = "int8_linear.finish"
+        monkeypatch.setitem(
+            dispatch._known,
+            finish,
+            {name: replace(entry, run=truncated) for name, entry in dispatch._known[finish].items()},
+        )
     elif fault == "weight":  # one integer of one weight, as another rounding of a tie leaves it
         wrong = rebuilt(s, scales)
         wrong.blocks[0].out_proj.weight.q[0, 0] += 1
@@ -362,22 +377,26 @@ def test_decoding_without_its_past_is_noticed(setting, lost):
 
 
 def test_reading_y_from_the_rounded_state_is_noticed(setting, monkeypatch):
-    bits, scale = setting.precision.act_bits, setting.scales["layers.0.ssm_state"]
-    mamba, mamba2 = runtime.selective_scan, runtime.ssd_sequential
+    mamba, mamba2 = runtime.int8_selective_scan, runtime.int8_ssd
 
-    def rounded(h):
-        return grid.fake_quantize(h, scale, bits)
+    def wrong_mamba(*args, **kw):
+        y, kept = mamba(*args, **kw)
+        if args[0].shape[1] > 1:
+            return y, kept
+        u, _, _, _, C, D, _, _, z = of_mamba(torch.float32, *args)
+        h = kept * args[-1]
+        return ((h @ C[:, 0, :, None])[:, None, :, 0] + D * u) * F.silu(z), kept
 
-    def wrong_mamba(u, dt, A, B, C, D, state):
-        y, h = mamba(u, dt, A, B, C, D, state)
-        return (y if u.shape[1] > 1 else (rounded(h) @ C[:, 0, :, None])[:, None, :, 0] + D * u), h
+    def wrong_mamba2(*args, **kw):
+        y, kept = mamba2(*args, **kw)
+        if args[0].shape[1] > 1:
+            return y, kept
+        x, _, _, _, C, D, _, _ = of_mamba2(torch.float32, *args)
+        h, C = kept * args[-1], C.repeat_interleave(x.shape[2] // C.shape[2], 2)
+        return with_skip((h @ C[:, 0, ..., None])[:, None, ..., 0], x, D), kept
 
-    def wrong_mamba2(x, dt, A, B, C, state):
-        _, h = mamba2(x, dt, A, B, C, state)
-        return (rounded(h) @ C.repeat_interleave(x.shape[2] // C.shape[2], 2)[:, 0, ..., None])[:, None, ..., 0], h
-
-    monkeypatch.setattr(runtime, "selective_scan", wrong_mamba)
-    monkeypatch.setattr(runtime, "ssd_sequential", wrong_mamba2)
+    monkeypatch.setattr(runtime, "int8_selective_scan", wrong_mamba)
+    monkeypatch.setattr(runtime, "int8_ssd", wrong_mamba2)
     with pytest.raises(AssertionError, match="out_proj:input"):
         assert_decodes_by_the_recipe(setting, setting.model)
 
@@ -429,8 +448,8 @@ def test_embedding_and_head_stay_float_where_asked(setting):
     assert "lm_head:input" not in taps(model, TOKENS)[0]
     # lm_head alone: its weights are those of the prepared head, to the bit.
     hidden, _ = model.hidden(TOKENS)
-    root = (hidden.square().mean(-1, keepdim=True) + s.prepared.config.norm_eps).rsqrt()
-    assert torch.equal(model.head(hidden), (hidden * root) @ s.prepared.lm_head.weight.float().T)
+    normed = rms_norm_quantize(hidden, None, s.prepared.config.norm_eps, None)
+    assert torch.equal(model.head(hidden), normed @ s.prepared.lm_head.weight.float().T)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("embedding", "lm_head"), ("lm_head", "embedding")])

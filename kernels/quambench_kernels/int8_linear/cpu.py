@@ -1,15 +1,21 @@
-"""int8_linear on a CPU: two implementations with the reference's signature, and the probe that chooses."""
+"""int8_linear on a CPU: two exact products, the probe that chooses between them, and what follows the product."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from ctypes import c_float, c_int64
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from quambench_kernels.int8_linear.reference import int8_linear_ref
+from quambench_kernels.native import load, pointer, threads
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = ("-ffp-contract=off",)  # a product and a sum are each rounded, as the reference rounds them
 
 # A product of two int8 is at most 128 * 128 = 2^14 in magnitude, so a sum of 2^10 products, and
 # every part of it, is an integer of at most 2^24: float32 holds all of these, in any order of
@@ -43,6 +49,21 @@ def chunked_float32(x_q: Tensor, w_q: Tensor) -> Tensor:
     for more in rest:
         total += more
     return total
+
+
+def native_finish(sums: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor | None, q_max: int) -> Tensor:
+    """finish_ref's signature, in C++; the same to the bit."""
+    n = sums.shape[1]
+    sums, scale = sums.contiguous(), scale.expand(n).contiguous()
+    bias = None if bias is None else bias.contiguous()
+    out_scale = None if out_scale is None else out_scale.contiguous()
+    y = torch.empty(sums.shape, dtype=torch.float32 if out_scale is None else torch.int8)
+    load(SOURCE, *FLAGS).finish(
+        pointer(sums), pointer(scale), pointer(bias), pointer(out_scale),
+        c_int64(0 if out_scale is None else out_scale.ndim), c_float(q_max), pointer(y), pointer(y),
+        *map(c_int64, sums.shape), threads(),
+    )  # fmt: skip
+    return y
 
 
 def int_mm_is_exact(int_mm: Callable[[Tensor, Tensor], Tensor] = int_mm) -> bool:

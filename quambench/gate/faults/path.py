@@ -11,6 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+from quambench_kernels import dispatch
 from torch import Tensor, nn
 
 from quambench import calibrate as calibration
@@ -44,7 +45,7 @@ from quambench.observers.running_max import RunningMax
 from quambench.policy.quamba import Quamba
 from quambench.quant import fuse, grid, hadamard, quantized, recipe, site_grid, weights
 from quambench.quant.granularity import Layout
-from quambench.quant.quantized import QuantizedModel
+from quambench.quant.quantized import Precision, QuantizedModel
 from quambench.quant.site_grid import SymmetricGrid
 
 # --- the grid -------------------------------------------------------------------------------------
@@ -512,31 +513,29 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("INT8 product saturates at 16 bits", "int8_linear|step", "layers.0.*")
 def _() -> AbstractContextManager[Any]:
-    original = site_grid.int8_linear
-    return patch.object(site_grid, "int8_linear", lambda x, w: original(x, w).clamp(-32768, 32767))
+    return dispatch.around("int8_linear", lambda run, x, w: run(x, w).clamp(-32768, 32767))
 
 
 @fault("the model ignores its activations' bits", "step")
 def _() -> AbstractContextManager[Any]:
-    def eight(model: QuantizedModel) -> None:
-        for block in model.blocks:
-            block.grids = {site: replace(g, bits=8) for site, g in block.grids.items()}  # type: ignore[type-var]
-
-    return after_init(eight)
+    return wrapped(
+        quantized, "site_grids", lambda original, fixed, config, bits, symmetric: original(fixed, config, 8, symmetric)
+    )
 
 
 @fault("bias of a projection dropped", "step")
 def _() -> AbstractContextManager[Any]:
-    def without(original: Any, self: quantized.QuantizedLinear, x_q: Tensor, site: Any) -> Tensor:
-        return original(replace(self, bias=None), x_q, site)
+    def without(model: QuantizedModel) -> None:
+        for block in model.blocks:
+            block.in_proj.bias = block.out_proj.bias = None
 
-    return wrapped(quantized.QuantizedLinear, "__call__", without)
+    return after_init(without)
 
 
 @fault("float lm_head without its norm", "step/.*/w4a4")
 def _() -> AbstractContextManager[Any]:
     def head(original: Any, self: QuantizedModel, hidden: Tensor, *tap: Any) -> Tensor:
-        return hidden @ self.head_weight.T if self.head_grid is None else original(self, hidden, *tap)
+        return hidden @ self.lm_head.T if isinstance(self.lm_head, Tensor) else original(self, hidden, *tap)
 
     return wrapped(QuantizedModel, "head", head)
 
@@ -578,31 +577,10 @@ def _() -> AbstractContextManager[Any]:
     return patch.object(Mamba2Mixer, "gated_norm", lambda self, y, z: self.norm(y * F.silu(z)))
 
 
-@fault("state rounded half away from zero", "step/.*/state")
-def _() -> AbstractContextManager[Any]:
-    def away(original: Any, self: Any, ssm: Tensor, tap: Any) -> Tensor:
-        site = self.grids["ssm_state"]
-        if not isinstance(site, SymmetricGrid):
-            return original(self, ssm, tap)
-        return grid.quantize(ssm, site.scale, site.bits, "half_away")
-
-    return wrapped(quantized._Block, "store_state", away)
-
-
-@fault("state read four times as large", "step", "layers.0.ssm_state")
-def _() -> AbstractContextManager[Any]:
-    return wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 4)
-
-
-@fault("state reset between steps", "step", "layers.0.ssm_state")
-def _() -> AbstractContextManager[Any]:
-    return wrapped(quantized._Block, "read_state", lambda original, self, ssm: original(self, ssm) * 0)
-
-
 @fault("state kept in float", "step", "layers.0.ssm_state")
 def _() -> AbstractContextManager[Any]:
-    return patch.multiple(
-        quantized._Block, store_state=lambda self, ssm, tap: ssm, read_state=lambda self, ssm: ssm.float()
+    return wrapped(
+        Precision, "quantizes", lambda original, self, site: not site.endswith("ssm_state") and original(self, site)
     )
 
 
@@ -646,13 +624,18 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("every site read by its neighbour's scale", "step", "layers.0.(in_proj|z).*")
 def _() -> AbstractContextManager[Any]:
-    original = quantized._Block.enter
+    others = {"z": "x_conv_in", "in_proj:output": "x_proj:output"}
 
-    def swapped(self: Any, site: str, x: Tensor, tap: Any) -> Tensor:
-        other = {"z": "x_conv_in", "in_proj:output": "x_proj:output"}.get(site, site)
-        return original(self, other, x, tap) if other != site else original(self, site, x, tap)
+    def swapped(original: Any, *args: Any) -> dict[str, Any]:
+        grids = original(*args)
+        return {site: grids[_neighbour(site, others)] for site in grids}
 
-    return patch.object(quantized._Block, "enter", swapped)
+    return wrapped(quantized, "site_grids", swapped)
+
+
+def _neighbour(site: str, others: dict[str, str]) -> str:
+    layer, _, name = site.rpartition(".")
+    return f"{layer}.{others[name]}" if name in others else site
 
 
 @fault("scales lose their last digits when saved", "", "", error=True)

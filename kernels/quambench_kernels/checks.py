@@ -1,0 +1,61 @@
+"""What operations ask of their arguments; each refusal is one line that names the operation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Checks:
+    """Of one call. Every method raises ValueError; a size given as None may be anything."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+    def refuse(self, text: str) -> None:
+        raise ValueError(f"{self.op}: {text}")
+
+    def shape(self, name: str, x: Tensor, *sizes: int | None) -> None:
+        if x.ndim != len(sizes) or any(n is not None and n != m for n, m in zip(sizes, x.shape, strict=True)):
+            wanted = ", ".join("any" if n is None else str(n) for n in sizes)
+            self.refuse(f"{name} must be ({wanted}) (got {tuple(x.shape)})")
+
+    def scale(self, name: str, x: Tensor, *sizes: int) -> None:
+        """float32, of one of the sizes; 0 stands for a single one, ()."""
+        if x.dtype != torch.float32 or not ((x.ndim == 0 and 0 in sizes) or (x.ndim == 1 and x.shape[0] in sizes)):
+            wanted = " or ".join("()" if n == 0 else f"({n},)" for n in sizes)
+            self.refuse(f"{name} must be {wanted} float32 (got {tuple(x.shape)} {x.dtype})")
+
+    def broadcasts(self, name: str, x: Tensor, *sizes: int) -> None:
+        """A float32 scale whose shape broadcasts to these sizes."""
+        fits = x.ndim <= len(sizes) and all(m in (1, n) for m, n in zip(x.shape[::-1], sizes[::-1], strict=False))
+        if x.dtype != torch.float32 or not fits:
+            self.refuse(f"{name} must be float32 and broadcast to {sizes} (got {tuple(x.shape)} {x.dtype})")
+
+    def dtype(self, name: str, x: Tensor, *dtypes: torch.dtype) -> None:
+        if x.dtype not in dtypes:
+            self.refuse(f"{name} must be {' or '.join(str(d) for d in dtypes)} (got {x.dtype})")
+
+    def together(self, **tensors: Tensor | None) -> None:
+        """On one device."""
+        found = {name: x.device for name, x in tensors.items() if x is not None}
+        if len(set(found.values())) > 1:
+            self.refuse(f"all must be on one device (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
+
+    def alike(self, **tensors: Tensor | None) -> None:
+        """On one device and of one floating dtype."""
+        self.together(**tensors)
+        found = {name: x.dtype for name, x in tensors.items() if x is not None}
+        if len(set(found.values())) > 1 or next(iter(found.values())) not in FLOATS:
+            self.refuse(f"all must be of one floating dtype (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
+
+    def q_max(self, q_max: int) -> None:
+        if not 1 <= q_max <= 127:
+            self.refuse(f"q_max must be from 1 to 127 (got {q_max})")
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x (B, L, ...), or a copy in which what follows the second axis is dense: what a kernel that walks rows reads."""
+    return x if x.numel() == 0 or x[0, 0].is_contiguous() else x.contiguous()

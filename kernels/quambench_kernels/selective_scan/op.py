@@ -1,0 +1,72 @@
+"""selective_scan: checks, then dispatch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quambench_kernels.checks import FLOATS, Checks
+from quambench_kernels.dispatch import register, resolve
+from quambench_kernels.library import operator, records_gradients
+from quambench_kernels.native import why_not
+from quambench_kernels.selective_scan import cpu
+from quambench_kernels.selective_scan.differentiable import differentiable
+from quambench_kernels.selective_scan.in_place import in_place
+from quambench_kernels.selective_scan.reference import selective_scan_ref
+
+OP = "selective_scan"
+register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register(OP, "in_place", in_place, devices=("cpu", "cuda"))
+register(OP, "reference", selective_scan_ref, devices=("cpu", "cuda"), auto=lambda: False)
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    state: Tensor,
+    *,
+    dt_bias: Tensor | None = None,
+    z: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Δ = softplus(dt + dt_bias); h = exp(Δ A) h + Δ B u; y = (C h + D u) SiLU(z). One dtype throughout.
+
+    u, dt, z (B, L, E), any strides; A (E, N), negative; B, C (B, L, N); D, dt_bias (E); state (B, E, N)
+    dt_bias  None: dt is Δ itself
+    z        None: y is not gated
+    impl     "auto", or a name in `implementations("selective_scan")`
+    returns  y (B, L, E) and the state after the last position (B, E, N)
+    raises   ValueError
+    """
+    check = Checks(OP)
+    check.shape("u", u, None, None, None)
+    check.shape("A", A, u.shape[2], None)
+    (batch, length, width), n = u.shape, A.shape[1]
+    check.shape("dt", dt, batch, length, width)
+    check.shape("B", B, batch, length, n)
+    check.shape("C", C, batch, length, n)
+    check.shape("D", D, width)
+    check.shape("state", state, batch, width, n)
+    if dt_bias is not None:
+        check.shape("dt_bias", dt_bias, width)
+    if z is not None:
+        check.shape("z", z, batch, length, width)
+    check.alike(u=u, dt=dt, A=A, B=B, C=C, D=D, state=state, dt_bias=dt_bias, z=z)
+    check.dtype("u", u, *FLOATS)
+    if records_gradients(OP, impl, u, dt, A, B, C, D, state, dt_bias, z):
+        return differentiable(u, dt, A, B, C, D, state, dt_bias, z)
+    return _run(u, dt, A, B, C, D, state, dt_bias, z, impl)
+
+
+@operator(
+    f"{OP}(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor state, Tensor? dt_bias, Tensor? z,"
+    " str impl) -> (Tensor, Tensor)",
+    lambda u, dt, A, B, C, D, state, *_: (u.new_empty(u.shape), u.new_empty(state.shape)),
+)
+def _run(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, dt_bias: Tensor | None,
+         z: Tensor | None, impl: str) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return resolve(OP, impl, u.device, u.dtype)(u, dt, A, B, C, D, state, dt_bias, z)

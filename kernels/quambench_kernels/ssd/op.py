@@ -1,0 +1,93 @@
+"""ssd: checks, then dispatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quambench_kernels.checks import FLOATS, Checks
+from quambench_kernels.dispatch import register, resolve
+from quambench_kernels.library import operator, records_gradients
+from quambench_kernels.native import why_not
+from quambench_kernels.ssd import cpu
+from quambench_kernels.ssd.chunked import by_chunks
+from quambench_kernels.ssd.reference import ssd_ref
+
+OP = "ssd"
+register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register(OP, "chunked", by_chunks, devices=("cpu", "cuda"))
+register(OP, "reference", ssd_ref, devices=("cpu", "cuda"), auto=lambda: False)
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor,
+    *,
+    dt_bias: Tensor | None = None,
+    dt_min: float = 0.0,
+    dt_max: float = float("inf"),
+    chunk: int = 256,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Δ = clamp(softplus(dt + dt_bias)); h = exp(Δ A) h + Δ x B^T; y = h C + D x. One dtype throughout.
+
+    x (B, L, H, P), dt (B, L, H), B, C (B, L, G, N): any strides; A (H), negative; D (H), (H, P) or None
+    state    (B, H, P, N)
+    dt_bias  (H), or None: dt is Δ itself, and has no limits
+    chunk    positions of one chunk, where the implementation works by chunks
+    impl     "auto", or a name in `implementations("ssd")`
+    returns  y (B, L, H, P) and the state after the last position (B, H, P, N)
+    raises   ValueError
+    """
+    check = Checks(OP)
+    check_shapes(check, x, dt, A, B, C, D, state, dt_bias)
+    check.alike(x=x, dt=dt, A=A, B=B, C=C, D=D, state=state, dt_bias=dt_bias)
+    check.dtype("x", x, *FLOATS)
+    if records_gradients(OP, impl, x, dt, A, B, C, D, state, dt_bias):
+        return by_chunks(x, dt, A, B, C, D, state, dt_bias, dt_min, dt_max, chunk)
+    return _run(x, dt, A, B, C, D, state, dt_bias, dt_min, dt_max, chunk, impl)
+
+
+def check_shapes(
+    check: Checks,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    state: Tensor,
+    dt_bias: Tensor | None,
+) -> None:
+    """Of ssd and int8_ssd."""
+    check.shape("x", x, None, None, None, None)
+    batch, length, heads, head_dim = x.shape
+    check.shape("B", B, batch, length, None, None)
+    groups, d_state = B.shape[2:]
+    if groups == 0 or heads % groups:
+        check.refuse(f"{heads} heads cannot be shared among {groups} SSD groups")
+    check.shape("dt", dt, batch, length, heads)
+    check.shape("A", A, heads)
+    check.shape("C", C, batch, length, groups, d_state)
+    if D is not None:
+        check.shape("D", D, *((heads, head_dim) if D.ndim == 2 else (heads,)))
+    check.shape("state", state, batch, heads, head_dim, d_state)
+    if dt_bias is not None:
+        check.shape("dt_bias", dt_bias, heads)
+
+
+@operator(
+    f"{OP}(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor state, Tensor? dt_bias, float dt_min,"
+    " float dt_max, int chunk, str impl) -> (Tensor, Tensor)",
+    lambda x, dt, A, B, C, D, state, *_: (x.new_empty(x.shape), state.new_empty(state.shape)),
+)
+def _run(*args: Any) -> tuple[Tensor, Tensor]:
+    *inputs, impl = args
+    return resolve(OP, impl, inputs[0].device, inputs[0].dtype)(*inputs)
