@@ -43,6 +43,7 @@ CLEAN_SETTINGS: dict[str, dict[str, str]] = {
     "2 threads, default": {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "default"},
     "2 threads, avx512": {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "avx512"},
     "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "no C++ compiler": {"CXX": "none"},
     "PYTHONHASHSEED 7": {"PYTHONHASHSEED": "7"},
     "class file removed": {"PYTHONHASHSEED": "11"},
 }

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
-from quambench.gate.probes import groups, models, units
+from quambench.gate.probes import groups, kernels, models, units
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
@@ -47,10 +47,10 @@ class ProbeResult:
 
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
-    made = [*units.probes(), *models.probes(), *groups.probes()]
+    made = [*units.probes(), *kernels.probes(), *models.probes(), *groups.probes()]
     order = (
         "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
-        "fuse", "reorder", "int8_linear", "calibration", "refine",
+        "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
@@ -87,6 +87,8 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
             return False
         observed = [part.split("[")[0] for part in variant.split("/")[1:-1]]
         return unit != "calibration" or observed[0] in observers
+    if unit == "kernel":
+        return kernels.ARCHITECTURES.get(variant, architecture) == architecture
     if unit == "observer":
         return variant.split("[")[0] in observers
     if unit == "policy":

@@ -182,10 +182,15 @@ def stepped(
     precision: quantized.Precision = USUAL,
     steps: int = STEPS,
     scales: FixedScales | None = None,
+    disturb: quantized.Disturb = quantized.undisturbed,
 ) -> Answer:
-    """Integers at every site, of a prefill and of each decoding step after it, and the logits in eighths."""
+    """Integers at every site, of a prefill and of each decoding step after it, and the logits in eighths.
+
+    disturb  anything else than the default lets the model go through its grids, not through the kernels
+    """
     scales = scales or scales_of(streams, kind, precision.act_bits)
-    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind), scales.groups), scales, precision)
+    prepared = fuse.prepare(model_of(streams, kind), scales.groups)
+    made = quantized.QuantizedModel(prepared, scales, precision, disturb)
     met = {site: _met(site, scales, CONFIGS[kind]) for site in scales.scales}
     eighths = SymmetricGrid(LOGITS, 8)
     answer: dict[str, Tensor | list[str]] = {}
