@@ -9,11 +9,13 @@ from quambench_kernels.checks import Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.hadamard_quantize import cpu
 from quambench_kernels.hadamard_quantize.reference import hadamard_quantize_ref
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator
 from quambench_kernels.native import why_not
 
 OP = "hadamard_quantize"
 register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "hadamard_quantize"))
 register(OP, "reference", hadamard_quantize_ref, devices=("cpu", "cuda"))
 
 

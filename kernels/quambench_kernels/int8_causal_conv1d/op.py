@@ -10,14 +10,17 @@ from quambench_kernels.checks import Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.int8_causal_conv1d import cpu
 from quambench_kernels.int8_causal_conv1d.reference import int8_causal_conv1d_ref, int8_causal_conv1d_walking_ref
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator
 from quambench_kernels.native import why_not
 
 OP = "int8_causal_conv1d"
 WALKING = "int8_causal_conv1d_walking"
 register(OP, "native", cpu.native, why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "int8_causal_conv1d"))
 register(OP, "reference", int8_causal_conv1d_ref, devices=("cpu", "cuda"))
 register(WALKING, "native", cpu.native_walking, why_not=why_not(cpu.SOURCE))
+register_triton(WALKING, Later(OP, "int8_causal_conv1d_walking"))
 register(WALKING, "reference", int8_causal_conv1d_walking_ref, devices=("cpu", "cuda"))
 
 

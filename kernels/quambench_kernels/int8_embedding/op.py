@@ -9,11 +9,13 @@ from quambench_kernels.checks import Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.int8_embedding import cpu
 from quambench_kernels.int8_embedding.reference import int8_embedding_ref
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator
 from quambench_kernels.native import why_not
 
 OP = "int8_embedding"
 register(OP, "native", cpu.native, why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "int8_embedding"))
 register(OP, "reference", int8_embedding_ref, devices=("cpu", "cuda"))
 
 

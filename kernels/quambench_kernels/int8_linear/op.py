@@ -9,6 +9,7 @@ from quambench_kernels.checks import Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.int8_linear import cpu
 from quambench_kernels.int8_linear.reference import finish_ref, int8_linear_ref
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator
 from quambench_kernels.native import why_not
 
@@ -19,6 +20,7 @@ OP = "int8_linear"
 FINISH = "int8_linear.finish"  # what follows the integer product: all implementations are the same to the bit
 register(OP, "int_mm", cpu.int_mm, why_not=cpu.why_not_int_mm, auto=cpu.int_mm_is_faster)
 register(OP, "chunked_float32", cpu.chunked_float32)
+register_triton(OP, Later(OP, "product", fused=Later(OP, "fused")))
 register(OP, "reference", int8_linear_ref, devices=("cpu", "cuda"), auto=lambda: False)
 register(FINISH, "native", cpu.native_finish, why_not=why_not(cpu.SOURCE, *cpu.FLAGS))
 register(FINISH, "reference", finish_ref, devices=("cpu", "cuda"))
@@ -74,11 +76,16 @@ def _dtype(scale: Tensor | None, out_scale: Tensor | None) -> torch.dtype:
 )
 def _run(x_q: Tensor, w_q: Tensor, scale: Tensor | None, bias: Tensor | None, out_scale: Tensor | None, q_max: int,
          impl: str) -> Tensor:  # fmt: skip
-    sums = resolve(OP, impl, x_q.device)(x_q.reshape(-1, x_q.shape[-1]), w_q)
-    if scale is not None:
+    product, x = resolve(OP, impl, x_q.device), x_q.reshape(-1, x_q.shape[-1])
+    fused = getattr(product, "fused", None)  # the product and what follows it in one kernel
+    if scale is None:
+        y = product(x, w_q)
+    elif fused is not None:
+        y = fused(x, w_q, scale, bias, out_scale, q_max)
+    else:
         finish = resolve(FINISH, "reference" if impl == "reference" else "auto", x_q.device)
-        sums = finish(sums, scale, bias, out_scale, q_max)
-    return sums.view(*x_q.shape[:-1], w_q.shape[0])
+        y = finish(product(x, w_q), scale, bias, out_scale, q_max)
+    return y.view(*x_q.shape[:-1], w_q.shape[0])
 
 
 def _check_product(check: Checks, x_q: Tensor, w_q: Tensor) -> None:

@@ -12,12 +12,14 @@ from quambench_kernels.checks import Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.int8_selective_scan import cpu
 from quambench_kernels.int8_selective_scan.reference import int8_selective_scan_ref
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator
 from quambench_kernels.native import why_not
 from quambench_kernels.selective_scan.in_place import in_place
 
 OP = "int8_selective_scan"
 register(OP, "native", cpu.native, why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "int8_selective_scan"))
 register(OP, "in_place", partial(int8_selective_scan_ref, scan=in_place), devices=("cpu", "cuda"))
 register(OP, "reference", int8_selective_scan_ref, devices=("cpu", "cuda"), auto=lambda: False)
 

@@ -12,6 +12,7 @@ from quambench_kernels.checks import Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.int8_ssd import cpu
 from quambench_kernels.int8_ssd.reference import int8_ssd_ref
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator
 from quambench_kernels.native import why_not
 from quambench_kernels.ssd.chunked import by_chunks
@@ -19,6 +20,7 @@ from quambench_kernels.ssd.op import check_shapes
 
 OP = "int8_ssd"
 register(OP, "native", cpu.native, why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "int8_ssd"))
 register(OP, "chunked", partial(int8_ssd_ref, scan=by_chunks), devices=("cpu", "cuda"))
 register(OP, "reference", int8_ssd_ref, devices=("cpu", "cuda"), auto=lambda: False)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
 from quambench_kernels.native import why_not
 from quambench_kernels.rms_norm_quantize import cpu
@@ -14,6 +15,7 @@ from quambench_kernels.rms_norm_quantize.reference import rms_norm_quantize_ref
 
 OP = "rms_norm_quantize"
 register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "rms_norm_quantize"))
 register(OP, "reference", rms_norm_quantize_ref, devices=("cpu", "cuda"))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
 from quambench_kernels.native import why_not
 from quambench_kernels.selective_scan import cpu
@@ -16,6 +17,7 @@ from quambench_kernels.selective_scan.reference import selective_scan_ref
 
 OP = "selective_scan"
 register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "selective_scan"))
 register(OP, "in_place", in_place, devices=("cpu", "cuda"))
 register(OP, "reference", selective_scan_ref, devices=("cpu", "cuda"), auto=lambda: False)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
+from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
 from quambench_kernels.native import why_not
 from quambench_kernels.ssd import cpu
@@ -17,6 +18,7 @@ from quambench_kernels.ssd.reference import ssd_ref
 
 OP = "ssd"
 register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register_triton(OP, Later(OP, "ssd"))
 register(OP, "chunked", by_chunks, devices=("cpu", "cuda"))
 register(OP, "reference", ssd_ref, devices=("cpu", "cuda"), auto=lambda: False)
 
