@@ -166,7 +166,7 @@ def test_non_finite_logits_are_an_error(setting, measured):
     _, prepared, _, calibration, data = setting
     answers, inside, _ = measured
     broken = QuantizedModel(prepared, calibration, Precision(lm_head=False))
-    broken.head_weight = broken.head_weight * math.nan
+    broken.lm_head = broken.lm_head * math.nan
     with pytest.raises(NonFinite, match="not finite"):
         evaluation.evaluate(broken, answers, inside, data, calibration)
 
