@@ -19,12 +19,14 @@ class QuambenchError(Exception):
 class UnknownName(QuambenchError):
     """A name that no registry entry carries."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], home: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], home: str = "", listed_by: str = "") -> None:
+        """listed_by: the command that lists the names, where they are too many for one line."""
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         place = f"; to add one: a module in {home}" if home else ""
-        super().__init__(f"no {kind} named {name!r}.{hint} Known: {', '.join(names)}{place}")
+        these = f"{len(names)} are known, {listed_by} lists them" if listed_by else f"Known: {', '.join(names)}"
+        super().__init__(f"no {kind} named {name!r}.{hint} {these}{place}")
 
 
 class BadParameter(QuambenchError):

@@ -40,6 +40,9 @@ COMMANDS = {
         "this code against another revision of it, without baselines", "quambench compare --against main"
     ),
     "claims": Command("what the user's guide claims, against measurements", "quambench claims --out docs/claims.md"),
+    "bench": Command(
+        "what kernels and whole models cost, as ratios measured in turn", "quambench bench kernels --shape mamba2-130m"
+    ),
     "report": Command("tabulate stored baselines", "quambench report baselines/alpha --format md"),
     "selftest": Command("plant faults, and see whether the gate sees them", "quambench selftest --fault 'q_max 126'"),
     "zoo": Command("train and check the bundled models", "quambench zoo check mamba2-tiny"),

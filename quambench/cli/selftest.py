@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     names = [f.name for f in FAULTS]
     for name in options.fault or ():
         if name not in names:
-            raise UnknownName("fault", name, names, "quambench/gate/faults/")
+            raise UnknownName("fault", name, names, "quambench/gate/faults/", "quambench selftest --list")
     if options.list:
         print(
             tabulate(

@@ -33,10 +33,9 @@ class LatencyVerdict:
         return self.status == "REGRESSED"
 
     def __str__(self) -> str:
-        now = f"{self.latest.value:.3f} [{self.latest.low:.3f}, {self.latest.high:.3f}]"
         if self.stored is None:
-            return f"{self.status}: ratio {now}; no baseline of this machine's class"
-        return f"{self.status}: ratio {self.stored.value:.3f} -> {now} (margin {MARGIN:.0%})"
+            return f"{self.status}: ratio {self.latest}; no baseline of this machine's class"
+        return f"{self.status}: ratio {self.stored.value:.3f} -> {self.latest} (margin {MARGIN:.0%})"
 
 
 def judge(measure: Callable[[], Ratio], stored: Ratio | None) -> LatencyVerdict:
@@ -44,18 +43,20 @@ def judge(measure: Callable[[], Ratio], stored: Ratio | None) -> LatencyVerdict:
     latest = measure()
     if stored is None:
         return LatencyVerdict("NEW", latest, None)
-    for status, clears in (("REGRESSED", _slower), ("IMPROVED", _faster)):
+    for status, clears in (("REGRESSED", slower), ("IMPROVED", faster)):
         if clears(latest, stored):
             latest = measure()
             return LatencyVerdict(status if clears(latest, stored) else "SAME", latest, stored)
     return LatencyVerdict("SAME", latest, stored)
 
 
-def _slower(now: Ratio, stored: Ratio) -> bool:
+def slower(now: Ratio, stored: Ratio) -> bool:
+    """Whether one measurement's interval lies beyond the stored ratio and MARGIN."""
     return now.low > stored.value * (1 + MARGIN)
 
 
-def _faster(now: Ratio, stored: Ratio) -> bool:
+def faster(now: Ratio, stored: Ratio) -> bool:
+    """The like of it on the other side."""
     return now.high < stored.value / (1 + MARGIN)
 
 

@@ -17,7 +17,8 @@ from scipy.stats import quantile_test
 
 Call = Callable[[], object]
 
-ROUNDS = 41
+ROUNDS, FEWEST_ROUNDS = 41, 11
+ROW_SECONDS = 4.0  # what a comparison may take before rounds are left out
 SAMPLE_SECONDS = 2e-3  # a timed sample lasts at least this: the clock's and the loop's own share stays below 1 %
 CONFIDENCE = 0.95
 
@@ -37,16 +38,24 @@ class Ratio:
     counterpart_seconds: float
     rounds: int
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-def interleaved(call: Call, counterpart: Call, rounds: int = ROUNDS) -> Ratio:
+
+def interleaved(call: Call, counterpart: Call, rounds: int | None = None) -> Ratio:
     """Time both in every round, the order changing from round to round.
 
+    rounds  by default ROUNDS, of slow calls as many as ROW_SECONDS hold, never under FEWEST_ROUNDS
     raises ValueError for fewer than 6 rounds, whose median has no 95 % interval
     """
-    if rounds < 6:
+    if rounds is not None and rounds < 6:
         raise ValueError(f"a median's 95 % interval needs at least 6 rounds (got {rounds})")
     pair = (call, counterpart)
-    repeats = [_repeats(c) for c in pair]
+    once = [_once(c) for c in pair]
+    repeats = [max(1, math.ceil(SAMPLE_SECONDS / seconds)) for seconds in once]
+    if rounds is None:
+        of_a_round = sum(n * seconds for n, seconds in zip(repeats, once, strict=True))
+        rounds = min(ROUNDS, max(FEWEST_ROUNDS, int(ROW_SECONDS / of_a_round)))
     samples = torch.empty(rounds, 2, dtype=torch.float64)
     for i in range(rounds):
         for side in (0, 1) if i % 2 else (1, 0):
@@ -60,11 +69,10 @@ def interleaved(call: Call, counterpart: Call, rounds: int = ROUNDS) -> Ratio:
     )  # fmt: skip
 
 
-def _repeats(call: Call) -> int:
-    """Calls of one sample. The first call, which may build or allocate, is not counted."""
+def _once(call: Call) -> float:
+    """Seconds of a call, the best of three. The first, which may build or allocate, is not counted."""
     call()
-    once = min(_seconds(call, 1) for _ in range(3))
-    return max(1, math.ceil(SAMPLE_SECONDS / once))
+    return min(_seconds(call, 1) for _ in range(3))
 
 
 def _seconds(call: Call, repeats: int) -> float:

@@ -6,7 +6,7 @@ needs the memory of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from quambench_kernels.selective_scan import selective_scan
 from quambench_kernels.ssd import ssd
 from torch import Tensor
 
-from quambench.latency.interleave import Call
+from quambench.latency.interleave import Call, interleaved
 from quambench.quant.hadamard import base_signs
 
 PREFILL, STEP = 512, 1
@@ -69,23 +69,25 @@ SHAPES = {
 class Row:
     """One comparison.
 
-    make   () -> the call and its counterpart
-    moved  bytes that the call must read and write at least, or 0 where arithmetic decides
+    make        () -> the call and its counterpart
+    moved       bytes that the call must read and write at least; 0: memory does not decide
+    multiplied  products of two int8 that it must add up; 0: they do not decide
     """
 
     name: str
     counterpart: str
     make: Callable[[], tuple[Call, Call]]
     moved: int = 0
+    multiplied: int = 0
 
 
-def rows(shapes: list[str] | None = None) -> Iterator[Row]:
-    """shapes: names in SHAPES, by default all. raises KeyError"""
-    for name in shapes or SHAPES:
+def rows(shapes: Iterable[str] = tuple(SHAPES)) -> Iterator[Row]:
+    """shapes: names in SHAPES. raises KeyError"""
+    for name in shapes:
         s = SHAPES[name]
         op, make = ("ssd", _ssd) if s.heads else ("selective_scan", _scan)
         for n, at in ((PREFILL, f"{name}, prefill {PREFILL}"), (STEP, f"{name}, decode {STEP}")):
-            yield Row(f"int8_linear, in_proj, {at}", "float32 product", partial(_linear, s, n))
+            yield _linear_row(s, n, at)
             yield from _conv_rows(s, n, at)
             yield Row(f"int8_{op}, {at}", f"{op}, float32", partial(make, s, n))
             yield Row(f"{op}, {at}", "PyTorch's form of it", partial(_float_scan, s, n))
@@ -94,24 +96,50 @@ def rows(shapes: list[str] | None = None) -> Iterator[Row]:
             yield Row(f"int8_embedding, {at}", "float32 embedding", partial(_embedding, s, n), moved=n * s.d_model * 5)
 
 
+def _linear_row(s: Shape, n: int, at: str) -> Row:
+    """A single row of x is done when the weight has been read; many rows when all is multiplied."""
+    weight = s.projected * s.d_model
+    bound = {"moved": weight} if n == 1 else {"multiplied": n * weight}
+    return Row(f"int8_linear, in_proj, {at}", "float32 product", partial(_linear, s, n), **bound)
+
+
 def _conv_rows(s: Shape, n: int, at: str) -> Iterator[Row]:
     """Against float and eager PyTorch; then each way to find an output scale against one scale for all."""
     moved = 2 * n * s.d_inner
     yield Row(f"int8_causal_conv1d, {at}", "causal_conv1d, float32", partial(_conv, s, n), moved)
-    yield Row(f"int8_causal_conv1d eager, {at}", "eager PyTorch", partial(_eager_conv, s, n), moved)
-    yield Row(f"conv, scale per channel by table, {at}", "conv, one scale", partial(_table, s, n), moved)
+    yield Row(f"int8_causal_conv1d eager, {at}", "eager PyTorch", partial(conv_eager, s, n), moved)
+    yield Row(f"conv, scale per channel by table, {at}", "conv, one scale", partial(conv_by_table, s, n), moved)
     for groups in GROUPED if s.heads else ():
         if groups[0] <= s.heads // s.groups:
             called = f"{groups[0]}x{groups[1]}"
-            yield Row(f"conv, {called} by table, {at}", "conv, one scale", partial(_table, s, n), moved)
+            yield Row(f"conv, {called} by table, {at}", "conv, one scale", partial(conv_by_table, s, n), moved)
             yield Row(f"conv, {called} by walking, {at}", "conv, one scale", partial(_walking, s, n, groups), moved)
 
 
-def copy_rate() -> Call:
-    """A copy of 64 MiB: what the machine's memory gives, to hold memory-bound kernels against."""
-    source = torch.ones(COPIED // 4)
-    into = torch.empty_like(source)
-    return lambda: into.copy_(source)
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the machine gives a kernel that does nothing else, measured in the same run.
+
+    copied      bytes read and written in a second by a copy of 64 MiB
+    multiplied  products of two int8 added up in a second by int8_linear of 1,024 x 1,024 by 4,096
+    """
+
+    copied: float
+    multiplied: float
+
+    @classmethod
+    def measure(cls) -> Rates:
+        source = torch.ones(COPIED // 4)
+        into = torch.empty_like(source)
+        x, w = _ints(1024, 1024), _ints(4096, 1024)
+        taken = interleaved(lambda: into.copy_(source), lambda: int8_linear(x, w))
+        return cls(2 * COPIED / taken.seconds, x.numel() * len(w) / taken.counterpart_seconds)
+
+    def share(self, row: Row, seconds: float) -> float | None:
+        """Of the rate that decides how fast a row can be: 1 is as fast as the machine copies or multiplies."""
+        if row.moved:
+            return row.moved / seconds / self.copied
+        return row.multiplied / seconds / self.multiplied if row.multiplied else None
 
 
 COPIED = 64 << 20
@@ -148,7 +176,7 @@ def _conv(s: Shape, length: int) -> tuple[Call, Call]:
     )
 
 
-def _eager_conv(s: Shape, length: int) -> tuple[Call, Call]:
+def conv_eager(s: Shape, length: int) -> tuple[Call, Call]:
     x, weight, bias, history = _conv_inputs(s, length)
     return (
         lambda: int8_causal_conv1d(x, SCALE, weight, bias, history, SCALE),
@@ -156,7 +184,7 @@ def _eager_conv(s: Shape, length: int) -> tuple[Call, Call]:
     )
 
 
-def _table(s: Shape, length: int) -> tuple[Call, Call]:
+def conv_by_table(s: Shape, length: int) -> tuple[Call, Call]:
     """A table by channel, the same for any number of groups; its scales equal, so that the rest is the same work."""
     x, weight, bias, history = _conv_inputs(s, length)
     table = SCALE.expand(s.d_inner).contiguous()

@@ -43,19 +43,19 @@ class Pair:
             _, state = model(self.tokens[:, :16])
         return torch.inference_mode()(lambda: model(self.tokens[:, :1], state))
 
-    def products(self, integer: bool = False) -> Call:
+    def products(self, integer: bool = False, rows: int = LENGTH) -> Call:
         """The model's bare matrix products, one after the other: no forward can be faster."""
-        shapes = self._products()
+        shapes = self._products(rows)
         if integer:
             pairs = [(_bytes(m, k), _bytes(n, k)) for m, n, k in shapes]
             return torch.inference_mode()(lambda: [int8_linear(x, w) for x, w in pairs])
         floats = [(torch.randn(m, k), torch.randn(n, k)) for m, n, k in shapes]
         return torch.inference_mode()(lambda: [F.linear(x, w) for x, w in floats])
 
-    def _products(self) -> list[tuple[int, int, int]]:
+    def _products(self, rows: int) -> list[tuple[int, int, int]]:
         """(rows, out, in) of each."""
         linear = [m for m in self.floating.modules() if isinstance(m, torch.nn.Linear)]
-        return [(LENGTH, *m.weight.shape) for m in linear]
+        return [(rows, *m.weight.shape) for m in linear]
 
 
 def _bytes(rows: int, columns: int) -> Tensor:

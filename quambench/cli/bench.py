@@ -1,0 +1,141 @@
+"""quambench bench: what kernels and whole models cost, as ratios; and whether the latency gate can be trusted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from quambench.allocator import keep_freed_memory
+from quambench.cli.options import progress_bars
+from quambench.errors import check_writable
+from quambench.latency.bars import Bar, Memory, conv_bars, model_bars
+from quambench.latency.drill import Drill, drill
+from quambench.latency.gate import latency_class
+from quambench.latency.interleave import Ratio, interleaved
+from quambench.latency.kernels import SHAPES, Rates, rows
+from quambench.latency.models import CONFIGS
+from quambench.provenance import provenance
+from quambench.runner import Progress
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", choices=("kernels", "models", "gate"),
+        help="kernels: every operator and the whole models; models: these alone; gate: planted slowdowns and clean"
+        " repeats of the latency gate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shape", action="append", choices=SHAPES, help="of a published model; repeatable (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write it there as well, as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.out:
+        check_writable(options.out.parent)
+    keep_freed_memory()
+    with progress_bars() as progress, torch.inference_mode():
+        found = _gate(progress) if options.what == "gate" else _all(options, progress)
+    text = json.dumps({"class": latency_class(), "provenance": provenance(), **found}, indent=1)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    print(text if options.json else "\n\n".join(_tables(found)))
+    return 0
+
+
+def _gate(progress: Progress) -> dict[str, Any]:
+    return {"gate": [asdict(row) for row in drill(progress)]}
+
+
+def _all(options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    shapes = options.shape or list(SHAPES)
+    found: dict[str, Any] = {}
+    if options.what == "kernels":
+        rates = Rates.measure()
+        found = {"rates": asdict(rates), "kernels": list(_kernels(shapes, rates, progress))}
+    bars: list[Bar] = []
+    memory: list[Memory] = []
+    for row in _models([name for name in CONFIGS if name in shapes], progress):
+        (bars if isinstance(row, Bar) else memory).append(row)  # type: ignore[arg-type]
+    return found | {"bars": [asdict(bar) | {"met": bar.met} for bar in bars], "memory": [asdict(m) for m in memory]}
+
+
+def _kernels(shapes: list[str], rates: Rates, progress: Progress) -> Iterator[dict[str, Any]]:
+    todo = list(rows(shapes))
+    for i, row in enumerate(todo):
+        progress("kernels", i, len(todo))
+        ratio = interleaved(*row.make())
+        share = rates.share(row, ratio.seconds)
+        yield {"name": row.name, "of": row.counterpart, "ratio": asdict(ratio), "share_of_bound": share}
+
+
+def _models(names: list[str], progress: Progress) -> Iterator[Bar | Memory]:
+    progress("whole models", 0, len(names) + 1)
+    yield from conv_bars()
+    for i, name in enumerate(names):
+        progress("whole models", i + 1, len(names) + 1)
+        yield from model_bars(name)
+
+
+def _tables(found: dict[str, Any]) -> Iterator[str]:
+    if "kernels" in found:
+        yield _table(found["kernels"], {"of bound": lambda row: _percent(row["share_of_bound"])})
+        rates = found["rates"]
+        yield (
+            f"of bound: share of what this machine copied ({rates['copied'] / 1e9:.1f} GB/s read and written) or"
+            f" multiplied ({rates['multiplied'] / 1e9:.0f} G int8 products/s) in this run, whichever decides"
+        )
+    if "bars" in found:
+        yield _table(found["bars"], {"at most": _limit, "": lambda row: _MET[row["met"]]})
+        yield tabulate(
+            [[m["name"], _mib(m["kept"]), _mib(m["working"])] for m in found["memory"]],
+            ["MiB", "parameters and buffers", "working memory, 512 tokens"],
+            disable_numparse=True, colalign=["left", "right", "right"],
+        )  # fmt: skip
+    if "gate" in found:
+        yield _drilled([Drill(**row) for row in found["gate"]])
+
+
+_MET = {None: "", True: "met", False: "MISSED"}
+
+
+def _table(found: list[dict[str, Any]], more: dict[str, Any]) -> str:
+    table = []
+    for row in found:
+        r = Ratio(**row["ratio"])
+        times = [f"{r.seconds * 1e3:.3g}", f"{r.counterpart_seconds * 1e3:.3g}"] if r.seconds else ["", ""]
+        table.append([row["name"], row["of"], str(r), *times, *(cell(row) for cell in more.values())])
+    headers = ["", "against", "ratio [95 %]", "ms", "its ms", *more]
+    return tabulate(table, headers, disable_numparse=True, colalign=["left", "left", *["right"] * (len(headers) - 2)])
+
+
+def _limit(row: dict[str, Any]) -> str:
+    return "" if row["limit"] is None else f"{row['limit']:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _mib(n: int | None) -> str:
+    return "unknown" if n is None else f"{n / 2**20:.0f}"
+
+
+def _drilled(found: list[Drill]) -> str:
+    table = tabulate(
+        [[d.row, f"{d.caught} of {d.planted}", f"{d.alarms} of {d.clean}", f"{d.caught_at_once}", f"{d.alarms_at_once}"]
+         for d in found],
+        ["", "20 % slower: caught", "clean: alarms", "caught by one measurement", "alarms by one"],
+        disable_numparse=True,
+    )  # fmt: skip
+    planted, caught = sum(d.planted for d in found), sum(d.caught for d in found)
+    clean, alarms = sum(d.clean for d in found), sum(d.alarms for d in found)
+    return f"{table}\n\ncaught {caught} of {planted} planted slowdowns; {alarms} false alarms in {clean} clean repeats"
