@@ -51,7 +51,7 @@ def code_digest() -> str:
 
     h = hashlib.sha256()
     for root in (_PACKAGE, Path(quambench_kernels.__path__[0])):
-        for file in sorted(root.rglob("*.py")):
+        for file in sorted(f for f in root.rglob("*") if f.suffix in (".py", ".h", ".cpp")):
             h.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return h.hexdigest()[:16]
 

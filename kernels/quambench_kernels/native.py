@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-HEADER = Path(__file__).with_name("native.h")
+FOLDER = Path(__file__).parent  # of the headers
 # A division, a square root, a rounding are what IEEE says; only the compiler's right to keep errno and
 # floating-point traps is given up, without which no loop with rint or a comparison becomes vector code.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 def load(source: Path, *flags: str) -> ctypes.CDLL:
     """The library built from one C++ file, with these flags beside FLAGS. raises BuildError"""
     compiler = _compiler()
-    text = source.read_bytes() + HEADER.read_bytes()
+    text = b"\0".join(file.read_bytes() for file in (source, *sorted(FOLDER.glob("*.h"))))
     key = hashlib.sha256(b"\0".join([text, " ".join((*FLAGS, *flags)).encode(), _target(compiler)])).hexdigest()[:20]
     name = f"{source.parent.name}-{key}.so"
     kept = cache_folder() / name
@@ -109,7 +109,7 @@ def _build(command: list[str], source: Path, kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix="building-") as folder:
         built, object_file = Path(folder) / kept.name, Path(folder) / "kernel.o"
         # Linked without -fopenmp: its symbols are then found in the runtime that PyTorch brought.
-        _run([*command, f"-I{HEADER.parent}", "-c", str(source), "-o", str(object_file)])
+        _run([*command, f"-I{FOLDER}", "-c", str(source), "-o", str(object_file)])
         _run([command[0], "-shared", str(object_file), "-o", str(built)])
         os.replace(built, kept)
 

@@ -1,17 +1,31 @@
-"""The table of ratios that ends a run of the speed suites."""
+"""The tables that end a run of the speed suites, and the latencies' baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from tabulate import tabulate
 
+from quambench.latency.gate import LatencyStore, LatencyVerdict, judge, latency_class
+from quambench.latency.interleave import interleaved
+from quambench.latency.kernels import SHAPES, Rates, Row, rows
+from quambench.provenance import provenance
+from quambench.pytest_plugin import SESSION
+
 ROWS = pytest.StashKey[list[list[str]]]()
+LATENCIES = pytest.StashKey[dict[str, tuple[LatencyVerdict, float | None]]]()
+USUAL = ("mamba-130m", "mamba2-130m")  # --qb-full measures every shape
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
+    config.stash[ROWS], config.stash[LATENCIES] = [], {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "row" in metafunc.fixturenames:
+        shapes = SHAPES if metafunc.config.option.qb_full else USUAL
+        metafunc.parametrize("row", [pytest.param(row, id=row.name) for row in rows(shapes)])
 
 
 @pytest.fixture
@@ -24,8 +38,49 @@ def told(request: pytest.FixtureRequest) -> Callable[[str, float, str, float | N
     return add
 
 
+@pytest.fixture(scope="session")
+def latency(request: pytest.FixtureRequest) -> Iterator[Callable[[Row], LatencyVerdict]]:
+    """latency(row): measured and judged against this machine's class; stored at the end, where that is asked for."""
+    config = request.config
+    if hasattr(config, "workerinput"):
+        pytest.skip("a latency is measured with nothing beside it: run suites/speed without -n")
+    store, rates, state = LatencyStore(config.stash[SESSION].baselines), Rates.measure(), config.stash[SESSION]
+    stored, kept = store.read(), {}
+
+    def check(row: Row) -> LatencyVerdict:
+        pair = row.make()
+        verdict = judge(lambda: interleaved(*pair), stored.get(row.name))
+        config.stash[LATENCIES][row.name] = verdict, rates.share(row, verdict.latest.seconds)
+        if stores(verdict):
+            kept[row.name] = verdict.latest
+        return verdict
+
+    def stores(verdict: LatencyVerdict) -> bool:
+        if verdict.stored is None:
+            return state.update or state.new_only
+        return state.update and (bool(state.accept) or not verdict.fails)
+
+    yield check
+    if kept and request.session.exitstatus != pytest.ExitCode.INTERRUPTED:
+        store.write(kept, {"accepted": state.accept} | provenance() if state.accept else provenance())
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if rows := config.stash[ROWS]:
+    if table := config.stash[ROWS]:
         terminalreporter.section("ratios")
-        text = tabulate(rows, headers=["what", "ratio", "times", "limit"], disable_numparse=True)
+        text = tabulate(table, headers=["what", "ratio", "times", "limit"], disable_numparse=True)
         terminalreporter.write_line(text)
+    if found := config.stash[LATENCIES]:
+        terminalreporter.section(f"latencies on {latency_class()}")
+        terminalreporter.write_line(_latencies(found))
+
+
+def _latencies(found: dict[str, tuple[LatencyVerdict, float | None]]) -> str:
+    against = {row.name: row.counterpart for row in rows()}
+    table = [
+        [v.status, name, against[name], str(v.latest), "-" if v.stored is None else f"{v.stored.value:.3f}",
+         f"{v.latest.seconds * 1e3:.3g}", "" if share is None else f"{share:.0%}"]
+        for name, (v, share) in found.items()
+    ]  # fmt: skip
+    headers = ["", "kernel", "against", "ratio [95 %]", "stored", "ms", "of bound"]
+    return tabulate(table, headers, disable_numparse=True)
