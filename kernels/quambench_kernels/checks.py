@@ -18,6 +18,8 @@ class Checks:
         raise ValueError(f"{self.op}: {text}")
 
     def shape(self, name: str, x: Tensor, *sizes: int | None) -> None:
+        if x.shape == sizes:
+            return
         if x.ndim != len(sizes) or any(n is not None and n != m for n, m in zip(sizes, x.shape, strict=True)):
             wanted = ", ".join("any" if n is None else str(n) for n in sizes)
             self.refuse(f"{name} must be ({wanted}) (got {tuple(x.shape)})")
@@ -40,15 +42,16 @@ class Checks:
 
     def together(self, **tensors: Tensor | None) -> None:
         """On one device."""
-        found = {name: x.device for name, x in tensors.items() if x is not None}
-        if len(set(found.values())) > 1:
+        if len({x.device for x in tensors.values() if x is not None}) > 1:
+            found = {name: x.device for name, x in tensors.items() if x is not None}
             self.refuse(f"all must be on one device (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
 
     def alike(self, **tensors: Tensor | None) -> None:
         """On one device and of one floating dtype."""
         self.together(**tensors)
-        found = {name: x.dtype for name, x in tensors.items() if x is not None}
-        if len(set(found.values())) > 1 or next(iter(found.values())) not in FLOATS:
+        dtypes = {x.dtype for x in tensors.values() if x is not None}
+        if len(dtypes) > 1 or not dtypes <= set(FLOATS):
+            found = {name: x.dtype for name, x in tensors.items() if x is not None}
             self.refuse(f"all must be of one floating dtype (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
 
     def q_max(self, q_max: int) -> None:
@@ -58,4 +61,9 @@ class Checks:
 
 def dense_rows(x: Tensor) -> Tensor:
     """x (B, L, ...), or a copy in which what follows the second axis is dense: what a kernel that walks rows reads."""
-    return x if x.numel() == 0 or x[0, 0].is_contiguous() else x.contiguous()
+    dense = 1
+    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
+        if size != 1 and stride != dense:
+            return x.contiguous()
+        dense *= size
+    return x

@@ -26,6 +26,7 @@ class _Implementation:
     dtypes: tuple[torch.dtype, ...] | None
     why_not: Callable[[], str | None]
     auto: Callable[[], bool]
+    sizes: range | None
 
     def obstacle(self, device: str, dtype: torch.dtype | None) -> str | None:
         if device not in self.devices:
@@ -37,6 +38,8 @@ class _Implementation:
 
 _known: dict[str, dict[str, _Implementation]] = {}
 _ran: dict[str, set[str]] = {}
+# What `_find` found, with the entries it was found in: an operation is called thousands of times a second.
+_able: dict[tuple[Any, ...], tuple[dict[str, _Implementation], list[tuple[str, _Implementation]]]] = {}
 
 
 def register(
@@ -48,17 +51,22 @@ def register(
     dtypes: Iterable[torch.dtype] | None = None,
     why_not: Callable[[], str | None] = lambda: None,
     auto: Callable[[], bool] = lambda: True,
+    sizes: range | None = None,
 ) -> None:
     """Enter `run` as an implementation of `op`; earlier entries are preferred.
 
     dtypes   in which it computes; None: any
-    why_not  reason why it cannot run on this machine, or None; called at every dispatch, so cached
-    auto     whether "auto" may take it on this machine; called at every dispatch, so cached
+    why_not  reason why it cannot run on this machine, or None; asked once
+    auto     whether "auto" may take it on this machine; asked once
+    sizes    for which "auto" takes it, where the operation says a size; None: for all
     """
     entries = _known.setdefault(op, {})
     if name in entries or name == "auto":
         raise ValueError(f"{op}: implementation {name!r} cannot be registered twice, or as 'auto'")
-    entries[name] = _Implementation(run, tuple(devices), None if dtypes is None else tuple(dtypes), why_not, auto)
+    entries[name] = _Implementation(
+        run, tuple(devices), None if dtypes is None else tuple(dtypes), why_not, auto, sizes
+    )
+    _able.clear()
 
 
 def implementations(op: str) -> list[str]:
@@ -66,28 +74,42 @@ def implementations(op: str) -> list[str]:
     return list(_known.get(op, {}))
 
 
-def resolve(op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+def resolve(
+    op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None, size: int | None = None
+) -> Callable[..., Any]:
     """The implementation to call now; its name is entered in `chosen()`.
 
     dtype  what is computed in, where that decides
+    size   how much there is to do, where that decides
     """
+    key = (op, impl, device.type, dtype)
+    entries = _known.get(op, {})
+    able = _able.get(key)
+    if able is None or able[0] is not entries:
+        able = _able[key] = entries, _find(op, impl, device.type, dtype)
+    for name, entry in able[1]:
+        if size is None or entry.sizes is None or impl != "auto" or size in entry.sizes:
+            _ran.setdefault(op, set()).add(name)
+            return entry.run
+    raise UnavailableError(f"{op}: no implementation for {device.type} and size {size}")
+
+
+def _find(op: str, impl: str, device: str, dtype: torch.dtype | None) -> list[tuple[str, _Implementation]]:
+    """Those that can run and are wanted, preferred first."""
     entries = _known.get(op, {})
     if impl == "auto":
-        name = next((n for n, e in entries.items() if e.obstacle(device.type, dtype) is None and e.auto()), None)
-        if name is None:
-            reasons = "; ".join(f"{n}: {e.obstacle(device.type, dtype) or 'only by name'}" for n, e in entries.items())
-            what = device.type if dtype is None else f"{device.type} and {dtype}"
+        found = [(n, e) for n, e in entries.items() if e.obstacle(device, dtype) is None and e.auto()]
+        if not found:
+            reasons = "; ".join(f"{n}: {e.obstacle(device, dtype) or 'only by name'}" for n, e in entries.items())
+            what = device if dtype is None else f"{device} and {dtype}"
             raise UnavailableError(f"{op}: no implementation for {what} ({reasons})")
-    elif impl in entries:
-        name = impl
-        reason = entries[name].obstacle(device.type, dtype)
-        if reason is not None:
-            raise UnavailableError(f"{op}: implementation {impl!r} is unavailable: {reason}")
-    else:
-        names = ", ".join(["auto", *entries])
-        raise UnavailableError(f"{op}: no implementation named {impl!r}. Known: {names}")
-    _ran.setdefault(op, set()).add(name)
-    return entries[name].run
+        return found
+    if impl not in entries:
+        raise UnavailableError(f"{op}: no implementation named {impl!r}. Known: {', '.join(['auto', *entries])}")
+    reason = entries[impl].obstacle(device, dtype)
+    if reason is not None:
+        raise UnavailableError(f"{op}: implementation {impl!r} is unavailable: {reason}")
+    return [(impl, entries[impl])]
 
 
 @contextmanager

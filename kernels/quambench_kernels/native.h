@@ -30,11 +30,8 @@ static inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 struct Float {
     const float* p;
     int64_t sb, st;
-    struct Row {
-        const float* p;
-        inline float operator[](int64_t c) const { return p[c]; }
-    };
-    inline Row row(int64_t b, int64_t t) const { return {p + b * sb + t * st}; }
+    // n elements of a row from c on; `scratch` holds n, and may be what is returned.
+    const float* read(int64_t b, int64_t t, int64_t c, int64_t n, float* scratch) const { return p + b * sb + t * st + c; }
 };
 
 // An int8 input that stands for q * scale: one scale, or one for each c.
@@ -43,13 +40,19 @@ struct Int8 {
     int64_t sb, st;
     const float* scale;
     int64_t per_channel;
-    struct Row {
-        const int8_t* p;
-        const float* scale;
-        int64_t per_channel;
-        inline float operator[](int64_t c) const { return float(p[c]) * scale[c * per_channel]; }
-    };
-    inline Row row(int64_t b, int64_t t) const { return {p + b * sb + t * st, scale, per_channel}; }
+    const float* read(int64_t b, int64_t t, int64_t c, int64_t n, float* scratch) const {
+        const int8_t* const q = p + b * sb + t * st + c;
+        if (per_channel) {
+            const float* const s = scale + c;
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) scratch[i] = float(q[i]) * s[i];
+        } else {
+            const float s = *scale;
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) scratch[i] = float(q[i]) * s;
+        }
+        return scratch;
+    }
 };
 
 // e^x for x <= 88. x = n ln 2 + r with |r| <= ln 2 / 2; Taylor's polynomial of degree 7 is then off by at most
@@ -106,49 +109,53 @@ static inline int8_t quantized(float x, float scale, float q_max) {
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A state of (batch, rows, n) before and after, dense; a row is read into, or kept from, a buffer of n float32.
+// A state (batch, outer, inner, n) before and after, dense; a row of n is read into, or kept from, float32.
 struct FloatState {
     const float* before;
     float* after;
-    int64_t rows, n;
-    void read(int64_t b, int64_t row, float* to) const { std::memcpy(to, before + (b * rows + row) * n, n * sizeof *to); }
-    void keep(int64_t b, int64_t row, const float* from) const {
-        std::memcpy(after + (b * rows + row) * n, from, n * sizeof *from);
+    int64_t outer, inner, n;
+    int64_t at(int64_t b, int64_t i, int64_t j) const { return ((b * outer + i) * inner + j) * n; }
+    void read(int64_t b, int64_t i, int64_t j, float* to) const { std::memcpy(to, before + at(b, i, j), n * sizeof *to); }
+    void keep(int64_t b, int64_t i, int64_t j, const float* from) const {
+        std::memcpy(after + at(b, i, j), from, n * sizeof *from);
     }
 };
 
-// The same in int8. Row r is (r / inner, r % inner); its scales start at outer_step and inner_step times these, and lie
-// n_step apart: 0 for one in all.
+// The same in int8; its scales lie outer_step, inner_step and n_step apart, 0 along an axis that shares one.
+// Rows may be as short as 16: a vector of int8 would leave them to scalar code, hence simdlen.
 struct Int8State {
     const int8_t* before;
     int8_t* after;
-    int64_t rows, n;
+    int64_t outer, inner, n;
     const float* scale;
-    int64_t inner, outer_step, inner_step, n_step;
+    int64_t outer_step, inner_step, n_step;
     float q_max;
-    const float* scales(int64_t row) const { return scale + row / inner * outer_step + row % inner * inner_step; }
-    void read(int64_t b, int64_t row, float* to) const {
-        const int8_t* const q = before + (b * rows + row) * n;
-        const float* const s = scales(row);
+    int64_t at(int64_t b, int64_t i, int64_t j) const { return ((b * outer + i) * inner + j) * n; }
+    void read(int64_t b, int64_t i, int64_t j, float* to) const {
+        const int8_t* const q = before + at(b, i, j);
+        const float* const s = scale + i * outer_step + j * inner_step;
+        const int64_t end = n;
         if (n_step) {
-#pragma omp simd
-            for (int64_t i = 0; i < n; ++i) to[i] = float(q[i]) * s[i];
+#pragma omp simd simdlen(LANES)
+            for (int64_t k = 0; k < end; ++k) to[k] = float(q[k]) * s[k];
         } else {
             const float step = *s;
-#pragma omp simd
-            for (int64_t i = 0; i < n; ++i) to[i] = float(q[i]) * step;
+#pragma omp simd simdlen(LANES)
+            for (int64_t k = 0; k < end; ++k) to[k] = float(q[k]) * step;
         }
     }
-    void keep(int64_t b, int64_t row, const float* from) const {
-        int8_t* const q = after + (b * rows + row) * n;
-        const float* const s = scales(row);
+    void keep(int64_t b, int64_t i, int64_t j, const float* from) const {
+        int8_t* const q = after + at(b, i, j);
+        const float* const s = scale + i * outer_step + j * inner_step;
+        const int64_t end = n;
+        const float top = q_max;
         if (n_step) {
-#pragma omp simd
-            for (int64_t i = 0; i < n; ++i) q[i] = quantized(from[i], s[i], q_max);
+#pragma omp simd simdlen(LANES)
+            for (int64_t k = 0; k < end; ++k) q[k] = quantized(from[k], s[k], top);
         } else {
             const float step = *s;
-#pragma omp simd
-            for (int64_t i = 0; i < n; ++i) q[i] = quantized(from[i], step, q_max);
+#pragma omp simd simdlen(LANES)
+            for (int64_t k = 0; k < end; ++k) q[k] = quantized(from[k], step, top);
         }
     }
 };

@@ -55,7 +55,7 @@ static inline float step_of(float dt, const Steps& of, int64_t head) {
     return step > of.high ? of.high : step;
 }
 
-// state (batch, heads * head_dim, d_state). x, dt, B, C by rows of (batch, length), their last axes
+// state (batch, heads, head_dim, d_state). x, dt, B, C by rows of (batch, length), their last axes
 // (heads * head_dim), (heads), (groups * d_state). y (batch, length, heads * head_dim) dense.
 template <class In, class State>
 static void run(const In x, const In dt, const In B, const In C, Steps of, const State state, float* y, Sizes s,
@@ -65,9 +65,10 @@ static void run(const In x, const In dt, const In B, const In C, Steps of, const
     const bool many = s.batch * s.length * s.heads * P * N > 65536;
 #pragma omp parallel num_threads(threads) if (many)
     {
-        std::unique_ptr<float[]> memory(new float[N * padded + 2 * BLOCK * padded + (2 * BLOCK + 1) * N]());
+        std::unique_ptr<float[]> memory(new float[N * padded + 2 * BLOCK * padded + (2 * BLOCK + 1) * N + P]());
         float *const S = memory.get(), *const dx = S + N * padded, *const sum = dx + BLOCK * padded;
         float *const Bs = sum + BLOCK * padded, *const Cs = Bs + BLOCK * N, *const row = Cs + BLOCK * N;
+        float* const for_x = row + N;
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < s.batch * s.heads; ++piece) {
             const int64_t b = piece / s.heads, head = piece % s.heads, group = head / per_group * N;
@@ -75,15 +76,25 @@ static void run(const In x, const In dt, const In B, const In C, Steps of, const
             const float* const D = of.D ? of.D + (of.d_per_channel ? head * P : head) : nullptr;
             float a[BLOCK];
             const auto enter = [&](int64_t t, int64_t j) {  // position t as row j of the block
-                const auto xs = x.row(b, t), b_row = B.row(b, t), c_row = C.row(b, t);
-                const float step = step_of(dt.row(b, t)[head], of, head);
+                const float* const xs = x.read(b, t, head * P, P, for_x);
+                const float* const b_row = B.read(b, t, group, N, Bs + j * N);
+                const float* const c_row = C.read(b, t, group, N, Cs + j * N);
+                if (b_row != Bs + j * N) std::memcpy(Bs + j * N, b_row, N * sizeof *Bs);
+                if (c_row != Cs + j * N) std::memcpy(Cs + j * N, c_row, N * sizeof *Cs);
+                float for_dt;
+                const float step = step_of(*dt.read(b, t, head, 1, &for_dt), of, head);
                 a[j] = exp_(step * A);
-                for (int64_t p = 0; p < P; ++p) {
-                    const float v = xs[head * P + p];
-                    dx[j * padded + p] = step * v;
-                    sum[j * padded + p] = D ? v * D[of.d_per_channel ? p : 0] : 0.0f;
+                float *const driven = dx + j * padded, *const through = sum + j * padded;
+#pragma omp simd
+                for (int64_t p = 0; p < P; ++p) driven[p] = step * xs[p];
+                if (D && of.d_per_channel)
+#pragma omp simd
+                    for (int64_t p = 0; p < P; ++p) through[p] = xs[p] * D[p];
+                else {
+                    const float d = D ? *D : 0.0f;
+#pragma omp simd
+                    for (int64_t p = 0; p < P; ++p) through[p] = xs[p] * d;
                 }
-                for (int64_t n = 0; n < N; ++n) Bs[j * N + n] = b_row[group + n], Cs[j * N + n] = c_row[group + n];
             };
             const auto leave = [&](int64_t t, int64_t j) {
                 std::memcpy(y + ((b * s.length + t) * s.heads + head) * P, sum + j * padded, P * sizeof(float));
@@ -91,7 +102,7 @@ static void run(const In x, const In dt, const In B, const In C, Steps of, const
             if (s.length == 1) {
                 enter(0, 0);
                 for (int64_t p = 0; p < P; ++p) {
-                    state.read(b, head * P + p, row);
+                    state.read(b, head, p, row);
                     float total = 0;
 #pragma omp simd reduction(+ : total)
                     for (int64_t n = 0; n < N; ++n) {
@@ -99,13 +110,13 @@ static void run(const In x, const In dt, const In B, const In C, Steps of, const
                         total += row[n] * Cs[n];
                     }
                     sum[p] += total;
-                    state.keep(b, head * P + p, row);
+                    state.keep(b, head, p, row);
                 }
                 leave(0, 0);
                 continue;
             }
             for (int64_t p = 0; p < P; ++p) {
-                state.read(b, head * P + p, row);
+                state.read(b, head, p, row);
                 for (int64_t n = 0; n < N; ++n) S[n * padded + p] = row[n];
             }
             for (int64_t from = 0; from < s.length; from += BLOCK) {
@@ -122,7 +133,7 @@ static void run(const In x, const In dt, const In B, const In C, Steps of, const
             }
             for (int64_t p = 0; p < P; ++p) {
                 for (int64_t n = 0; n < N; ++n) row[n] = S[n * padded + p];
-                state.keep(b, head * P + p, row);
+                state.keep(b, head, p, row);
             }
         }
     }

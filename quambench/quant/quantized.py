@@ -91,25 +91,25 @@ def undisturbed(x: Tensor) -> Tensor:
     return x
 
 
-@dataclass(frozen=True, slots=True)
 class Span:
-    """Sites side by side on the last axis of one tensor: name, grid and width of each."""
+    """Sites side by side on the last axis of one tensor: name, grid and width of each.
 
-    parts: tuple[tuple[str, SiteGrid, int], ...]
+    widths  of the sites
+    scale   () where one scale serves all, else the table (C) that a kernel reads; None where some site has no scale
+    """
 
-    @property
-    def widths(self) -> list[int]:
-        return [width for _, _, width in self.parts]
+    def __init__(self, parts: Sequence[tuple[str, SiteGrid, int]]) -> None:
+        self.parts = tuple(parts)
+        self.widths = [width for _, _, width in parts]
+        self.scale = self._scale()
 
-    @property
-    def scale(self) -> Tensor | None:
-        """() where one scale serves all, else the table (C) that a kernel reads; None where some site has no scale."""
-        grids = [grid for _, grid, _ in self.parts]
-        if not all(isinstance(grid, SymmetricGrid) for grid in grids):
+    def _scale(self) -> Tensor | None:
+        scales = [grid.scale for _, grid, _ in self.parts if isinstance(grid, SymmetricGrid)]
+        if len(scales) < len(self.parts):
             return None
-        if len(grids) == 1:
-            return grids[0].scale  # type: ignore[attr-defined]
-        return torch.cat([grid.scale.expand(n) for _, grid, n in self.parts])  # type: ignore[attr-defined]
+        if len(scales) == 1:
+            return scales[0]
+        return torch.cat([scale.expand(n) for scale, n in zip(scales, self.widths, strict=True)])
 
     def quantize(self, x: Tensor) -> Tensor:
         """Float (..., C) -> integers, or themselves where a site stays float."""
@@ -164,7 +164,7 @@ class _Runtime:
 
     def span(self, *sites: tuple[str, int]) -> Span:
         """Whole sites side by side, with their widths."""
-        return Span(tuple((site, self.grids[site], width) for site, width in sites))
+        return Span([(site, self.grids[site], width) for site, width in sites])
 
     def enter(self, into: Span, x: Tensor, tap: Tap) -> Tensor:
         """Quantize: float -> what is kept; the tap sees what the integers stand for."""
@@ -328,7 +328,7 @@ class _MambaBlock(_Block):
         self.out_proj = self.projection("out_proj", mixer.out_proj)
         self.xz = self.span(("in_proj:output", 2 * c.d_inner))
         x_grid = g["in_proj:output"].channels(0, c.d_inner)
-        self.conv_in = Span((("in_proj:output", x_grid, c.d_inner),))
+        self.conv_in = Span([("in_proj:output", x_grid, c.d_inner)])
         self.conv_out = self.span(("x_proj:input", c.d_inner))
         self.low = self.span(("x_proj:output", c.dt_rank + 2 * c.d_state))
         self.dt = self.span(("dt_proj:output", c.d_inner))
@@ -463,6 +463,7 @@ class QuantizedModel:
         self.embedding: Tensor | QuantizedTensor = embedding.float()
         self.lm_head: Tensor | QuantizedLinear = head.float()
         self.top = _Runtime({HEAD: self.grids[HEAD]}, disturb)
+        self.exit = self.top.span((HEAD, config.d_model))
         if precision.embedding:
             self.embedding = self.top_weights["embedding.weight"] = quantizer.rows(embedding)
         if precision.lm_head:
@@ -518,5 +519,5 @@ class QuantizedModel:
         eps = self.config.norm_eps
         if isinstance(self.lm_head, Tensor):
             return rms_norm_quantize(hidden, None, eps, None) @ self.lm_head.T
-        q, _ = self.top.norm_into(self.top.span((HEAD, hidden.shape[-1])), hidden, None, eps, tap)
+        q, _ = self.top.norm_into(self.exit, hidden, None, eps, tap)
         return self.lm_head(q)

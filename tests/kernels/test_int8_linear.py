@@ -33,7 +33,8 @@ def impl(request):
 def fresh_record(monkeypatch):
     """A registry and record of their own, so that tests neither see nor change the process's."""
     monkeypatch.setattr(dispatch, "_ran", {})
-    monkeypatch.setattr(dispatch, "_known", dict(dispatch._known))
+    monkeypatch.setattr(dispatch, "_known", {op: dict(entries) for op, entries in dispatch._known.items()})
+    monkeypatch.setattr(dispatch, "_able", {})
 
 
 def oracle(x, w):
@@ -224,10 +225,8 @@ def test_chunks_are_as_long_as_float32_allows():
 
 
 def test_an_unknown_name_is_refused(fresh_record):
-    with pytest.raises(
-        UnavailableError,
-        match=r"^int8_linear: no implementation named 'vnni'. Known: auto, int_mm, chunked_float32, triton, reference$",
-    ):
+    known = "auto, int_mm, few_rows, chunked_float32, triton, reference"
+    with pytest.raises(UnavailableError, match=rf"^int8_linear: no implementation named 'vnni'. Known: {known}$"):
         int8_linear(BYTES, BYTES, impl="vnni")
     assert chosen() == {}
 
@@ -262,21 +261,39 @@ def test_a_name_is_given_once(fresh_record):
             register("op", name, cpu.int_mm)
 
 
-def test_the_probe_decides_what_auto_runs(fresh_record, monkeypatch):
-    for faster, name in ((True, "int_mm"), (False, "chunked_float32")):
-        monkeypatch.setattr(dispatch, "_ran", {})
-        entry = replace(dispatch._known["int8_linear"]["int_mm"], auto=lambda faster=faster: faster)
-        monkeypatch.setitem(dispatch._known["int8_linear"], "int_mm", entry)
-        int8_linear(BYTES, BYTES)
-        assert chosen() == {"int8_linear": name if cpu.int_mm_is_exact() else "chunked_float32"}
+def ran(rows):
+    """What "auto" takes for so many rows, asked anew."""
+    dispatch._ran.clear()
+    dispatch._able.clear()
+    int8_linear(torch.ones(rows, 64, dtype=torch.int8), torch.ones(32, 64, dtype=torch.int8))
+    return chosen()["int8_linear"]
 
+
+def test_the_probe_and_the_rows_decide_what_auto_runs(fresh_record, monkeypatch):
+    entries = dispatch._known["int8_linear"]
+    entries["few_rows"] = replace(entries["few_rows"], why_not=lambda: None)
+    for faster, exact, few, many in (
+        (True, True, "int_mm", "int_mm"),
+        (False, True, "few_rows", "chunked_float32"),
+        (True, False, "few_rows", "chunked_float32"),
+    ):
+        reason = None if exact else "torch._int_mm is not exact"
+        entries["int_mm"] = replace(entries["int_mm"], auto=lambda f=faster: f, why_not=lambda r=reason: r)
+        if few == "int_mm" and not cpu.int_mm_is_exact():
+            continue  # this machine cannot run it
+        assert ran(cpu.FEW) == few
+        assert ran(cpu.FEW + 1) == many
+    with pytest.raises(UnavailableError, match=r"'int_mm' is unavailable: torch\._int_mm is not exact"):
+        int8_linear(BYTES, BYTES, impl="int_mm")
+    entries["few_rows"] = replace(entries["few_rows"], why_not=lambda: "no C++ compiler")
+    assert ran(1) == "chunked_float32"
+
+
+def test_what_is_not_exact_is_refused(fresh_record, monkeypatch):
     cpu.why_not_int_mm.cache_clear()
     monkeypatch.setattr(cpu, "int_mm_is_exact", lambda: False)
-    monkeypatch.setattr(dispatch, "_ran", {})
     try:
-        int8_linear(BYTES, BYTES)
-        assert chosen() == {"int8_linear": "chunked_float32"}
-        with pytest.raises(UnavailableError, match=r"'int_mm' is unavailable: torch\._int_mm is not"):
+        with pytest.raises(UnavailableError, match=r"'int_mm' is unavailable: torch\._int_mm is not exact"):
             int8_linear(BYTES, BYTES, impl="int_mm")
     finally:
         cpu.why_not_int_mm.cache_clear()
@@ -294,7 +311,8 @@ for m, k, n in ((1, 64, 64), (1, 1531, 65), (17, 33, 9), (40, 300, 64), (33, 409
         assert torch.equal(int8_linear(x, w).long(), x.long() @ w.long().t()), (m, k, n, x_value, w_value)
 ran = chosen()["int8_linear"]
 wanted = cpu.int_mm_is_exact() and cpu.int_mm_is_faster()
-assert ran == ("int_mm" if wanted else "chunked_float32")
+few = [] if cpu.why_not_native() else ["few_rows"]
+assert ran == ("int_mm" if wanted else "+".join(["chunked_float32", *few]))
 try:
     int8_linear(x, w, impl="int_mm")
     refused = False
@@ -316,4 +334,4 @@ def test_auto_is_exact_without_vnni():
     )
     assert done.returncode == 0, done.stderr
     # Which of the two is the machine's to say: the limit means nothing to one that is not x86.
-    assert done.stdout.strip() in ("int_mm", "chunked_float32")
+    assert done.stdout.strip() in ("int_mm", "chunked_float32", "chunked_float32+few_rows")

@@ -16,12 +16,11 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 
 def native(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, silu: bool) -> Tensor:
     """causal_conv1d_ref's signature."""
-    x, history = dense_rows(x), history.contiguous()
-    by_tap = weight.t().contiguous()
+    x, history, weight = dense_rows(x), history.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
     load(SOURCE).causal_conv1d(
-        *strided(x), pointer(history), pointer(by_tap), pointer(bias),
+        *strided(x), pointer(history), pointer(weight), pointer(bias),
         pointer(y), *map(c_int64, x.shape), c_int64(weight.shape[1]), c_int(silu), threads(),
     )  # fmt: skip
     return y

@@ -8,15 +8,16 @@ EXPORT void int8_causal_conv1d(const int8_t* x, int64_t sb, int64_t st, const in
     const Int8 in{x, sb, st, x_scale, x_per_channel};
     const Int8 past{history, (width - 1) * channels, channels, x_scale, x_per_channel};
     convolve(in, past, weight, bias, batch, length, channels, width, true, threads,
-             [=](int64_t b, int64_t t, const float* row) {
-                 int8_t* const q = y + (b * length + t) * channels;
+             [=](int64_t b, int64_t t, int64_t first, int64_t n, const float* row) {
+                 int8_t* const q = y + (b * length + t) * channels + first;
                  if (out_per_channel) {
+                     const float* const scale = out_scale + first;
 #pragma omp simd
-                     for (int64_t c = 0; c < channels; ++c) q[c] = quantized(row[c], out_scale[c], q_max);
+                     for (int64_t c = 0; c < n; ++c) q[c] = quantized(row[c], scale[c], q_max);
                  } else {
                      const float scale = *out_scale;
 #pragma omp simd
-                     for (int64_t c = 0; c < channels; ++c) q[c] = quantized(row[c], scale, q_max);
+                     for (int64_t c = 0; c < n; ++c) q[c] = quantized(row[c], scale, q_max);
                  }
              });
 }
@@ -34,10 +35,10 @@ EXPORT void int8_causal_conv1d_walking(const int8_t* x, int64_t sb, int64_t st, 
     const Int8 past{history, (width - 1) * channels, channels, x_scale, x_per_channel};
     const int64_t group_channels = channels / groups;
     convolve(in, past, weight, bias, batch, length, channels, width, true, threads,
-             [=](int64_t b, int64_t t, const float* row) {
-                 int8_t* const q = y + (b * length + t) * channels;
-                 for (int64_t c = 0; c < channels; ++c) {
-                     const int64_t g = c / group_channels, inside = c % group_channels;
+             [=](int64_t b, int64_t t, int64_t first, int64_t n, const float* row) {
+                 int8_t* const q = y + (b * length + t) * channels + first;
+                 for (int64_t c = 0; c < n; ++c) {
+                     const int64_t g = (first + c) / group_channels, inside = (first + c) % group_channels;
                      const int64_t head = inside / head_dim, dim = inside % head_dim;
                      int64_t i = 0, heads = head_sizes[g * n_heads];
                      while (head >= heads) heads += head_sizes[g * n_heads + ++i];

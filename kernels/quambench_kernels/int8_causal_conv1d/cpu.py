@@ -59,14 +59,14 @@ def _inputs(
         dense_rows(x_q),
         history_q.contiguous(),
         x_scale.contiguous(),
-        weight.t().contiguous(),
+        weight.contiguous(),
         None if bias is None else bias.contiguous(),
     )
 
 
 def _addresses(held: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]) -> list[Any]:
-    x, history, x_scale, by_tap, bias = held
+    x, history, x_scale, weight, bias = held
     return [
         *strided(x), pointer(history), pointer(x_scale),
-        c_int64(x_scale.ndim), pointer(by_tap), pointer(bias),
+        c_int64(x_scale.ndim), pointer(weight), pointer(bias),
     ]  # fmt: skip

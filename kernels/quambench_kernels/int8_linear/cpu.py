@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from quambench_kernels.int8_linear.reference import int8_linear_ref
-from quambench_kernels.native import load, pointer, threads
+from quambench_kernels.native import load, pointer, threads, why_not
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = ("-ffp-contract=off",)  # a product and a sum are each rounded, as the reference rounds them
+why_not_native = why_not(SOURCE, *FLAGS)
 
 # A product of two int8 is at most 128 * 128 = 2^14 in magnitude, so a sum of 2^10 products, and
 # every part of it, is an integer of at most 2^24: float32 holds all of these, in any order of
@@ -49,6 +50,45 @@ def chunked_float32(x_q: Tensor, w_q: Tensor) -> Tensor:
     for more in rest:
         total += more
     return total
+
+
+FEW = 16  # rows of x up to which few_rows is faster than converting the weight to float32
+
+
+def few_rows(x_q: Tensor, w_q: Tensor) -> Tensor:
+    """x_q (M, K), w_q (N, K) contiguous -> (M, N) int32, in C++; right for any M, fast for a few."""
+    sums = torch.empty(x_q.shape[0], w_q.shape[0], dtype=torch.int32)
+    _few_rows(x_q, w_q, sums, None, None, None, 0, None)
+    return sums
+
+
+def few_rows_fused(
+    x_q: Tensor, w_q: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor | None, q_max: int
+) -> Tensor:
+    """few_rows, and native_finish, in one: no sum is ever stored."""
+    n = w_q.shape[0]
+    y = torch.empty(x_q.shape[0], n, dtype=torch.float32 if out_scale is None else torch.int8)
+    _few_rows(x_q, w_q, None, scale, bias, out_scale, q_max, y)
+    return y
+
+
+few_rows.fused = few_rows_fused  # type: ignore[attr-defined]  # see op.py
+
+
+def _few_rows(
+    x_q: Tensor, w_q: Tensor, sums: Tensor | None, scale: Tensor | None, bias: Tensor | None, out_scale: Tensor | None,
+    q_max: int, y: Tensor | None,
+) -> None:  # fmt: skip
+    (m, k), n = x_q.shape, w_q.shape[0]
+    x_q = x_q.contiguous()
+    scale = None if scale is None else scale.expand(n).contiguous()
+    bias = None if bias is None else bias.contiguous()
+    out_scale = None if out_scale is None else out_scale.contiguous()
+    load(SOURCE, *FLAGS).few_rows(
+        pointer(x_q), pointer(w_q), pointer(sums), pointer(scale), pointer(bias), pointer(out_scale),
+        c_int64(0 if out_scale is None else out_scale.ndim), c_float(q_max), pointer(y), pointer(y), c_int64(m),
+        c_int64(n), c_int64(k), threads(),
+    )  # fmt: skip
 
 
 def native_finish(sums: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor | None, q_max: int) -> Tensor:

@@ -11,7 +11,6 @@ from quambench_kernels.int8_linear import cpu
 from quambench_kernels.int8_linear.reference import finish_ref, int8_linear_ref
 from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator
-from quambench_kernels.native import why_not
 
 # 128 * 128 * K <= 2^31 - 1, so that no sum leaves int32.
 MAX_K = (2**31 - 1) // 2**14  # 131,071
@@ -19,10 +18,11 @@ MAX_K = (2**31 - 1) // 2**14  # 131,071
 OP = "int8_linear"
 FINISH = "int8_linear.finish"  # what follows the integer product: all implementations are the same to the bit
 register(OP, "int_mm", cpu.int_mm, why_not=cpu.why_not_int_mm, auto=cpu.int_mm_is_faster)
+register(OP, "few_rows", cpu.few_rows, why_not=cpu.why_not_native, sizes=range(cpu.FEW + 1))
 register(OP, "chunked_float32", cpu.chunked_float32)
 register_triton(OP, Later(OP, "product", fused=Later(OP, "fused")))
 register(OP, "reference", int8_linear_ref, devices=("cpu", "cuda"), auto=lambda: False)
-register(FINISH, "native", cpu.native_finish, why_not=why_not(cpu.SOURCE, *cpu.FLAGS))
+register(FINISH, "native", cpu.native_finish, why_not=cpu.why_not_native)
 register(FINISH, "reference", finish_ref, devices=("cpu", "cuda"))
 
 
@@ -76,7 +76,8 @@ def _dtype(scale: Tensor | None, out_scale: Tensor | None) -> torch.dtype:
 )
 def _run(x_q: Tensor, w_q: Tensor, scale: Tensor | None, bias: Tensor | None, out_scale: Tensor | None, q_max: int,
          impl: str) -> Tensor:  # fmt: skip
-    product, x = resolve(OP, impl, x_q.device), x_q.reshape(-1, x_q.shape[-1])
+    x = x_q.reshape(-1, x_q.shape[-1])
+    product = resolve(OP, impl, x_q.device, size=x.shape[0])
     fused = getattr(product, "fused", None)  # the product and what follows it in one kernel
     if scale is None:
         y = product(x, w_q)

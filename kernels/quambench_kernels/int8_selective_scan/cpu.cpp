@@ -11,7 +11,7 @@ EXPORT void int8_selective_scan(const int8_t* u, int64_t u_sb, int64_t u_st, con
                                 const float* state_scale, int64_t scale_se, int64_t scale_sn, float* y,
                                 int8_t* state_out, int64_t batch, int64_t length, int64_t width, int64_t d_state,
                                 float q_max, int threads) {
-    const Int8State h{state, state_out, width, d_state, state_scale, 1, scale_se, 0, scale_sn, q_max};
+    const Int8State h{state, state_out, width, 1, d_state, state_scale, scale_se, 0, scale_sn, q_max};
     scan(Int8{u, u_sb, u_st, u_scale, 0}, Int8{dt, dt_sb, dt_st, dt_scale, dt_per_channel}, dt_bias, A,
          Int8{B, B_sb, B_st, B_scale, 0}, Int8{C, C_sb, C_st, C_scale, 0}, D,
          Int8{z, z_sb, z_st, z_scale, z_per_channel}, true, h, y, Sizes{batch, length, width, d_state}, threads);

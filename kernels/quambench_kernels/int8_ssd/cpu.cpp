@@ -10,8 +10,7 @@ EXPORT void int8_ssd(const int8_t* x, int64_t x_sb, int64_t x_st, const float* x
                      float high, const int8_t* state, const float* state_scale, int64_t scale_sh, int64_t scale_sp,
                      int64_t scale_sn, float* y, int8_t* state_out, int64_t batch, int64_t length, int64_t heads,
                      int64_t head_dim, int64_t groups, int64_t d_state, float q_max, int threads) {
-    const Int8State h{state, state_out, heads * head_dim, d_state, state_scale, head_dim, scale_sh, scale_sp, scale_sn,
-                      q_max};
+    const Int8State h{state, state_out, heads, head_dim, d_state, state_scale, scale_sh, scale_sp, scale_sn, q_max};
     duality::run(Int8{x, x_sb, x_st, x_scale, x_per_channel}, Int8{dt, dt_sb, dt_st, dt_scale, dt_per_channel},
                  Int8{B, B_sb, B_st, B_scale, B_per_channel}, Int8{C, C_sb, C_st, C_scale, C_per_channel},
                  duality::Steps{dt_bias, A, D, d_per_channel, low, high}, h, y,

@@ -9,12 +9,12 @@ static void norm(const In x, const float* residual, int64_t residual_stride, flo
     const int64_t part = n / groups;
 #pragma omp parallel num_threads(threads) if (rows * n > 32768)
     {
-        std::unique_ptr<float[]> memory(new float[n]);
-        float* const v = memory.get();
+        std::unique_ptr<float[]> memory(new float[2 * n]);
+        float *const v = memory.get(), *const for_z = v + n;
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; ++r) {
-            const auto xs = x.row(0, r);
-            const auto zs = z.row(0, r);
+            const float* const xs = x.read(0, r, 0, n, v);
+            const float* const zs = gated ? z.read(0, r, 0, n, for_z) : nullptr;
             if (residual) {
                 const float* const before = residual + r * residual_stride;
 #pragma omp simd

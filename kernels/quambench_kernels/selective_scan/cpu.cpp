@@ -8,6 +8,6 @@ EXPORT void selective_scan(const float* u, int64_t u_sb, int64_t u_st, const flo
                            int64_t z_st, const float* state, float* y, float* state_out, int64_t batch,
                            int64_t length, int64_t width, int64_t d_state, int threads) {
     scan(Float{u, u_sb, u_st}, Float{dt, dt_sb, dt_st}, dt_bias, A, Float{B, B_sb, B_st}, Float{C, C_sb, C_st}, D,
-         Float{z, z_sb, z_st}, z != nullptr, FloatState{state, state_out, width, d_state}, y,
+         Float{z, z_sb, z_st}, z != nullptr, FloatState{state, state_out, width, 1, d_state}, y,
          Sizes{batch, length, width, d_state}, threads);
 }

@@ -10,6 +10,6 @@ EXPORT void ssd(const float* x, int64_t x_sb, int64_t x_st, const float* dt, int
                 int64_t groups, int64_t d_state, int threads) {
     duality::run(Float{x, x_sb, x_st}, Float{dt, dt_sb, dt_st}, Float{B, B_sb, B_st}, Float{C, C_sb, C_st},
                  duality::Steps{dt_bias, A, D, d_per_channel, low, high},
-                 FloatState{state, state_out, heads * head_dim, d_state}, y,
+                 FloatState{state, state_out, heads, head_dim, d_state}, y,
                  duality::Sizes{batch, length, heads, head_dim, groups, d_state}, threads);
 }

@@ -50,6 +50,13 @@ def rounding(op: str, module: Any, ref: Any, rounded: Any) -> AbstractContextMan
     return around(op, run)
 
 
+@contextmanager
+def after_the_product(spoil: AbstractContextManager[Any]) -> Iterator[None]:
+    """A fault in what follows int8_linear's product, where nothing does both in one kernel."""
+    with around("int8_linear", lambda run, x, w: run(x, w)), spoil:
+        yield
+
+
 def half_away(x: Tensor) -> Tensor:
     return x.sign() * (x.abs() + 0.5).floor()
 
@@ -65,7 +72,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("a projection's outputs are truncated", "kernel/int8_linear", "layers.0.(in_proj:output|z)")
 def _() -> AbstractContextManager[Any]:
-    return rounding("int8_linear.finish", linear, linear.finish_ref, torch.trunc)
+    return after_the_product(rounding("int8_linear.finish", linear, linear.finish_ref, torch.trunc))
 
 
 @fault("a projection's outputs are all on the first one's grid", "kernel/int8_linear")
@@ -73,7 +80,7 @@ def _() -> AbstractContextManager[Any]:
     def first(run: Any, sums: Tensor, scale: Tensor, bias: Any, out: Tensor | None, q_max: int) -> Tensor:
         return run(sums, scale, bias, out if out is None or out.ndim == 0 else out[:1].expand_as(out), q_max)
 
-    return around("int8_linear.finish", first)
+    return after_the_product(around("int8_linear.finish", first))
 
 
 @fault("convolution one tap off", "kernel/int8_causal_conv1d", "layers.0.({scan}|x_conv_out)")
