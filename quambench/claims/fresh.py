@@ -15,6 +15,8 @@ from quambench.calibrate import Calibration, Task, calibrate
 from quambench.case import Case, Protocol
 from quambench.data.corpus import load_corpus
 from quambench.data.windows import spread_windows
+from quambench.latency.interleave import Ratio, interleaved
+from quambench.latency.kernels import PREFILL, SHAPES, conv_by_table, conv_by_walking
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.sites import sites_of
@@ -32,6 +34,7 @@ GROUPS, GROUP, TOKENS = 6, 4, 64  # sensitivity: groups of test windows, windows
 FEW, MORE = 4, 12  # sequences of the two runs that a calibration's seconds follow from
 REPEATS = 3
 TIMED = ("running_max", "percentile", "percentile/channel", "mse[low=0.8,steps=20]", "dynamic_percentile")
+LOOKED_UP = "mamba2-8b"  # has heads for every number of groups
 TIMED_IN_GROUPS = {n: f"running_max/{n}x{n}/quamba2" for n in (2, 4, 8, 16)}  # of Mamba2 alone
 
 Progress = Callable[[str, int, int], None]
@@ -157,6 +160,22 @@ class Fresh:
         learned = RefinementSpec.parse("learned").build()
         report = self._report("training scales")
         return _cpu_seconds(lambda: learned.refine(self.prepared, model, start, sequences, report))
+
+    @cached_property
+    def look_up_costs(self) -> dict[str, Ratio]:
+        """Way and groups -> time of the INT8 convolution with these scales, over one scale for all.
+
+        Of LOOKED_UP's width, not this model's: "table", and "4x4" and the like by walking the runs.
+        """
+        shape, found = SHAPES[LOOKED_UP], {}
+        report = self._report("looking scales up")
+        with torch.inference_mode():
+            for i, side in enumerate(TIMED_IN_GROUPS):
+                report(i, len(TIMED_IN_GROUPS) + 1)
+                found[f"{side}x{side}"] = interleaved(*conv_by_walking(shape, PREFILL, (side, side)))
+            found["table"] = interleaved(*conv_by_table(shape, PREFILL))
+        report(len(found), len(found))
+        return found
 
     def _case(self, spec: str) -> Case:
         return Case.parse(self.checkpoint.name, spec)

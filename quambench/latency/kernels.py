@@ -113,7 +113,9 @@ def _conv_rows(s: Shape, n: int, at: str) -> Iterator[Row]:
         if groups[0] <= s.heads // s.groups:
             called = f"{groups[0]}x{groups[1]}"
             yield Row(f"conv, {called} by table, {at}", "conv, one scale", partial(conv_by_table, s, n), moved)
-            yield Row(f"conv, {called} by walking, {at}", "conv, one scale", partial(_walking, s, n, groups), moved)
+            yield Row(
+                f"conv, {called} by walking, {at}", "conv, one scale", partial(conv_by_walking, s, n, groups), moved
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ def conv_by_table(s: Shape, length: int) -> tuple[Call, Call]:
     )
 
 
-def _walking(s: Shape, length: int, groups: tuple[int, int]) -> tuple[Call, Call]:
+def conv_by_walking(s: Shape, length: int, groups: tuple[int, int]) -> tuple[Call, Call]:
     x, weight, bias, history = _conv_inputs(s, length)
     heads = _runs(s.heads // s.groups, groups[0]).expand(s.groups, -1).contiguous()
     dims = _runs(s.head_dim, groups[1]).expand(*heads.shape, -1).contiguous()

@@ -10,6 +10,7 @@ import torch
 
 from quambench.claims import FAMILIES, Sources, Verdict, alpha, average, compared, cost, groups, layers, overfit, ranges
 from quambench.claims.fresh import LayerCosts, Seen
+from quambench.latency.interleave import Ratio
 
 UP = [1.2, 1.4] * 4  # against 1.0: +0.3 nats of 100 tokens
 SIX_DECIMALS = 0.5e-6 / 1.959964  # relative: quantiles of t and z are written so, and none here is smaller
@@ -324,6 +325,21 @@ def test_comparisons_by_hand(shelf, made):
     row = found(groups.look_up.rows(sources(shelf(record))), "comparisons per look-up")
     assert row.measured.effect.estimate == (2 + 2 + 4 + 7) / 4
     assert row.verdict is Verdict.CONFIRMED  # 3.75
+
+
+def test_the_cost_of_a_look_up_is_what_it_adds(shelf):
+    costs = {way: Ratio(1.02, 1.016, 1.024, 1e-3, 1e-3, 41) for way, *_ in groups.LOOK_UPS}
+    costs["table"] = Ratio(1.0, 0.99, 1.01, 1e-3, 1e-3, 41)
+    rows = groups.look_up.rows(sources(shelf(), fresh=SimpleNamespace(look_up_costs=costs)))
+    assert interval(found(rows, "walking, 8×8")) == pytest.approx((0.02, 0.016, 0.024))
+    verdicts = {row.claim.figure: row.verdict for row in rows}
+    assert verdicts == {
+        "<0.5 %": Verdict.CONTRADICTED,
+        "<1 %": Verdict.CONTRADICTED,
+        "~2 %": Verdict.CONFIRMED,  # 1.5 to 2.5
+        "~5 %": Verdict.CONTRADICTED,
+        "~10 %": Verdict.CONTRADICTED,
+    }
 
 
 def test_what_is_out_of_reach_says_so():
