@@ -131,9 +131,12 @@ def _mib(n: int | None) -> str:
 
 def _drilled(found: list[Drill]) -> str:
     table = tabulate(
-        [[d.row, f"{d.caught} of {d.planted}", f"{d.alarms} of {d.clean}", f"{d.caught_at_once}", f"{d.alarms_at_once}"]
-         for d in found],
-        ["", "20 % slower: caught", "clean: alarms", "caught by one measurement", "alarms by one"],
+        [
+            [d.row, f"{d.margin:.0%}", f"{d.caught} of {d.planted}", f"{d.alarms} of {d.clean}", d.caught_at_once,
+             d.alarms_at_once]
+            for d in found
+        ],
+        ["", "margin", "20 % slower: caught", "clean: alarms", "caught by one measurement", "alarms by one"],
         disable_numparse=True,
     )  # fmt: skip
     planted, caught = sum(d.planted for d in found), sum(d.caught for d in found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from quambench.latency.gate import judge, slower
+from quambench.latency.gate import Recorded, judge, measured, one_thread, record, slower
 from quambench.latency.interleave import Call, Ratio, interleaved
 from quambench.latency.kernels import rows
 
@@ -20,10 +22,12 @@ ROWS = ("int8_linear", "int8_causal_conv1d", "int8_ssd", "hadamard_quantize", "r
 class Drill:
     """One row: how many of the planted slowdowns were caught and how many clean repeats raised an alarm.
 
+    margin      of the ratio, from the spread when it was recorded
     ..._at_once  where the first measurement alone would decide
     """
 
     row: str
+    margin: float
     planted: int
     caught: int
     caught_at_once: int
@@ -35,28 +39,40 @@ class Drill:
 def drill(
     progress: Callable[[str, int, int], None], planted: int = PLANTED, clean: int = CLEAN, of: tuple[str, ...] = ROWS
 ) -> Iterator[Drill]:
-    """Each row is stored once, as --qb-update would, then judged again and again."""
+    """Each row is recorded, as --qb-update would, then judged again and again."""
     todo = [row for row in rows([SHAPE]) if "prefill" in row.name and row.name.split(",")[0] in of]
     for i, row in enumerate(todo):
-        call, counterpart = row.make()
-        stored = interleaved(call, counterpart)
-        slow = slowed(call, SLOWER * stored.seconds)
-        progress(f"{i + 1} of {len(todo)} kernels", 0, 2)
-        red, red_at_once = _judged(slow, counterpart, stored, planted)
-        progress(f"{i + 1} of {len(todo)} kernels", 1, 2)
-        alarms, alarms_at_once = _judged(call, counterpart, stored, clean)
-        yield Drill(row.name, planted, red, red_at_once, clean, alarms, alarms_at_once)
+        stored = record(row.make)
+        with one_thread():
+            seconds = SLOWER * interleaved(*row.make()).seconds
+        what = f"{i + 1} of {len(todo)} kernels"
+        red, red_at_once = _judged(partial(_slow, row.make, seconds), stored, planted, partial(progress, what))
+        alarms, alarms_at_once = _judged(row.make, stored, clean, partial(progress, what))
+        yield Drill(row.name, math.expm1(stored.margin), planted, red, red_at_once, clean, alarms, alarms_at_once)
 
 
-def _judged(call: Call, counterpart: Call, stored: Ratio, tries: int) -> tuple[int, int]:
+Make = Callable[[], tuple[Call, Call]]
+
+
+def _judged(make: Make, stored: Recorded, tries: int, progress: Callable[[int, int], None]) -> tuple[int, int]:
     """How often it is a regression, and how often the first measurement alone says so."""
     red = at_once = 0
-    for _ in range(tries):
-        first = interleaved(call, counterpart)
-        measured = iter([first])
-        red += judge(lambda: next(measured, None) or interleaved(call, counterpart), stored).fails  # noqa: B023
-        at_once += slower(first, stored)
+    for n in range(tries):
+        progress(n, tries)
+        seen: list[Ratio] = []
+        red += judge(partial(_seen, make, seen), stored).fails
+        at_once += slower(seen[0], stored)
     return red, at_once
+
+
+def _seen(make: Make, seen: list[Ratio]) -> Ratio:
+    seen.append(measured(make))
+    return seen[-1]
+
+
+def _slow(make: Make, seconds: float) -> tuple[Call, Call]:
+    call, counterpart = make()
+    return slowed(call, seconds), counterpart
 
 
 def slowed(call: Call, seconds: float) -> Call:

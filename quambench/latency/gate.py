@@ -1,23 +1,52 @@
-"""When a latency is a regression, and where its baselines are."""
+"""When a latency is a regression, and where its baselines are.
+
+A ratio is measured on SETS of inputs, each in memory of its own, since where tensors lie changes a kernel by several
+per cent; of each set the fastest of many samples counts on either side, since others on the machine only ever add;
+and with one thread, since a neighbour that takes one of two cores doubles a call with two threads and leaves one with
+one alone. What remains (caches and memory that neighbours share) differs from row to row, so it is measured when a
+baseline is recorded: the margin is three times that spread, and never under LEAST_MARGIN.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 
+from quambench.allocator import keep_freed_memory
 from quambench.errors import BadArtefact
-from quambench.latency.interleave import Ratio
+from quambench.latency.interleave import Call, Ratio, samples
 from quambench.provenance import machine_class
 
 SCHEMA = 1
-MARGIN = 0.05  # beyond the stored ratio: what another build of the same code was seen to differ by
+SETS = 6
+ROUNDS, FEWEST_ROUNDS = 200, 5  # samples of each set
+MEASURED_SECONDS = 1.5  # what a measurement may take before rounds are left out
+RECORDED = 5  # measurements that a baseline is made of
+LEAST_MARGIN = math.log(1.05)
+SPREADS = 3.0  # of the margin
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A baseline. ratio: the median of its measurements; spread: of their logarithms, a standard deviation."""
+
+    ratio: float
+    spread: float
+
+    @property
+    def margin(self) -> float:
+        """Of the logarithm: what a clean repetition may differ by."""
+        return max(LEAST_MARGIN, SPREADS * self.spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +55,7 @@ class LatencyVerdict:
 
     status: str
     latest: Ratio
-    stored: Ratio | None
+    stored: Recorded | None
 
     @property
     def fails(self) -> bool:
@@ -35,11 +64,45 @@ class LatencyVerdict:
     def __str__(self) -> str:
         if self.stored is None:
             return f"{self.status}: ratio {self.latest}; no baseline of this machine's class"
-        return f"{self.status}: ratio {self.stored.value:.3f} -> {self.latest} (margin {MARGIN:.0%})"
+        margin = math.expm1(self.stored.margin)
+        return f"{self.status}: ratio {self.stored.ratio:.3f} -> {self.latest} (margin {margin:.0%})"
 
 
-def judge(measure: Callable[[], Ratio], stored: Ratio | None) -> LatencyVerdict:
-    """Regressed (or improved) when the interval clears the stored ratio by MARGIN, and does so again."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's, and so the kernels'."""
+    before = torch.get_num_threads()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measured(make: Callable[[], tuple[Call, Call]]) -> Ratio:
+    """make() -> a call and its counterpart, with inputs of their own.
+
+    The interval is Student's t over the sets' ratios.
+    """
+    with one_thread():
+        taken = samples([make() for _ in range(SETS)], ROUNDS, FEWEST_ROUNDS, MEASURED_SECONDS)
+    fastest = taken.min(dim=0).values  # (SETS, 2)
+    logs = (fastest[:, 0] / fastest[:, 1]).log()
+    reach = float(stats.t.isf(0.025, SETS - 1)) * logs.std().item() / SETS**0.5
+    mean, seconds = logs.mean().item(), fastest.median(dim=0).values
+    value, low, high = (math.exp(x) for x in (mean, mean - reach, mean + reach))
+    return Ratio(value, low, high, float(seconds[0]), float(seconds[1]), len(taken))
+
+
+def record(make: Callable[[], tuple[Call, Call]]) -> Recorded:
+    """RECORDED measurements."""
+    logs = torch.tensor([measured(make).value for _ in range(RECORDED)], dtype=torch.float64).log()
+    return Recorded(math.exp(logs.median()), logs.std().item())
+
+
+def judge(measure: Callable[[], Ratio], stored: Recorded | None) -> LatencyVerdict:
+    """Regressed (or improved) when the interval clears the stored ratio by its margin, and does so again."""
     latest = measure()
     if stored is None:
         return LatencyVerdict("NEW", latest, None)
@@ -50,19 +113,19 @@ def judge(measure: Callable[[], Ratio], stored: Ratio | None) -> LatencyVerdict:
     return LatencyVerdict("SAME", latest, stored)
 
 
-def slower(now: Ratio, stored: Ratio) -> bool:
-    """Whether one measurement's interval lies beyond the stored ratio and MARGIN."""
-    return now.low > stored.value * (1 + MARGIN)
+def slower(now: Ratio, stored: Recorded) -> bool:
+    """Whether one measurement's interval lies beyond the stored ratio and its margin."""
+    return math.log(now.low / stored.ratio) > stored.margin
 
 
-def faster(now: Ratio, stored: Ratio) -> bool:
+def faster(now: Ratio, stored: Recorded) -> bool:
     """The like of it on the other side."""
-    return now.high < stored.value / (1 + MARGIN)
+    return math.log(now.high / stored.ratio) < -stored.margin
 
 
 def latency_class() -> str:
-    """Machines whose ratios are compared: finer than numbers' classes, "cpu-x86_64-avx2-amd-epyc-2-threads"."""
-    words = [machine_class(), *_processor().lower().split(), f"{torch.get_num_threads()}-threads"]
+    """Machines whose ratios are compared: finer than numbers' classes, "cpu-x86_64-avx2-amd-epyc-25-17"."""
+    words = [machine_class(), *_processor().lower().split()]
     return "-".join(_plain(word) for word in words if _plain(word))
 
 
@@ -71,11 +134,12 @@ def _plain(word: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; without the words that name no model."""
+    """Name, family and model of the processor, as far as the system says; without the words that name none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        fields = {name.strip(): value for name, _, value in (line.partition(":") for line in reversed(lines))}
+        name = " ".join([fields["model name"], fields["cpu family"], fields["model"]])
+    except (OSError, KeyError):
         name = platform.processor()
     dropped = ("processor", "cpu", "@", "(r)", "(tm)")
     return " ".join(w for w in name.split() if w.lower() not in dropped and not w.endswith("GHz"))
@@ -87,21 +151,21 @@ class LatencyStore:
     def __init__(self, root: Path) -> None:
         self.path = root / "latency" / f"{latency_class()}.json"
 
-    def read(self) -> dict[str, Ratio]:
-        """Row -> stored ratio; empty where this class has none. raises BadArtefact"""
+    def read(self) -> dict[str, Recorded]:
+        """Row -> what is stored; empty where this class has nothing. raises BadArtefact"""
         if not self.path.exists():
             return {}
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
             if document["schema"] != SCHEMA:
                 raise BadArtefact(f"{self.path} has schema {document['schema']}, known is {SCHEMA}")
-            return {name: Ratio(**row) for name, row in document["rows"].items()}
+            return {name: Recorded(**row) for name, row in document["rows"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadArtefact(
-                f"{self.path} is not a readable latency baseline ({error}); --qb-update records it anew"
+                f"{self.path} is not a readable latency baseline ({error}); remove it and record it anew: --qb-update"
             ) from error
 
-    def write(self, rows: Mapping[str, Ratio], source: Mapping[str, Any]) -> Path:
+    def write(self, rows: Mapping[str, Recorded], source: Mapping[str, Any]) -> Path:
         """Put these rows beside those stored, in one atomic step."""
         kept = self.read() | dict(rows)
         document = {

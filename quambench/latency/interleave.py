@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from scipy.stats import quantile_test
+from torch import Tensor
 
 Call = Callable[[], object]
 
 ROUNDS, FEWEST_ROUNDS = 41, 11
 ROW_SECONDS = 4.0  # what a comparison may take before rounds are left out
-SAMPLE_SECONDS = 2e-3  # a timed sample lasts at least this: the clock's and the loop's own share stays below 1 %
+SAMPLE_SECONDS = 5e-4  # a timed sample lasts at least this: the clock's and the loop's own share stays below 1 %
 CONFIDENCE = 0.95
 
 
@@ -50,23 +51,32 @@ def interleaved(call: Call, counterpart: Call, rounds: int | None = None) -> Rat
     """
     if rounds is not None and rounds < 6:
         raise ValueError(f"a median's 95 % interval needs at least 6 rounds (got {rounds})")
-    pair = (call, counterpart)
-    once = [_once(c) for c in pair]
-    repeats = [max(1, math.ceil(SAMPLE_SECONDS / seconds)) for seconds in once]
-    if rounds is None:
-        of_a_round = sum(n * seconds for n, seconds in zip(repeats, once, strict=True))
-        rounds = min(ROUNDS, max(FEWEST_ROUNDS, int(ROW_SECONDS / of_a_round)))
-    samples = torch.empty(rounds, 2, dtype=torch.float64)
-    for i in range(rounds):
-        for side in (0, 1) if i % 2 else (1, 0):
-            samples[i, side] = _seconds(pair[side], repeats[side])
-    logs = (samples[:, 0] / samples[:, 1]).log()
+    most, fewest = (rounds, rounds) if rounds else (ROUNDS, FEWEST_ROUNDS)
+    taken = samples([(call, counterpart)], most, fewest, ROW_SECONDS)[:, 0]
+    logs = (taken[:, 0] / taken[:, 1]).log()
     interval = quantile_test(logs.numpy(), p=0.5).confidence_interval(CONFIDENCE)
-    seconds = samples.median(dim=0).values
+    seconds = taken.median(dim=0).values
     return Ratio(
         math.exp(logs.quantile(0.5)), math.exp(interval.low), math.exp(interval.high), float(seconds[0]),
-        float(seconds[1]), rounds,
+        float(seconds[1]), len(taken),
     )  # fmt: skip
+
+
+def samples(pairs: Sequence[tuple[Call, Call]], most: int, fewest: int, budget: float) -> Tensor:
+    """Seconds of one call, float64 (rounds, pairs, 2): every call of every pair in each round, taking turns.
+
+    most, fewest  rounds: as many between them as `budget` seconds hold
+    """
+    once = [[_once(call) for call in pair] for pair in pairs]
+    repeats = [[max(1, math.ceil(SAMPLE_SECONDS / seconds)) for seconds in pair] for pair in once]
+    of_a_round = sum(n * s for ns, ss in zip(repeats, once, strict=True) for n, s in zip(ns, ss, strict=True))
+    rounds = min(most, max(fewest, int(budget / of_a_round)))
+    taken = torch.empty(rounds, len(pairs), 2, dtype=torch.float64)
+    for i in range(rounds):
+        for j, pair in enumerate(pairs):
+            for side in (0, 1) if i % 2 else (1, 0):
+                taken[i, j, side] = _seconds(pair[side], repeats[j][side])
+    return taken
 
 
 def _once(call: Call) -> float:

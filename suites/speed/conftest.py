@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
 from tabulate import tabulate
 
-from quambench.latency.gate import LatencyStore, LatencyVerdict, judge, latency_class
-from quambench.latency.interleave import interleaved
+from quambench.latency.gate import (
+    LatencyStore,
+    LatencyVerdict,
+    judge,
+    latency_class,
+    measured,
+    one_thread,
+    record,
+)
 from quambench.latency.kernels import SHAPES, Rates, Row, rows
 from quambench.provenance import provenance
 from quambench.pytest_plugin import SESSION
@@ -44,15 +52,16 @@ def latency(request: pytest.FixtureRequest) -> Iterator[Callable[[Row], LatencyV
     config = request.config
     if hasattr(config, "workerinput"):
         pytest.skip("a latency is measured with nothing beside it: run suites/speed without -n")
-    store, rates, state = LatencyStore(config.stash[SESSION].baselines), Rates.measure(), config.stash[SESSION]
+    with one_thread():
+        rates = Rates.measure()
+    store, state = LatencyStore(config.stash[SESSION].baselines), config.stash[SESSION]
     stored, kept = store.read(), {}
 
     def check(row: Row) -> LatencyVerdict:
-        pair = row.make()
-        verdict = judge(lambda: interleaved(*pair), stored.get(row.name))
+        verdict = judge(lambda: measured(row.make), stored.get(row.name))
         config.stash[LATENCIES][row.name] = verdict, rates.share(row, verdict.latest.seconds)
         if stores(verdict):
-            kept[row.name] = verdict.latest
+            kept[row.name] = record(row.make)
         return verdict
 
     def stores(verdict: LatencyVerdict) -> bool:
@@ -78,9 +87,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _latencies(found: dict[str, tuple[LatencyVerdict, float | None]]) -> str:
     against = {row.name: row.counterpart for row in rows()}
     table = [
-        [v.status, name, against[name], str(v.latest), "-" if v.stored is None else f"{v.stored.value:.3f}",
-         f"{v.latest.seconds * 1e3:.3g}", "" if share is None else f"{share:.0%}"]
+        [v.status, name, against[name], str(v.latest), *_stored(v), f"{v.latest.seconds * 1e3:.3g}",
+         "" if share is None else f"{share:.0%}"]
         for name, (v, share) in found.items()
     ]  # fmt: skip
-    headers = ["", "kernel", "against", "ratio [95 %]", "stored", "ms", "of bound"]
+    headers = ["", "kernel", "against", "ratio [95 %]", "stored", "margin", "ms", "of bound"]
     return tabulate(table, headers, disable_numparse=True)
+
+
+def _stored(verdict: LatencyVerdict) -> tuple[str, str]:
+    if verdict.stored is None:
+        return "-", "-"
+    return f"{verdict.stored.ratio:.3f}", f"{math.expm1(verdict.stored.margin):.0%}"

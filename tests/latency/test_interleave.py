@@ -42,7 +42,7 @@ def test_by_hand(clock):
 def test_short_calls_are_repeated_until_the_clock_can_tell(clock):
     short = clock.call(2.1e-5)
     interleaved(short, clock.call(1e-2), rounds=6)
-    assert short.calls == 1 + 3 + 6 * 96  # to warm up, to know how long, and 2 ms a sample
+    assert short.calls == 1 + 3 + 6 * 24  # to warm up, to know how long, and 0.5 ms a sample
 
 
 def test_slow_calls_have_fewer_rounds_but_enough(clock):
