@@ -65,7 +65,7 @@ def there(x):
     """The same values on DEVICE, in the same layout."""
     if not isinstance(x, torch.Tensor) or x.device == DEVICE:
         return x
-    whole = torch.empty(0, dtype=x.dtype, device=DEVICE).set_(x.untyped_storage().to(DEVICE))
+    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to(DEVICE)
     return whole.as_strided(x.shape, x.stride(), x.storage_offset())
 
 

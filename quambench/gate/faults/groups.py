@@ -77,7 +77,7 @@ def _() -> AbstractContextManager[Any]:
     return wrapped(cluster, "_ward", in_place)
 
 
-@fault("clusters numbered as scikit-learn does", "cluster/kmeans", X, **GROUPED)
+@fault("clusters numbered as scikit-learn does", "cluster/kmeans", ANY_X, **GROUPED)
 def _() -> AbstractContextManager[Any]:
     return patch.object(cluster, "by_first", lambda labels: labels)
 
