@@ -16,7 +16,7 @@ import torch
 
 from quambench.arrange import SITE
 from quambench.data.recall import TASKS
-from quambench.gate.noise import SITE_ROWS, site_rms, terms_of, unit_rms, unit_size
+from quambench.gate.noise import SITE_ROWS, site_moved, terms_of, unit_moved, unit_size
 from quambench.gate.record import Record, scale_steps_apart
 from quambench.gate.stats import Paired, holm, mcnemar, paired
 from quambench.metrics import METRICS, Measurement
@@ -323,7 +323,7 @@ def first_moved_site(old: Record, new: Record) -> Finding | None:
     if old.sites != new.sites:
         return None  # other sites: already named as a changed artefact
     for rows, phase in zip(SITE_ROWS, ("prefill", "decoding"), strict=True):
-        moved, floors = site_rms(old.evidence[rows], new.evidence[rows]), old.noise.site_floors(rows)
+        moved, floors = site_moved(old.evidence[rows], new.evidence[rows]), old.noise.site_floors(rows)
         if floors is None:
             continue  # a baseline without a measured floor, from an older schema
         for site, m, floor in zip(new.sites, moved.tolist(), floors.tolist(), strict=True):
@@ -337,7 +337,7 @@ def first_moved_metric(old: Record, new: Record, comparisons: Sequence[Compariso
     least = least_change(old)
     for c in comparisons:
         if c.metric in SENSITIVE and c.metric in old.noise.units:
-            moved = unit_rms(terms_of(c.metric, old.evidence), terms_of(c.metric, new.evidence))
+            moved = unit_moved(terms_of(c.metric, old.evidence), terms_of(c.metric, new.evidence))
             if moved > max(BEYOND * old.noise.units[c.metric], least[c.metric]):
                 return Finding(c.metric, "the INT8 model computes something else: quality alone moved")
     return None

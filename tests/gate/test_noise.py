@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quambench.gate.noise import Noise, disturbance, largest, site_rms, spread, unit_rms
+from quambench.gate.noise import Noise, disturbance, largest, most, site_moved, site_rms, spread, unit_moved, unit_rms
 from quambench.gate.verdicts import GATED
 from quambench.metrics import Terms
 
@@ -28,6 +28,36 @@ def test_sites_by_hand():
     assert site_rms(old, new).tolist() == pytest.approx([1.0])
     unknown = column(float("nan"), float("nan"))[None]
     assert site_rms(unknown, new).tolist() == [0.0]
+
+
+def test_one_window_across_a_tie_is_not_a_moved_site():
+    """Of eight windows two may be lost to ties; a fault moves all of them, and three are more than ties."""
+    old = torch.ones(3, 8, dtype=torch.float64)
+    new = old.clone()
+    new[0, 3], new[0, 7] = torch.e, 0.5
+    new[1] *= torch.e
+    new[2, :3] = torch.e
+    assert site_moved(old, new).tolist() == pytest.approx([0.0, 1.0, (1 / 6) ** 0.5])
+    assert site_rms(old, new)[0] > 0.3  # what repetitions would have to have met
+    few = column(1.0, 1.0, 1.0)[None]
+    assert site_moved(few, few * torch.e).tolist() == pytest.approx([1.0])  # of three none may be lost
+
+
+def test_windows_of_a_metric_likewise():
+    weights, documents = torch.full((8,), 4.0, dtype=torch.float64), torch.arange(8)
+    old, one, all_of_them = (
+        Terms(torch.tensor(v, dtype=torch.float64), weights, documents)
+        for v in ([1.0] * 8, [1.0] * 7 + [9.0], [1.4] * 8)
+    )
+    assert unit_moved(old, one) == 0
+    assert unit_moved(old, all_of_them) == pytest.approx(0.1)
+
+
+def test_what_was_not_measured_stays_out_of_most():
+    x = column(float("nan"), 4.0, -3.0, 1.0)[None]
+    kept = most(x)[0]
+    assert kept[0].isnan()
+    assert kept[1:].tolist() == [1.0, -3.0]
 
 
 def test_a_floor_never_falls_along_the_forward_order_and_is_never_zero_by_luck():
