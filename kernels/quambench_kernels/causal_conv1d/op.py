@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quambench_kernels import upstream
 from quambench_kernels.causal_conv1d import cpu
 from quambench_kernels.causal_conv1d.reference import causal_conv1d_ref, next_history
 from quambench_kernels.checks import FLOATS, Checks
@@ -12,10 +13,12 @@ from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
 from quambench_kernels.native import why_not
+from quambench_kernels.upstream import register_upstream
 
 OP = "causal_conv1d"
 register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
 register_triton(OP, Later(OP, "causal_conv1d"))
+register_upstream(OP, "causal_conv1d", upstream.causal_conv1d)
 register(OP, "reference", causal_conv1d_ref, devices=("cpu", "cuda"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quambench_kernels import upstream
 from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.lazy import Later, register_triton
@@ -14,10 +15,12 @@ from quambench_kernels.selective_scan import cpu
 from quambench_kernels.selective_scan.differentiable import differentiable
 from quambench_kernels.selective_scan.in_place import in_place
 from quambench_kernels.selective_scan.reference import selective_scan_ref
+from quambench_kernels.upstream import register_upstream
 
 OP = "selective_scan"
 register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
 register_triton(OP, Later(OP, "selective_scan"))
+register_upstream(OP, "mamba_ssm", upstream.selective_scan)
 register(OP, "in_place", in_place, devices=("cpu", "cuda"))
 register(OP, "reference", selective_scan_ref, devices=("cpu", "cuda"), auto=lambda: False)
 

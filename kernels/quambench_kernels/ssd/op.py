@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quambench_kernels import upstream
 from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.lazy import Later, register_triton
@@ -15,10 +16,12 @@ from quambench_kernels.native import why_not
 from quambench_kernels.ssd import cpu
 from quambench_kernels.ssd.chunked import by_chunks
 from quambench_kernels.ssd.reference import ssd_ref
+from quambench_kernels.upstream import register_upstream
 
 OP = "ssd"
 register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
 register_triton(OP, Later(OP, "ssd"))
+register_upstream(OP, "mamba_ssm", upstream.ssd)
 register(OP, "chunked", by_chunks, devices=("cpu", "cuda"))
 register(OP, "reference", ssd_ref, devices=("cpu", "cuda"), auto=lambda: False)
 
