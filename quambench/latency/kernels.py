@@ -81,9 +81,9 @@ class Row:
     multiplied: int = 0
 
 
-def rows(shapes: Iterable[str] = tuple(SHAPES)) -> Iterator[Row]:
-    """shapes: names in SHAPES. raises KeyError"""
-    for name in shapes:
+def rows(shapes: Iterable[str] | None = None) -> Iterator[Row]:
+    """shapes: names in SHAPES, by default all. raises KeyError"""
+    for name in SHAPES if shapes is None else shapes:
         s = SHAPES[name]
         op, make = ("ssd", _ssd) if s.heads else ("selective_scan", _scan)
         for n, at in ((PREFILL, f"{name}, prefill {PREFILL}"), (STEP, f"{name}, decode {STEP}")):

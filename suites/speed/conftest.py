@@ -22,12 +22,12 @@ from quambench.provenance import provenance
 from quambench.pytest_plugin import SESSION
 
 ROWS = pytest.StashKey[list[list[str]]]()
-LATENCIES = pytest.StashKey[dict[str, tuple[LatencyVerdict, float | None]]]()
+LATENCIES = pytest.StashKey[list[tuple[Row, LatencyVerdict, float | None]]]()
 USUAL = ("mamba-130m", "mamba2-130m")  # --qb-full measures every shape
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS], config.stash[LATENCIES] = [], {}
+    config.stash[ROWS], config.stash[LATENCIES] = [], []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -59,7 +59,7 @@ def latency(request: pytest.FixtureRequest) -> Iterator[Callable[[Row], LatencyV
 
     def check(row: Row) -> LatencyVerdict:
         verdict = judge(lambda: measured(row.make), stored.get(row.name))
-        config.stash[LATENCIES][row.name] = verdict, rates.share(row, verdict.latest.seconds)
+        config.stash[LATENCIES].append((row, verdict, rates.share(row, verdict.latest.seconds)))
         if stores(verdict):
             kept[row.name] = record(row.make)
         return verdict
@@ -84,12 +84,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(_latencies(found))
 
 
-def _latencies(found: dict[str, tuple[LatencyVerdict, float | None]]) -> str:
-    against = {row.name: row.counterpart for row in rows()}
+def _latencies(found: list[tuple[Row, LatencyVerdict, float | None]]) -> str:
     table = [
-        [v.status, name, against[name], str(v.latest), *_stored(v), f"{v.latest.seconds * 1e3:.3g}",
+        [v.status, row.name, row.counterpart, str(v.latest), *_stored(v), f"{v.latest.seconds * 1e3:.3g}",
          "" if share is None else f"{share:.0%}"]
-        for name, (v, share) in found.items()
+        for row, v, share in found
     ]  # fmt: skip
     headers = ["", "kernel", "against", "ratio [95 %]", "stored", "margin", "ms", "of bound"]
     return tabulate(table, headers, disable_numparse=True)

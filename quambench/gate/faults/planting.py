@@ -111,6 +111,7 @@ def relaid(name: str, lay_out: Any = None, expand: Any = None) -> AbstractContex
         return Layout(
             (lambda x: lay_out(right, x)) if lay_out else right.lay_out,
             (lambda scale: expand(right, scale)) if expand else right.expand,
+            right.join,
         )
 
     return patch.dict(GRANULARITIES._entries, {name: spoilt})
