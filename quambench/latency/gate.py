@@ -32,7 +32,7 @@ SETS = 6
 ROUNDS, FEWEST_ROUNDS = 200, 5  # samples of each set
 MEASURED_SECONDS = 3.0  # what a measurement may take before rounds are left out
 RECORDED = 5  # measurements that a baseline is made of
-LEAST_MARGIN = math.log(1.05)
+LEAST_MARGIN = math.log(1.10)
 SPREADS = 3.0  # of the margin
 
 

@@ -24,8 +24,8 @@ def judged(stored, *measured):
     return verdict, len(measured) - len(left)
 
 
-STORED = Recorded(1.0, spread=0.01)  # three of these are less than 5 %
-CLEAR, UNCLEAR = ratio(1.07), ratio(1.055)
+STORED = Recorded(1.0, spread=0.01)  # three of these are less than 10 %
+CLEAR, UNCLEAR = ratio(1.13), ratio(1.105)
 
 
 def test_the_first_measurement_has_no_baseline():
@@ -42,7 +42,7 @@ def test_same_is_measured_once():
 def test_slower_twice_is_a_regression():
     verdict, made = judged(STORED, CLEAR, CLEAR)
     assert (verdict.status, verdict.fails, made) == ("REGRESSED", True, 2)
-    assert str(verdict) == "REGRESSED: ratio 1.000 -> 1.070 [1.060, 1.080] (margin 5%)"
+    assert str(verdict) == "REGRESSED: ratio 1.000 -> 1.130 [1.120, 1.140] (margin 10%)"
 
 
 @pytest.mark.parametrize("second", [ratio(1.0), UNCLEAR])
@@ -55,7 +55,7 @@ def test_an_interval_that_reaches_into_the_margin_clears_nothing():
 
 
 def test_a_noisy_row_has_a_wider_margin():
-    """Three times its spread: 1.07 is a regression of a quiet row, and nothing to one that is 4 % off by itself."""
+    """Three times its spread: 1.13 is a regression of a quiet row, and nothing to one that is 4 % off by itself."""
     noisy = Recorded(1.0, spread=0.04)
     assert noisy.margin == pytest.approx(0.12)
     assert STORED.margin == LEAST_MARGIN
@@ -94,7 +94,7 @@ def test_what_is_recorded_is_a_median_and_a_spread(monkeypatch):
 
 
 def test_faster_twice_is_an_improvement_that_passes():
-    fast = ratio(1 / 1.05 - 0.02)
+    fast = ratio(1 / 1.1 - 0.02)
     verdict, _ = judged(STORED, fast, fast)
     assert (verdict.status, verdict.fails) == ("IMPROVED", False)
 

@@ -65,7 +65,7 @@ def test_from_new_to_red(run, pytester):
     assert {row["ratio"] for row in stored(pytester).values()} == {1.0}
     same = run("1.03")
     same.assert_outcomes(passed=4)
-    same.stdout.fnmatch_lines(["*SAME*hadamard_quantize*1.030*1.000*5%*"])
+    same.stdout.fnmatch_lines(["*SAME*hadamard_quantize*1.030*1.000*10%*"])
 
     red = run("1.2 if len(made) < 3 else 1.0")  # the first row alone is slower, twice
     red.assert_outcomes(passed=3, failed=1)

@@ -313,6 +313,16 @@ def test_decoding_is_the_recipe(setting):
     assert_decodes_by_the_recipe(setting, setting.model)
 
 
+def test_float_pytorch_between_the_grids_is_the_recipe_too(setting):
+    """What a disturbance goes through, here one that changes nothing; the INT8 kernels have the tests above."""
+    s = setting
+    composed = QuantizedModel(s.prepared, s.calibration, s.precision, disturb=lambda x: x)
+    assert all(block.by_kernels for block in s.model.blocks)
+    assert not any(block.by_kernels for block in composed.blocks)
+    assert_is_the_recipe(s, composed, TOKENS)
+    assert_decodes_by_the_recipe(s, composed)
+
+
 @pytest.mark.parametrize("shape", [MAMBA, MAMBA2 | dict(n_groups=2)], ids=["mamba", "mamba2"])
 def test_a_convolution_of_one_token_carries_no_history(shape, randomize):
     s = made(shape | dict(conv_width=1), "tensor", Precision(), randomize)
