@@ -54,6 +54,10 @@ class Checks:
             found = {name: x.dtype for name, x in tensors.items() if x is not None}
             self.refuse(f"all must be of one floating dtype (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
 
+    def positive(self, name: str, n: int) -> None:
+        if n < 1:
+            self.refuse(f"{name} must be at least 1 (got {n})")
+
     def q_max(self, q_max: int) -> None:
         if not 1 <= q_max <= 127:
             self.refuse(f"q_max must be from 1 to 127 (got {q_max})")

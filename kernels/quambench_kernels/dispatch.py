@@ -89,7 +89,7 @@ def resolve(
         able = _able[key] = entries, _find(op, impl, device.type, dtype)
     for name, entry in able[1]:
         if size is None or entry.sizes is None or impl != "auto" or size in entry.sizes:
-            _ran.setdefault(op, set()).add(name)
+            ran(op, name)
             return entry.run
     raise UnavailableError(f"{op}: no implementation for {device.type} and size {size}")
 
@@ -110,6 +110,11 @@ def _find(op: str, impl: str, device: str, dtype: torch.dtype | None) -> list[tu
     if reason is not None:
         raise UnavailableError(f"{op}: implementation {impl!r} is unavailable: {reason}")
     return [(impl, entries[impl])]
+
+
+def ran(op: str, name: str) -> None:
+    """Enter what runs in `chosen()`."""
+    _ran.setdefault(op, set()).add(name)
 
 
 @contextmanager

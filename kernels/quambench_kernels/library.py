@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from quambench_kernels.dispatch import ran
+
 _LIBRARY = torch.library.Library("quambench", "DEF")
 
 
@@ -35,4 +37,6 @@ def records_gradients(op: str, impl: str, *tensors: torch.Tensor | None) -> bool
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if recorded and impl != "auto":
         raise ValueError(f"{op}: implementation {impl!r} has no backward; call it under torch.no_grad()")
+    if recorded:
+        ran(op, "differentiable")
     return recorded

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -42,17 +43,21 @@ def cache_folder() -> Path:
 @cache
 def load(source: Path, *flags: str) -> ctypes.CDLL:
     """The library built from one C++ file, with these flags beside FLAGS. raises BuildError"""
-    compiler = _compiler()
-    text = b"\0".join(file.read_bytes() for file in (source, *sorted(FOLDER.glob("*.h"))))
-    key = hashlib.sha256(b"\0".join([text, " ".join((*FLAGS, *flags)).encode(), _target(compiler)])).hexdigest()[:20]
-    name = f"{source.parent.name}-{key}.so"
-    kept = cache_folder() / name
     try:
+        compiler = _compiler()
+        text = b"\0".join(file.read_bytes() for file in (source, *sorted(FOLDER.glob("*.h"))))
+        command = [*compiler, *FLAGS, *flags]
+        key = hashlib.sha256(b"\0".join([text, " ".join(command).encode(), _target(tuple(compiler))])).hexdigest()[:20]
+        kept = cache_folder() / f"{source.parent.name}-{key}.so"
         if not kept.exists():
-            _build([compiler, *FLAGS, *flags], source, kept)
-        return ctypes.CDLL(str(kept))
-    except OSError as error:  # a folder that cannot be written, or from which nothing may be loaded
-        raise BuildError(f"{source.parent.name}: {error}") from error
+            _build(command, source, kept)
+        try:
+            return ctypes.CDLL(str(kept))
+        except OSError:  # damaged: once more, from the source
+            _build(command, source, kept)
+            return ctypes.CDLL(str(kept))
+    except (OSError, RuntimeError) as error:  # no home, a folder that cannot be written, nothing may be loaded from it
+        raise error if isinstance(error, BuildError) else BuildError(f"{source.parent.name}: {error}") from error
 
 
 def why_not(source: Path, *flags: str) -> Callable[[], str | None]:
@@ -87,19 +92,19 @@ def threads() -> ctypes.c_int:
 
 
 @cache
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["g++", "c++", "clang++"]:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise BuildError(f"no C++ compiler ({f'$CXX is {named}' if named else 'g++, c++ or clang++'} was not found)")
+def _compiler() -> list[str]:
+    """$CXX, which may have arguments, or g++ or c++. The sources are for GCC."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [["g++"], ["c++"]]:
+        if shutil.which(command[0]):
+            return command
+    raise BuildError(f"no C++ compiler ({f'$CXX is {shlex.join(named)}' if named else 'g++ or c++'} was not found)")
 
 
 @cache
-def _target(compiler: str) -> bytes:
+def _target(compiler: tuple[str, ...]) -> bytes:
     """What -march=native means here, and which compiler says so."""
-    asked = [compiler, "-march=native", "-x", "c++", "-E", "-v", os.devnull, "-o", os.devnull]
+    asked = [*compiler, "-march=native", "-x", "c++", "-E", "-v", os.devnull, "-o", os.devnull]
     return subprocess.run(asked, capture_output=True, check=False).stderr
 
 
@@ -110,7 +115,7 @@ def _build(command: list[str], source: Path, kept: Path) -> None:
         built, object_file = Path(folder) / kept.name, Path(folder) / "kernel.o"
         # Linked without -fopenmp: its symbols are then found in the runtime that PyTorch brought.
         _run([*command, f"-I{FOLDER}", "-c", str(source), "-o", str(object_file)])
-        _run([command[0], "-shared", str(object_file), "-o", str(built)])
+        _run([*_compiler(), "-shared", str(object_file), "-o", str(built)])
         os.replace(built, kept)
 
 

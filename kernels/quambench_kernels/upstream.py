@@ -37,7 +37,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tenso
     run = import_module("causal_conv1d").causal_conv1d_fn
     past = history.transpose(1, 2)
     y = run(x.transpose(1, 2), weight, bias, initial_states=past, activation="silu" if silu else None)
-    return y.transpose(1, 2)
+    return y.transpose(1, 2).contiguous()
 
 
 def selective_scan(

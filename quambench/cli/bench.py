@@ -48,7 +48,15 @@ def run(options: argparse.Namespace) -> int:
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")
     print(text if options.json else "\n\n".join(_tables(found)))
-    return 0
+    return 0 if _passes(found) else 1
+
+
+def _passes(found: dict[str, Any]) -> bool:
+    """No bar is missed; of planted slowdowns 19 in 20 are caught, of clean repeats at most 1 in 40 is red."""
+    drills = [Drill(**row) for row in found.get("gate", [])]
+    missed = any(bar["met"] is False for bar in found.get("bars", []))
+    caught = sum(d.caught for d in drills) >= 0.95 * sum(d.planted for d in drills)
+    return not missed and caught and sum(d.alarms for d in drills) <= sum(d.clean for d in drills) / 40
 
 
 def _gate(progress: Progress) -> dict[str, Any]:
@@ -110,6 +118,9 @@ _MET = {None: "", True: "met", False: "MISSED"}
 def _table(found: list[dict[str, Any]], more: dict[str, Any]) -> str:
     table = []
     for row in found:
+        if row["ratio"] is None:
+            table.append([row["name"], row["of"], f"not measured: {row['why']}", "", "", *("" for _ in more)])
+            continue
         r = Ratio(**row["ratio"])
         times = [f"{r.seconds * 1e3:.3g}", f"{r.counterpart_seconds * 1e3:.3g}"] if r.seconds else ["", ""]
         table.append([row["name"], row["of"], str(r), *times, *(cell(row) for cell in more.values())])

@@ -4,7 +4,8 @@ Integer arithmetic is exact everywhere; what differs between machines is the flo
 a rounding, which moves values across ties. Rarely, but then by a whole step, and the steps after it
 follow. So the floor is measured when a baseline is written, by repeating the case
 
-- in another process with one thread, narrower vector instructions and another batch composition, and
+- in another process with one thread, narrower vector instructions, no C++ kernels and another batch
+  composition, and
 - DISTURBANCES times with every float tensor disturbed, before it is rounded, by as much as another
   order of summation may disturb it: a stand-in for machines that nobody here has.
 """
@@ -25,7 +26,7 @@ SITE_ROWS = ("sites.accumulated", "decode.accumulated")
 # Disturbed repetitions per case. A disturbance that meets no tie at a site leaves that floor at 0, so
 # one draw is too few; each more costs an evaluation, and only where a baseline is written.
 DISTURBANCES = 2
-TIES = 0.25  # share of windows that one comparison may lose to values across ties
+TIES = 0.125  # share of windows that one comparison may lose to values across ties
 _POOL = 1 << 22  # random numbers drawn beforehand: more than a tensor of the bundled models has values
 
 
@@ -34,8 +35,8 @@ class Noise:
     """How far repetitions of one case lie apart.
 
     means  gated metric -> |difference of its mean|, in its unit
-    units  gated metric -> root mean square of its difference per window, in its unit
-    sites  name in SITE_ROWS -> (S,) root mean square over windows of the log ratio of error energies
+    units  gated metric -> root mean square of its difference per window, in its unit, over `most` windows
+    sites  name in SITE_ROWS -> (S,) the same of the log ratio of error energies
     """
 
     means: Mapping[str, float] = field(default_factory=dict)
@@ -85,8 +86,8 @@ def spread(a: Evidence, b: Evidence, gated: Sequence[str]) -> Noise:
     for name in gated:
         x, y = terms_of(name, a), terms_of(name, b)
         if len(x.values):
-            means[name], units[name] = abs(y.mean() - x.mean()), unit_rms(x, y)
-    return Noise(means, units, {rows: site_rms(a[rows], b[rows]) for rows in SITE_ROWS})
+            means[name], units[name] = abs(y.mean() - x.mean()), unit_moved(x, y)
+    return Noise(means, units, {rows: site_moved(a[rows], b[rows]) for rows in SITE_ROWS})
 
 
 def largest(of: Sequence[Noise]) -> Noise:
@@ -108,40 +109,31 @@ def terms_of(name: str, evidence: Evidence) -> Terms:
     return terms(evidence)
 
 
-def unit_rms(old: Terms, new: Terms) -> float:
-    """Of the difference per unit of weight: sensitive to any change, where a mean may cancel."""
-    return float(_rms((new.values - old.values) / old.weights.mean()))
-
-
 def unit_moved(old: Terms, new: Terms) -> float:
-    """unit_rms of most windows: see `most`."""
+    """Root mean square of the difference per unit of weight, over `most` windows: a mean may cancel."""
     return float(_rms(most((new.values - old.values) / old.weights.mean())))
 
 
 def unit_size(terms: Terms) -> float:
-    """Root mean square per unit of weight: what `unit_rms` is small beside."""
+    """Root mean square per unit of weight: what `unit_moved` is small beside."""
     return float(_rms(terms.values / terms.weights.mean())) if len(terms.values) else 0.0
 
 
-def site_rms(old: Tensor, new: Tensor) -> Tensor:
-    """(S, W) energies, twice -> (S,)."""
-    return _rms(log_ratio(old, new))
-
-
 def site_moved(old: Tensor, new: Tensor) -> Tensor:
-    """site_rms of most windows: see `most`."""
+    """(S, W) energies, twice -> (S,): root mean square of the log ratio, over `most` windows."""
     return _rms(most(log_ratio(old, new)))
 
 
 def most(x: Tensor) -> Tensor:
-    """All but the TIES of the last axis that lie farthest from 0, in ascending order; what was not measured stays.
+    """x without those that lie farthest from 0, TIES of what was measured along the last axis: they become NaN.
 
     A value that falls across a tie changes its window's every later step, and where 4 bits leave little of a model,
     by half: one window of twenty, in one repetition of five. So rarely that repetitions may not have met it and
-    measured a floor of nothing. A fault changes every window that passes through it.
+    measured a floor of nothing. A fault that touches no more windows than that is left to the probes.
     """
-    size = x.double().abs().nan_to_num(-1.0).argsort(dim=-1)
-    return x.gather(-1, size[..., : x.shape[-1] - int(TIES * x.shape[-1])])
+    measured = (~x.isnan()).sum(-1, keepdim=True)
+    rank = x.double().abs().nan_to_num(-1.0).argsort(dim=-1, descending=True).argsort(dim=-1)  # 0: the farthest
+    return x.masked_fill(rank < (TIES * measured).long(), torch.nan)
 
 
 def _rms(x: Tensor) -> Tensor:

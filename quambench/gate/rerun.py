@@ -38,8 +38,11 @@ class Job:
 
 
 def conditions() -> dict[str, str]:
-    """Environment of the other process: one thread, and another instruction set than this one's where there is one."""
-    other = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    """Environment of the other process: one thread, operators in PyTorch, another instruction set if there is one.
+
+    The C++ kernels are built for this CPU, whatever PyTorch is told; without a compiler none of them runs.
+    """
+    other = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CXX": "none"}
     if platform.machine() != "x86_64":
         return other
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -23,17 +23,21 @@ CONV_OVER_EAGER = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A ratio and what it should be at most; the upper end of its interval has to be."""
+    """A ratio and what it should be at most; the upper end of its interval has to be.
+
+    ratio  None where it could not be measured; `why` says why
+    """
 
     name: str
     of: str
-    ratio: Ratio
+    ratio: Ratio | None
     limit: float | None
+    why: str = ""
 
     @property
     def met(self) -> bool | None:
-        """Whether the interval lies under the limit; None without a limit."""
-        return None if self.limit is None else self.ratio.high <= self.limit
+        """Whether the interval lies under the limit; None without a limit, or a measurement."""
+        return None if self.limit is None or self.ratio is None else self.ratio.high <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,9 @@ def model_bars(name: str) -> Iterator[Bar | Memory]:
 
 def _against_transformers(name: str, made: Pair) -> Iterator[Bar]:
     theirs = transformers_model(made.config)
-    if theirs is not None:
-        ratio = interleaved(made.prefill(made.floating), made.prefill(theirs), rounds=7)
-        yield Bar(f"{name}: float prefill", "transformers", ratio, OVER_TRANSFORMERS[name])
+    ratio = theirs and interleaved(made.prefill(made.floating), made.prefill(theirs), rounds=7)
+    why = "" if theirs else "transformers is not installed"
+    yield Bar(f"{name}: float prefill", "transformers", ratio, OVER_TRANSFORMERS[name], why)
 
 
 def working_bytes(call: Call) -> int | None:

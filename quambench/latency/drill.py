@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from quambench.latency.gate import Recorded, judge, measured, one_thread, record, slower
-from quambench.latency.interleave import Call, Ratio, interleaved
+from quambench.latency.gate import Recorded, judge, measured, record, slower
+from quambench.latency.interleave import Call, Ratio
 from quambench.latency.kernels import rows
 
 SLOWER = 0.20
@@ -43,8 +43,7 @@ def drill(
     todo = [row for row in rows([SHAPE]) if "prefill" in row.name and row.name.split(",")[0] in of]
     for i, row in enumerate(todo):
         stored = record(row.make)
-        with one_thread():
-            seconds = SLOWER * interleaved(*row.make()).seconds
+        seconds = SLOWER * measured(row.make).seconds
         what = f"{i + 1} of {len(todo)} kernels"
         red, red_at_once = _judged(partial(_slow, row.make, seconds), stored, planted, partial(progress, what))
         alarms, alarms_at_once = _judged(row.make, stored, clean, partial(progress, what))

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quambench_kernels.hadamard_quantize import cpu
+from quambench_kernels.native import why_not
 from scipy import stats
 
 from quambench.allocator import keep_freed_memory
@@ -124,13 +126,17 @@ def faster(now: Ratio, stored: Recorded) -> bool:
 
 
 def latency_class() -> str:
-    """Machines whose ratios are compared: finer than numbers' classes, "cpu-x86_64-avx2-amd-epyc-25-17"."""
-    words = [machine_class(), *_processor().lower().split()]
+    """What is compared: of one processor, PyTorch and presence of a compiler, "cpu-x86_64-avx2-amd-epyc-25-17-2.13".
+
+    Finer than numbers' classes, since another PyTorch has other products, and without a compiler other kernels run.
+    """
+    words = [machine_class(), *_processor().lower().split(), ".".join(torch.__version__.split(".")[:2])]
+    words += ["without-compiler"] if why_not(cpu.SOURCE)() else []
     return "-".join(_plain(word) for word in words if _plain(word))
 
 
 def _plain(word: str) -> str:
-    return "".join(c for c in word if c.isalnum() or c in "-_")
+    return "".join(c for c in word if c.isalnum() or c in "-_.")
 
 
 def _processor() -> str:

@@ -29,22 +29,27 @@ def small(monkeypatch):
 
 def test_kernels_as_a_table_and_as_json(capsys, tmp_path):
     out = tmp_path / "bench.json"
-    assert main(["bench", "kernels", "--out", str(out)]) == 0
+    code = main(["bench", "kernels", "--out", str(out)])
     text = capsys.readouterr().out
     document = json.loads(out.read_text())
+    assert code == any(bar["met"] is False for bar in document["bars"])
     names = [row["name"] for row in document["kernels"]]
     assert len(names) == len(list(kernels.rows(["mamba2-130m"])))
     assert all(name in text for name in names)
     assert {bar["name"] for bar in document["bars"]} >= {"mamba2-130m: INT8 prefill", "mamba2-130m: INT8 step"}
     assert document["provenance"]["kernels"]["int8_linear"]
     for bar in document["bars"]:
-        assert bar["met"] == (None if bar["limit"] is None else bar["ratio"]["high"] <= bar["limit"])
+        if bar["limit"] is not None and bar["ratio"]:
+            assert bar["met"] == (bar["ratio"]["high"] <= bar["limit"])
         assert ("MISSED" in text) >= (bar["met"] is False)
     assert [m["name"] for m in document["memory"]] == ["mamba2-130m, float32", "mamba2-130m, INT8"]
 
 
-def test_models_alone_as_json(capsys):
-    assert main(["bench", "models", "--json"]) == 0
+def test_models_alone_as_json(capsys, monkeypatch):
+    monkeypatch.setattr(bars, "transformers_model", lambda config: None)
+    main(["bench", "models"])
+    assert "not measured: transformers is not installed" in capsys.readouterr().out
+    main(["bench", "models", "--json"])
     assert set(json.loads(capsys.readouterr().out)) == {"class", "provenance", "bars", "memory"}
 
 
@@ -63,6 +68,20 @@ def test_the_gate_is_drilled(capsys, monkeypatch):
     rows = len(drill.ROWS)
     assert f"caught {20 * rows} of {20 * rows} planted slowdowns; 0 false alarms in {40 * rows} clean" in said
     assert f"{rows} rows" in f"{said.count('20 of 20')} rows"
+
+
+@pytest.mark.parametrize(("caught", "alarms", "code"), [(20, 0, 0), (19, 1, 0), (18, 0, 1), (20, 2, 1)])
+def test_a_gate_that_cannot_be_trusted_is_code_1(capsys, monkeypatch, caught, alarms, code):
+    monkeypatch.setattr(bench, "drill", lambda progress: [drill.Drill("row", 0.1, 20, caught, 20, 40, alarms, 3)])
+    assert main(["bench", "gate"]) == code
+
+
+def test_a_bar_that_is_missed_is_code_1(capsys, monkeypatch):
+    for limit, code in ((1e-9, 1), (1e9, 0)):
+        ratio = Ratio(0.5, 0.4, 0.6, 1.0, 2.0, 9)
+        monkeypatch.setattr(bench, "_models", lambda *_, r=ratio, most=limit: [bars.Bar("a", "b", r, most)])
+        assert main(["bench", "models"]) == code
+    assert "met" in capsys.readouterr().out
 
 
 def test_an_unknown_shape_is_refused(capsys):

@@ -36,7 +36,7 @@ def test_any_strides(judge, impl, strided):
     assert_looks_up(strided(torch.randint(9, (3, 4), generator=g)), judge.ints(g, 9, 5), judge.scales(g, 9), impl)
 
 
-@pytest.mark.parametrize("token", [-10, 9])
+@pytest.mark.parametrize("token", [-10, -1, 9])
 def test_a_token_outside_the_table_is_refused(judge, impl, token):
     g = torch.Generator().manual_seed(0)
     with pytest.raises(IndexError):

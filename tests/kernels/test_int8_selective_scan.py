@@ -77,6 +77,16 @@ def test_a_state_that_saturates_and_one_that_reaches_no_step(judge, impl, about)
     assert_scans(judge, [*inputs, torch.tensor(about)], impl)
 
 
+@pytest.mark.parametrize("layout", ["turned", "every second"])
+def test_scales_of_the_state_by_any_strides(judge, impl, layout):
+    inputs = drawn(judge, width=5, n=4, state_shape=(5, 4))
+    whole = inputs[-1]
+    inputs[-1] = whole.t().contiguous().t() if layout == "turned" else whole.repeat_interleave(2, dim=1)[:, ::2]
+    assert torch.equal(inputs[-1], whole)
+    assert not inputs[-1].is_contiguous()
+    assert_scans(judge, inputs, impl)
+
+
 def ties():
     """A = 0 keeps the state: h = q · 1 + Δ u B with softplus(Δ) = 32, exact beyond 20, u B = q / 64: q + k / 2."""
     k = torch.arange(-9, 10, dtype=torch.int8)

@@ -92,6 +92,17 @@ def test_a_state_that_saturates_and_one_that_reaches_no_step(judge, impl, about)
     assert_scans(judge, [*inputs, torch.tensor(about)], impl)
 
 
+@pytest.mark.parametrize("layout", ["turned", "every second"])
+def test_scales_of_the_state_by_any_strides(judge, impl, layout):
+    inputs = drawn(judge, state_shape=(6, 3, 4))
+    whole = inputs[-1]
+    turned = whole.transpose(0, 2).contiguous().transpose(0, 2)
+    inputs[-1] = turned if layout == "turned" else whole.repeat_interleave(2, dim=2)[..., ::2]
+    assert torch.equal(inputs[-1], whole)
+    assert not inputs[-1].is_contiguous()
+    assert_scans(judge, inputs, impl)
+
+
 def ties():
     """A = 0 keeps the state, limits make Δ = 1: h = q + k B / 2 with B = 1, one head of 19 channels."""
     k = torch.arange(-9, 10, dtype=torch.int8)

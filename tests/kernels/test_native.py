@@ -101,12 +101,17 @@ def test_a_cache_that_cannot_be_written_is_named(run, tmp_path, expected):
     assert str(tmp_path / "cache") in printed(run("native"))
 
 
-def test_a_damaged_library_is_named_and_not_used(run, tmp_path, expected):
+def test_a_damaged_library_is_built_anew(run, tmp_path, expected):
     printed(run("native"))
     (file,) = (tmp_path / "cache").glob("*.so")
+    whole = file.read_bytes()
     file.write_bytes(b"nothing of the kind")
-    assert printed(run()) == f"reference {expected}"
-    assert file.name in printed(run("native"))
+    assert printed(run("native")) == f"native {expected}"
+    assert len(file.read_bytes()) == len(whole)
+
+
+def test_a_compiler_may_have_arguments(run, tmp_path, expected):
+    assert printed(run("native", CXX="env g++")) == f"native {expected}"
 
 
 def test_threads_are_those_of_pytorch():

@@ -144,6 +144,12 @@ def test_a_residual_left_out_is_noticed(judge):
         judge.rounded(add_rms_norm_quantize(x, residual, gain, 0.1, scale)[0], usual, exact, scale)
 
 
+def test_gradients_after_adding_are_recorded():
+    x, residual = (torch.randn(2, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    gain = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *a: add_rms_norm_quantize(*a, 1e-5, None), (x, residual, gain))
+
+
 def test_gradients_are_recorded():
     x, z, gain = (torch.randn(3, 8, dtype=torch.float64).requires_grad_() for _ in range(3))
     gain = gain[0].detach().requires_grad_()

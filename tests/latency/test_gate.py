@@ -99,15 +99,10 @@ def test_faster_twice_is_an_improvement_that_passes():
     assert (verdict.status, verdict.fails) == ("IMPROVED", False)
 
 
-def test_a_gate_without_the_second_measurement_would_be_noticed():
-    """The twin: a rule that trusts one measurement fails test_slower_once_is_noise."""
-    assert gate.slower(CLEAR, STORED)
-
-
 def test_the_class_names_the_processor():
     name = latency_class()
     assert name.startswith("cpu-")
-    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 def test_rows_are_kept_beside_each_other(tmp_path):

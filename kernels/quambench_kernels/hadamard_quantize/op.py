@@ -31,7 +31,8 @@ def hadamard_quantize(x: Tensor, scale: Tensor, base: Tensor, *, q_max: int = 12
     raises   ValueError
     """
     check = Checks(OP)
-    check.shape("base", base, len(base), len(base))
+    if base.ndim != 2 or not base.shape[0] or base.shape[0] != base.shape[1]:
+        check.refuse(f"base must be (m, m), m at least 1 (got {tuple(base.shape)})")
     check.dtype("base", base, torch.float32)
     check.dtype("x", x, torch.float64, torch.float32, torch.bfloat16, torch.float16)
     times, rest = divmod(x.shape[-1] if x.ndim else 0, len(base))

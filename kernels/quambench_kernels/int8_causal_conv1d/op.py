@@ -73,6 +73,7 @@ def int8_causal_conv1d_walking(
     check = Checks(WALKING)
     _check_inputs(check, x_q, x_scale, weight, bias, history_q, q_max)
     check.shape("head_sizes", head_sizes, None, None)
+    check.positive("the number of SSD groups", len(head_sizes))
     check.shape("dim_sizes", dim_sizes, *head_sizes.shape, None)
     check.shape("scale", scale, *dim_sizes.shape)
     check.dtype("scale", scale, torch.float32)

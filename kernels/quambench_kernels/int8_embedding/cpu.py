@@ -15,8 +15,6 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 
 def native(tokens: Tensor, table_q: Tensor, scale: Tensor) -> Tensor:
     """int8_embedding_ref's signature."""
-    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < len(table_q)):
-        raise IndexError(f"int8_embedding: tokens must be from 0 to {len(table_q) - 1}")
     tokens, table, scale = tokens.contiguous(), table_q.contiguous(), scale.contiguous()
     y = torch.empty(*tokens.shape, table.shape[1])
     load(SOURCE).int8_embedding(

@@ -26,7 +26,7 @@ def int8_embedding(tokens: Tensor, table_q: Tensor, scale: Tensor, *, impl: str 
     table_q  (V, D) int8; scale (V,) float32
     impl     "auto", or a name in `implementations("int8_embedding")`
     returns  (..., D) float32
-    raises   ValueError; IndexError for a token outside the table
+    raises   ValueError; on a CPU IndexError for a token outside the table, whose row is NaN on a GPU
     """
     check = Checks(OP)
     check.shape("table_q", table_q, None, None)
@@ -43,4 +43,10 @@ def int8_embedding(tokens: Tensor, table_q: Tensor, scale: Tensor, *, impl: str 
     lambda tokens, table_q, scale, impl: scale.new_empty(*tokens.shape, table_q.shape[1]),
 )
 def _run(tokens: Tensor, table_q: Tensor, scale: Tensor, impl: str) -> Tensor:
+    if (
+        tokens.device.type == "cpu"
+        and tokens.numel()
+        and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(table_q)
+    ):
+        raise IndexError(f"{OP}: tokens must be from 0 to {len(table_q) - 1}")
     return resolve(OP, impl, tokens.device)(tokens, table_q, scale)

@@ -38,6 +38,7 @@ def native(
     A, D, dt_bias, state = (m.contiguous() for m in (A, D, dt_bias, state_q))
     scales = [m.contiguous() for m in (x_scale, dt_scale, B_scale, C_scale)]
     of_x, of_dt, of_B, of_C = ((pointer(m), c_int64(m.ndim)) for m in scales)
+    state_scale = state_scale.contiguous()  # the kernel takes a scale per n as dense, or as one for all
     steps = state_scale.expand(state.shape[1:]).stride()
     y, after = torch.empty(x.shape), torch.empty(state.shape, dtype=torch.int8)
     load(SOURCE).int8_ssd(
