@@ -37,8 +37,9 @@ COMPLEMENT = (
     "p.upper_quantile = lambda x, alpha: q(x, 1 - alpha)"
 )
 STATE_TIMES_4 = (
-    "from quambench.quant import quantized as m; old = m._Block.read; "
-    "m._Block.read = lambda self, site, q: old(self, site, q) * (4 if site == 'ssm_state' else 1)"
+    "import quambench_kernels.int8_selective_scan as scan; from quambench_kernels import dispatch; "
+    "scan_of_more = lambda run, *a: run(*a[:13], a[13].clamp(-32, 31) * 4, *a[14:]); "  # of the state
+    "planted = dispatch.around('int8_selective_scan', scan_of_more); planted.__enter__()"
 )
 BROKEN = "from quambench.observers import running_max as m; m.RunningMax.take = lambda self, batch: 1 / 0"
 
@@ -116,8 +117,8 @@ def test_an_update_stores_and_passes(recorded, pytester):
         (Q_MAX, 2, "at embedding.weight"),
         (TRUNCATE, 2, "at embedding.weight"),
         (COMPLEMENT, 1, "at layers.0.x_proj:input"),
-        # An untrained model hardly reads its state, but the step's probe does.
-        (STATE_TIMES_4, 2, "at step/mamba"),
+        # An untrained model hardly reads its state, but the operator's probe does.
+        (STATE_TIMES_4, 2, "at kernel/int8_selective_scan"),
     ],
 )
 def test_a_planted_fault_turns_red_and_names_the_place(recorded, fault, cases, place):
