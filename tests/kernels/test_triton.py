@@ -561,8 +561,9 @@ def check_int8_embedding(judge):
         embeds(tokens, table, scale)
     inputs = torch.tensor([0, 4]), judge.ints(g, 5, 8), judge.scales(g, 5)
     with_fault("int8_embedding", lambda run, t, q, s: run(t, q, s.roll(1)), embeds, *inputs)
-    outside = on_triton(int8_embedding, torch.tensor([1, 5, -1, 2**40]), *inputs[1:])
-    assert outside[1:].isnan().all() and not outside[0].isnan().any()
+    if DEVICE.type == "cuda":  # a CPU's operation refuses such tokens
+        outside = on_triton(int8_embedding, torch.tensor([1, 5, -1, 2**40]), *inputs[1:])
+        assert outside[1:].isnan().all() and not outside[0].isnan().any()
 
 
 def multiplies(x, w, scale=None, bias=None, out_scale=None, q_max=127):
