@@ -35,8 +35,9 @@ def records_gradients(op: str, impl: str, *tensors: torch.Tensor | None) -> bool
     raises ValueError where an implementation was asked for by name
     """
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if recorded and impl != "auto":
+    if not recorded:
+        return False
+    if impl != "auto":
         raise ValueError(f"{op}: implementation {impl!r} has no backward; call it under torch.no_grad()")
-    if recorded:
-        ran(op, "differentiable")
-    return recorded
+    ran(op, "differentiable")
+    return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from quambench.latency.gate import Recorded, judge, measured, record, slower
-from quambench.latency.interleave import Call, Ratio
+from quambench.latency.interleave import Call, Make, Ratio
 from quambench.latency.kernels import rows
 
 SLOWER = 0.20
@@ -48,9 +48,6 @@ def drill(
         red, red_at_once = _judged(partial(_slow, row.make, seconds), stored, planted, partial(progress, what))
         alarms, alarms_at_once = _judged(row.make, stored, clean, partial(progress, what))
         yield Drill(row.name, math.expm1(stored.margin), planted, red, red_at_once, clean, alarms, alarms_at_once)
-
-
-Make = Callable[[], tuple[Call, Call]]
 
 
 def _judged(make: Make, stored: Recorded, tries: int, progress: Callable[[int, int], None]) -> tuple[int, int]:

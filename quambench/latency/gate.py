@@ -26,7 +26,7 @@ from scipy import stats
 
 from quambench.allocator import keep_freed_memory
 from quambench.errors import BadArtefact
-from quambench.latency.interleave import Call, Ratio, samples
+from quambench.latency.interleave import Make, Ratio, samples
 from quambench.provenance import machine_class
 
 SCHEMA = 1
@@ -82,11 +82,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measured(make: Callable[[], tuple[Call, Call]]) -> Ratio:
-    """make() -> a call and its counterpart, with inputs of their own.
-
-    The interval is Student's t over the sets' ratios.
-    """
+def measured(make: Make) -> Ratio:
+    """One measurement; its interval is Student's t over the sets' ratios."""
     with one_thread():
         taken = samples([make() for _ in range(SETS)], ROUNDS, FEWEST_ROUNDS, MEASURED_SECONDS)
     fastest = taken.min(dim=0).values  # (SETS, 2)
@@ -97,7 +94,7 @@ def measured(make: Callable[[], tuple[Call, Call]]) -> Ratio:
     return Ratio(value, low, high, float(seconds[0]), float(seconds[1]), len(taken))
 
 
-def record(make: Callable[[], tuple[Call, Call]]) -> Recorded:
+def record(make: Make) -> Recorded:
     """RECORDED measurements."""
     logs = torch.tensor([measured(make).value for _ in range(RECORDED)], dtype=torch.float64).log()
     return Recorded(math.exp(logs.median()), logs.std().item())

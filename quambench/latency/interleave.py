@@ -17,6 +17,8 @@ from scipy.stats import quantile_test
 from torch import Tensor
 
 Call = Callable[[], object]
+Make = Callable[[], tuple[Call, Call]]
+"""() -> a call and its counterpart, with inputs of their own."""
 
 ROUNDS, FEWEST_ROUNDS = 41, 11
 ROW_SECONDS = 4.0  # what a comparison may take before rounds are left out

@@ -6,7 +6,7 @@ needs the memory of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,13 +19,15 @@ from quambench_kernels.int8_causal_conv1d import int8_causal_conv1d, int8_causal
 from quambench_kernels.int8_embedding import int8_embedding
 from quambench_kernels.int8_linear import int8_linear
 from quambench_kernels.int8_selective_scan import int8_selective_scan
+from quambench_kernels.int8_selective_scan.reference import floating as of_mamba
 from quambench_kernels.int8_ssd import int8_ssd
+from quambench_kernels.int8_ssd.reference import floating as of_mamba2
 from quambench_kernels.rms_norm_quantize import rms_norm_quantize
 from quambench_kernels.selective_scan import selective_scan
 from quambench_kernels.ssd import ssd
 from torch import Tensor
 
-from quambench.latency.interleave import Call, interleaved
+from quambench.latency.interleave import Call, Make, interleaved
 from quambench.quant.hadamard import base_signs
 
 PREFILL, STEP = 512, 1
@@ -76,7 +78,7 @@ class Row:
 
     name: str
     counterpart: str
-    make: Callable[[], tuple[Call, Call]]
+    make: Make
     moved: int = 0
     multiplied: int = 0
 
@@ -227,9 +229,8 @@ def _scan(s: Shape, length: int) -> tuple[Call, Call]:
 
 
 def _scan_floats(inputs: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    u, dt, A, B, C, D, dt_bias, z, state = (inputs[i] for i in (0, 2, 4, 5, 7, 9, 10, 11, 13))
-    u, dt, B, C, z, state = (m * SCALE for m in (u, dt, B, C, z, state))
-    return [u, dt, A, B, C, D, state], {"dt_bias": dt_bias, "z": z}
+    *floats, dt_bias, z = of_mamba(torch.float32, *inputs)
+    return floats, {"dt_bias": dt_bias, "z": z}
 
 
 def _ssd_inputs(s: Shape, length: int) -> list[Tensor]:
@@ -247,9 +248,8 @@ def _ssd(s: Shape, length: int) -> tuple[Call, Call]:
 
 
 def _ssd_floats(inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    x, dt, A, B, C, D, dt_bias, state = (inputs[i] for i in (0, 2, 4, 5, 7, 9, 10, 11))
-    x, dt, B, C, state = (m * SCALE for m in (x, dt, B, C, state))
-    return [x, dt, A, B, C, D, state], dt_bias
+    *floats, dt_bias = of_mamba2(torch.float32, *inputs)
+    return floats, dt_bias
 
 
 def _float_scan(s: Shape, length: int) -> tuple[Call, Call]:

@@ -15,6 +15,7 @@ from quambench.latency.interleave import Call
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.quant.fuse import prepare
+from quambench.quant.grid import symmetric_scale
 from quambench.quant.quantized import Precision, QuantizedModel
 
 VOCABULARY, LENGTH = 50_280, 512
@@ -81,7 +82,7 @@ def pair(name: str) -> Pair:
     prepared, scales = prepare(floating), {}
 
     def watch(site: str, x: Tensor) -> Tensor:
-        scales[site] = (x.abs().max() / 127).float().clamp(min=1e-6)
+        scales[site] = symmetric_scale(x.abs().max())
         return x
 
     with torch.inference_mode():
