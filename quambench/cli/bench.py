@@ -13,8 +13,7 @@ import torch
 from tabulate import tabulate
 
 from quambench.allocator import keep_freed_memory
-from quambench.cli.options import progress_bars
-from quambench.errors import check_writable
+from quambench.cli.options import check_out, progress_bars, write_out
 from quambench.latency.bars import Bar, Memory, conv_bars, model_bars
 from quambench.latency.drill import Drill, drill
 from quambench.latency.gate import latency_class
@@ -39,14 +38,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.out:
-        check_writable(options.out.parent)
+    check_out(options.out)
     keep_freed_memory()
     with progress_bars() as progress, torch.inference_mode():
         found = _gate(progress) if options.what == "gate" else _all(options, progress)
     text = json.dumps({"class": latency_class(), "provenance": provenance(), **found}, indent=1)
     if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+        write_out(options.out, text + "\n")
     print(text if options.json else "\n\n".join(_tables(found)))
     return 0 if _passes(found) else 1
 

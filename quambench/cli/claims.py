@@ -11,8 +11,8 @@ from quambench.claims import FAMILIES, Sources
 from quambench.claims.fresh import Fresh
 from quambench.claims.render import Section, document, markdown, terminal
 from quambench.claims.stored import Shelf
-from quambench.cli.options import progress_bars
-from quambench.errors import BadArtefact, BadParameter, check_writable
+from quambench.cli.options import check_out, progress_bars, write_out
+from quambench.errors import BadArtefact
 from quambench.gate.baselines import BaselineStore
 from quambench.models.checkpoint import bundled_names
 from quambench.provenance import machine_class
@@ -33,10 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     given = options.model or list(bundled_names())
-    if options.out:
-        check_writable(options.out.parent)
-        if options.out.is_dir():
-            raise BadParameter(f"--out must be a file (got the folder {options.out})")
+    check_out(options.out)
     store = BaselineStore(options.baselines, machine_class())
     shelves = {name: Shelf(store, name) for name in (Path(model).name for model in given)}
     empty = [name for name, shelf in shelves.items() if not len(shelf)]
@@ -46,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     with progress_bars() as progress:
         sections = _sections(_sources(shelves, [] if options.stored else given, progress))
     if options.out:
-        options.out.write_text(markdown(sections, list(shelves)), encoding="utf-8")
+        write_out(options.out, markdown(sections, list(shelves)))
     if options.json:
         print(json.dumps(document(sections), indent=1, ensure_ascii=False, allow_nan=False))
     elif options.out:

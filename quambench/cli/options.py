@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from quambench.errors import BadParameter, check_writable
 from quambench.runner import Progress as Report
 
 
@@ -29,6 +30,23 @@ def add_observers(parser: argparse.ArgumentParser) -> None:
         help='at the percentile sites, e.g. "percentile[alpha=0.9995,sigma=0.01]" (default), with more parts of a'
         ' case behind it where wanted, "mse/channel/w8a4"; repeatable',
     )
+
+
+def check_out(path: Path | None) -> None:
+    """Whether `write_out` can write there later; before work that would end in it.
+
+    raises BadParameter
+    """
+    if path:
+        check_writable(path.parent)
+        if path.is_dir():
+            raise BadParameter(f"--out must be a file (got the folder {path})")
+
+
+def write_out(path: Path, text: str) -> None:
+    """The folder is made where there is none yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 @contextmanager

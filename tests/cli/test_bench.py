@@ -28,7 +28,7 @@ def small(monkeypatch):
 
 
 def test_kernels_as_a_table_and_as_json(capsys, tmp_path):
-    out = tmp_path / "bench.json"
+    out = tmp_path / "not there yet" / "bench.json"
     code = main(["bench", "kernels", "--out", str(out)])
     text = capsys.readouterr().out
     document = json.loads(out.read_text())
