@@ -19,6 +19,7 @@ INT8_OVER_FLOAT = 1 / 2
 BYTES_OVER_FLOAT = 0.35
 TABLE_OVER_ONE_SCALE = 1.05
 CONV_OVER_EAGER = 1 / 3
+TRANSFORMERS_ROUNDS = 21  # of three to five seconds each
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def model_bars(name: str) -> Iterator[Bar | Memory]:
 
 def _against_transformers(name: str, made: Pair) -> Iterator[Bar]:
     theirs = transformers_model(made.config)
-    ratio = theirs and interleaved(made.prefill(made.floating), made.prefill(theirs), rounds=7)
+    ratio = theirs and interleaved(made.prefill(made.floating), made.prefill(theirs), rounds=TRANSFORMERS_ROUNDS)
     why = "" if theirs else "transformers is not installed"
     yield Bar(f"{name}: float prefill", "transformers", ratio, OVER_TRANSFORMERS[name], why)
 

@@ -14,8 +14,17 @@ from quambench.latency.kernels import rows
 
 SLOWER = 0.20
 PLANTED, CLEAN = 20, 40  # tries of each row
-SHAPE = "mamba2-130m"
-ROWS = ("int8_linear", "int8_causal_conv1d", "int8_ssd", "hadamard_quantize", "rms_norm_quantize")  # of prefill
+SHAPES = ("mamba-130m", "mamba2-130m")
+ROWS = (
+    "int8_linear, in_proj, mamba2-130m, prefill 512",
+    "int8_linear, in_proj, mamba2-130m, decode 1",
+    "int8_causal_conv1d, mamba2-130m, prefill 512",
+    "int8_selective_scan, mamba-130m, prefill 512",
+    "int8_ssd, mamba2-130m, prefill 512",
+    "int8_ssd, mamba2-130m, decode 1",
+    "hadamard_quantize, mamba2-130m, prefill 512",
+    "rms_norm_quantize, mamba2-130m, prefill 512",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ def drill(
     progress: Callable[[str, int, int], None], planted: int = PLANTED, clean: int = CLEAN, of: tuple[str, ...] = ROWS
 ) -> Iterator[Drill]:
     """Each row is recorded, as --qb-update would, then judged again and again."""
-    todo = [row for row in rows([SHAPE]) if "prefill" in row.name and row.name.split(",")[0] in of]
+    todo = [row for row in rows(SHAPES) if row.name in of]
     for i, row in enumerate(todo):
         stored = record(row.make)
         seconds = SLOWER * measured(row.make).seconds
