@@ -14,7 +14,7 @@ import numpy
 import torch
 from quambench_kernels.dispatch import chosen
 
-from quambench.observers.outside import sources
+from quambench.outside import sources
 
 _PACKAGE = Path(__file__).parent
 # Environment variables that change which float code runs.
@@ -29,8 +29,7 @@ def machine_class() -> str:
 
 def provenance() -> dict[str, Any]:
     """What a stored result says about how it was made. No path, host or user name."""
-    outside = {"observers": sources()} if sources() else {}
-    return outside | {
+    return sources() | {
         "machine": machine_class(),
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in _NUMERICS if name in os.environ},

@@ -1,43 +1,27 @@
 """An observer from outside: `module:Class`, or an entry point of the group `quambench.observers`.
 
 The class is a subclass of Observer, or has Quamba's own interface; `adapted` puts the latter behind
-Observer's. A case's settings hold its name and parameters alone, so that a changed class is compared
-with its former self and not called STALE; `sources` tells the two apart.
+Observer's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter, NonFinite, SiteUnseen, UnknownName
+from quambench.errors import BadParameter, NonFinite, SiteUnseen
 from quambench.observers.base import OBSERVERS, Observer
 from quambench.observers.batch import Batch
+from quambench.outside import Kind, one_line
 from quambench.quant.grid import MIN_SCALE, q_max
 
-GROUP = "quambench.observers"
+OBSERVER = Kind("observer")
 INTERFACE = ("update", "get_quantization_parameters")
-
-_sources: dict[str, str] = {}
-
-
-def sources() -> dict[str, str]:
-    """Every observer from outside that this process used: its name -> 16 digits of its source file's hash."""
-    return dict(sorted(_sources.items()))
 
 
 def find_outside(name: str) -> type[Observer]:
@@ -45,71 +29,14 @@ def find_outside(name: str) -> type[Observer]:
 
     raises UnknownName, BadParameter: each says in one line what is wrong
     """
-    kind = _class_named(name)
+    kind = OBSERVER.find(name, OBSERVERS, OBSERVERS.home, "Class")
+    if not inspect.isclass(kind):
+        raise BadParameter(f"{name} must be a class (got {type(kind).__name__})")
     made: type[Observer] = kind if Observer in kind.__mro__ else adapted(kind)
     if made.observe is Observer.observe and made.take is Observer.take:
         raise BadParameter(f"{name} must give observe, or take and threshold, as every Observer does")
-    _sources[name] = _digest(kind)
+    OBSERVER.used(name, kind)
     return made
-
-
-def _class_named(name: str) -> type:
-    target = name if ":" in name else installed().get(name)
-    if target is None:
-        home = f"{OBSERVERS.home}, or anywhere, named module:Class"
-        raise UnknownName("observer", name, {*OBSERVERS, *installed()}, home)
-    module, _, path = target.partition(":")
-    found: Any = _imported(module, name)
-    for part in path.split("."):
-        if not hasattr(found, part):
-            classes = [n for n, thing in vars(found).items() if inspect.isclass(thing)]
-            raise UnknownName(f"class in {module}", path, classes)
-        found = getattr(found, part)
-    if not inspect.isclass(found):
-        raise BadParameter(f"{name} must be a class (got {type(found).__name__})")
-    return found
-
-
-@cache
-def installed() -> dict[str, str]:
-    """Entry point -> module:Class.
-
-    raises BadParameter when two packages claim one name
-    """
-    found: dict[str, str] = {}
-    for entry in entry_points(group=GROUP):
-        value = f"{entry.module}:{entry.attr}"
-        if found.setdefault(entry.name, value) != value:
-            raise BadParameter(f"two packages install an observer {entry.name!r}: {found[entry.name]} and {value}")
-    return found
-
-
-def _imported(module: str, name: str) -> ModuleType:
-    try:
-        with _current_folder_first():
-            return import_module(module)
-    except Exception as error:  # a module may fail in any way
-        raise BadParameter(f"observer {name}: {module!r} cannot be imported: {_one_line(error)}") from error
-
-
-@contextmanager
-def _current_folder_first() -> Iterator[None]:
-    """As under `python -m`, also for a console script; so one name is one class however it was started."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(here)
-
-
-def _digest(kind: type) -> str:
-    try:
-        source = Path(inspect.getfile(kind)).read_bytes()
-    except (OSError, TypeError):  # made without a file
-        return "unknown"
-    return hashlib.sha256(source).hexdigest()[:16]
 
 
 @dataclass
@@ -143,7 +70,7 @@ class Adapter(Observer):
         try:
             return self.outside(**arguments)
         except Exception as error:  # what it says about its parameters is for whoever gave them
-            raise BadParameter(f"{_name(self.outside)} cannot be made: {_one_line(error)}") from error
+            raise BadParameter(f"{_name(self.outside)} cannot be made: {one_line(error)}") from error
 
     def take(self, batch: Batch) -> None:
         """(n_obs, group) float32, signed; the object gets a copy, contiguous, to do with as it likes.
@@ -170,7 +97,7 @@ class Adapter(Observer):
         try:
             scale, base = (torch.as_tensor(part).detach().cpu() for part in self.inner.get_quantization_parameters())
         except (TypeError, ValueError, RuntimeError) as error:
-            raise BadParameter(f"{asked} must return (scales, base), two numbers: {_one_line(error)}") from error
+            raise BadParameter(f"{asked} must return (scales, base), two numbers: {one_line(error)}") from error
         if (base != 0).any():
             got = base[base != 0][0].item()
             raise BadParameter(f"{asked}: base must be 0, the runtime's grid being symmetric (got {got:g})")
@@ -257,7 +184,3 @@ def _whole(value: float | None, default: object) -> float | None:
 
 def _name(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ import torch
 from quambench_kernels import dispatch
 from quambench_kernels.hadamard_quantize import reference as hadamard
 from quambench_kernels.int8_causal_conv1d import reference as conv
+from quambench_kernels.int8_linear import cpu
 from quambench_kernels.int8_linear import reference as linear
 from quambench_kernels.int8_selective_scan import reference as mamba
 from quambench_kernels.int8_ssd import reference as mamba2
@@ -68,6 +70,18 @@ def half_up(x: Tensor) -> Tensor:
 @fault("INT8 product saturates at 16 bits", "int8_linear|step", "layers.0.*")
 def _() -> AbstractContextManager[Any]:
     return around("int8_linear", lambda run, x, w: run(x, w).clamp(-32768, 32767))
+
+
+@fault("few rows are multiplied one input short", "kernel/int8_linear|step")
+def _() -> AbstractContextManager[Any]:
+    """Where one C++ kernel serves them, in that kernel alone; else wherever a product is."""
+
+    def short(run: Any, x: Tensor, *rest: Any) -> Tensor:
+        return run(torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], dim=1), *rest)
+
+    if cpu.why_not_native():
+        return around("int8_linear", short)
+    return patch.object(cpu.few_rows, "fused", partial(short, cpu.few_rows_fused))
 
 
 @fault("a projection's outputs are truncated", "kernel/int8_linear", "layers.0.(in_proj:output|z)")

@@ -1,0 +1,116 @@
+"""Somebody else's code by name: `module:name`, or an entry point that a package installed.
+
+A case's settings hold the name alone, so that changed code is compared with its former self and not called
+STALE; `sources` tells the two apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from quambench.errors import BadParameter, UnknownName
+
+_sources: dict[str, dict[str, str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What may come from outside: "observer", found by the entry points of "quambench.observers"."""
+
+    name: str
+
+    @property
+    def plural(self) -> str:
+        return f"{self.name}s"
+
+    @property
+    def group(self) -> str:
+        return f"quambench.{self.plural}"
+
+    def find(self, name: str, known: Collection[str], home: str, of: str = "name") -> Any:
+        """The thing behind `module:name`, or behind an installed entry point.
+
+        known, home  what there is besides, and where one more is written: for the message
+        of           what a module should have there, "class" or "function": likewise
+        raises UnknownName, BadParameter: each says in one line what is wrong
+        """
+        target = name if ":" in name else installed(self).get(name)
+        if target is None:
+            raise UnknownName(self.name, name, {*known, *installed(self)}, f"{home}, or anywhere, named module:{of}")
+        module, _, path = target.partition(":")
+        found: Any = _imported(module, f"{self.name} {name}")
+        for part in path.split("."):
+            if not hasattr(found, part):
+                wanted = inspect.isclass if of.lower() == "class" else inspect.isfunction
+                there = [n for n, thing in vars(found).items() if wanted(thing)]
+                raise UnknownName(f"{of.lower()} in {module}", path, there)
+            found = getattr(found, part)
+        return found
+
+    def used(self, name: str, thing: Any) -> None:
+        """Note it for `sources`."""
+        _sources.setdefault(self.plural, {})[name] = _digest(thing)
+
+
+def sources() -> dict[str, dict[str, str]]:
+    """All from outside that this process used: "observers" -> name -> 16 digits of its source file's hash."""
+    return {kind: dict(sorted(named.items())) for kind, named in sorted(_sources.items())}
+
+
+@cache
+def installed(kind: Kind) -> dict[str, str]:
+    """Entry point -> module:name.
+
+    raises BadParameter when two packages claim one name
+    """
+    found: dict[str, str] = {}
+    for entry in entry_points(group=kind.group):
+        value = f"{entry.module}:{entry.attr}"
+        if found.setdefault(entry.name, value) != value:
+            raise BadParameter(f"two packages install the {kind.name} {entry.name!r}: {found[entry.name]} and {value}")
+    return found
+
+
+def one_line(error: Exception) -> str:
+    """ "ValueError: what it says", without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _imported(module: str, asked: str) -> ModuleType:
+    try:
+        with _current_folder_first():
+            return import_module(module)
+    except Exception as error:  # a module may fail in any way
+        raise BadParameter(f"{asked}: {module!r} cannot be imported: {one_line(error)}") from error
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """As under `python -m`, also for a console script; so one name is one thing however it was started."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _digest(thing: Any) -> str:
+    try:
+        source = Path(inspect.getfile(thing)).read_bytes()
+    except (OSError, TypeError):  # made without a file
+        return "unknown"
+    return hashlib.sha256(source).hexdigest()[:16]
