@@ -39,6 +39,11 @@ class Kind:
     def group(self) -> str:
         return f"quambench.{self.plural}"
 
+    @property
+    def installed(self) -> dict[str, str]:
+        """Entry point -> module:name. raises BadParameter when two packages claim one name"""
+        return installed(self)
+
     def find(self, name: str, known: Collection[str], home: str, of: str = "name") -> Any:
         """The thing behind `module:name`, or behind an installed entry point.
 
@@ -46,9 +51,9 @@ class Kind:
         of           what a module should have there, "class" or "function": likewise
         raises UnknownName, BadParameter: each says in one line what is wrong
         """
-        target = name if ":" in name else installed(self).get(name)
+        target = name if ":" in name else self.installed.get(name)
         if target is None:
-            raise UnknownName(self.name, name, {*known, *installed(self)}, f"{home}, or anywhere, named module:{of}")
+            raise UnknownName(self.name, name, {*known, *self.installed}, f"{home}, or anywhere, named module:{of}")
         module, _, path = target.partition(":")
         found: Any = _imported(module, f"{self.name} {name}")
         for part in path.split("."):
@@ -71,10 +76,7 @@ def sources() -> dict[str, dict[str, str]]:
 
 @cache
 def installed(kind: Kind) -> dict[str, str]:
-    """Entry point -> module:name.
-
-    raises BadParameter when two packages claim one name
-    """
+    """As Kind.installed; asked once in a process."""
     found: dict[str, str] = {}
     for entry in entry_points(group=kind.group):
         value = f"{entry.module}:{entry.attr}"

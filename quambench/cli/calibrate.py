@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     policy = PolicySpec.parse(options.policy)
     case = Case(model=checkpoint.name, observer=observer, policy=policy, grouping=options.grouping, protocol=protocol)
     with progress_bars() as progress:
-        calibration = ModelRun(checkpoint, corpus, [case], progress).calibrations[case]
+        calibration = ModelRun(checkpoint, corpus, [case], progress).calibration(case)
     if options.out:
         calibration.save(options.out)
     if options.json:

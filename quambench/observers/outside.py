@@ -29,13 +29,13 @@ def find_outside(name: str) -> type[Observer]:
 
     raises UnknownName, BadParameter: each says in one line what is wrong
     """
-    kind = OBSERVER.find(name, OBSERVERS, OBSERVERS.home, "Class")
-    if not inspect.isclass(kind):
-        raise BadParameter(f"{name} must be a class (got {type(kind).__name__})")
-    made: type[Observer] = kind if Observer in kind.__mro__ else adapted(kind)
+    found: type = OBSERVER.find(name, OBSERVERS, OBSERVERS.home, "Class")
+    if not inspect.isclass(found):
+        raise BadParameter(f"{name} must be a class (got {type(found).__name__})")
+    made: type[Observer] = found if Observer in found.__mro__ else adapted(found)
     if made.observe is Observer.observe and made.take is Observer.take:
         raise BadParameter(f"{name} must give observe, or take and threshold, as every Observer does")
-    OBSERVER.used(name, kind)
+    OBSERVER.used(name, found)
     return made
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from quambench.errors import BadParameter, UnknownName
 from quambench.grouping import GroupingSpec
+from quambench.grouping.outside import is_outside
 from quambench.models.config import ModelConfig
 from quambench.models.sites import Site, sites_of
 from quambench.observers import ObserverSpec
@@ -89,9 +90,9 @@ def check_grouping(name: str) -> None:
 
 
 def is_clustering(name: str) -> bool:
-    """Whether it is one of heads and channels by what calibration saw: "4x4", "adaptive"."""
+    """Whether it is one of heads and channels by what calibration saw: "4x4", "adaptive", one from outside."""
     bare = name.partition("[")[0]
-    return bool(GroupingSpec(bare).numbers and name != PER_TENSOR) or bare == "adaptive"
+    return bool(GroupingSpec(bare).numbers and name != PER_TENSOR) or bare == "adaptive" or is_outside(bare)
 
 
 def observer_at(site: Site, observer: ObserverSpec) -> ObserverSpec:
