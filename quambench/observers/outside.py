@@ -29,14 +29,19 @@ def find_outside(name: str) -> type[Observer]:
 
     raises UnknownName, BadParameter: each says in one line what is wrong
     """
-    found: type = OBSERVER.find(name, OBSERVERS, OBSERVERS.home, "Class")
-    if not inspect.isclass(found):
-        raise BadParameter(f"{name} must be a class (got {type(found).__name__})")
+    found = _class_named(name)
     made: type[Observer] = found if Observer in found.__mro__ else adapted(found)
     if made.observe is Observer.observe and made.take is Observer.take:
         raise BadParameter(f"{name} must give observe, or take and threshold, as every Observer does")
     OBSERVER.used(name, found)
     return made
+
+
+def _class_named(name: str) -> type:
+    found: Any = OBSERVER.find(name, OBSERVERS, OBSERVERS.home, "Class")
+    if not inspect.isclass(found):
+        raise BadParameter(f"{name} must be a class (got {type(found).__name__})")
+    return found
 
 
 @dataclass
