@@ -1,0 +1,3 @@
+"""Puts this repository's calibration code under the gate: pytest suites/"""
+
+pytest_plugins = ["quambench.pytest_plugin"]
