@@ -1,17 +1,18 @@
 """One loader for all checkpoints: a bundled name, a local folder, or a Hugging Face hub name.
 
-A folder holds config.json, tokenizer.json and weights, in the layout of state-spaces or of
-transformers, which differ in config.json and in one tensor's name. Weights are read by safetensors
-or by torch.load(weights_only=True), so that no checkpoint can run code.
+A checkpoint is config.json, tokenizer.json and weights, in the layout of state-spaces or of transformers, which differ
+in config.json and in one tensor's name. Weights are read by safetensors or by torch.load(weights_only=True), so that
+no checkpoint can run code, and tensor by tensor, so that little more memory is taken than the model keeps.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,25 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quambench.data import recall
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadCheckpoint, MissingExtra, NonFinite, UnknownName
+from quambench.errors import BadCheckpoint, BadParameter, MissingExtra, NonFinite, UnknownName
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Mixer
+from quambench.models.places import Folder, Place, Repository
+from quambench.models.weights import WEIGHT_FILES, Weights, difference, one_line, open_weights, read_json
 
 RECALL_FILE = "recall.json"
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the first found is read
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _EMBEDDING, _HEAD = "backbone.embedding.weight", "lm_head.weight"
 _EMBEDDINGS = "backbone.embeddings.weight"  # what transformers calls it
 _NO_WEIGHTS = ("rotary_emb.inv_freq", "position_ids")  # tables some exporters add; no Mamba reads them
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_NEOX = "EleutherAI/gpt-neox-20b"  # whose tokenizer state-spaces' models use; their own folders carry none
-
-Tensors = dict[str, Tensor]
+# A rate that is rounded compounds over a sequence: these stay float32 in narrower models, as in state-spaces' own.
+_ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".dt_proj.bias")
+# state-spaces' models carry no tokenizer: they were trained with this one, and their rows are its tokens, padded.
+_NEOX, _NEOX_TOKENS, _PADDED_TO_AT_MOST = "EleutherAI/gpt-neox-20b", 50277, 128
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,14 @@ class Checkpoint:
     and any changed bit of any weight changes it.
     """
 
-    name: str  # a bundled name, or the last part of the folder or hub name
+    name: str  # a bundled name, or the last part of the folder or hub name, with "@revision" where one was asked for
     config: ModelConfig
-    model: LanguageModel  # float32, in evaluation mode, without gradients
+    model: LanguageModel  # in evaluation mode, without gradients
     tokenizer: Tokenizer
     digest: str
     # A recall model: task -> the rung at which it is scored (recall.json). Empty for prose.
     recall: Mapping[str, int] = field(default_factory=dict)
+    origin: str = ""  # "bundled", "folder", or "hub org/name@commit"
 
 
 def bundled_names(language: str = "") -> tuple[str, ...]:
@@ -64,19 +68,21 @@ def bundled_names(language: str = "") -> tuple[str, ...]:
     return tuple(n for n in names if not language or spoken[(_zoo() / n / RECALL_FILE).is_file()] == language)
 
 
-def load_checkpoint(name_or_path: str) -> Checkpoint:
-    """A bundled model, else a local folder, else a model of the Hugging Face hub ("org/name").
+def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Checkpoint:
+    """A bundled model, else a local folder, else a model of the Hugging Face hub, "org/name" or "org/name@revision".
 
-    raises UnknownName, BadCheckpoint, NonFinite, or MissingExtra when the hub's client is missing
+    dtype    of the model, one of DTYPES; A_log, D and the biases of dt are float32 in any
+    device   "cpu", "cuda" or "cuda:N"; tensors go there one by one
+    memory   beside the model's own, a few tens of megabytes
+
+    raises UnknownName, BadCheckpoint, NonFinite; BadParameter for a dtype or a device that is not there; MissingExtra
+    when the hub's client is not installed
     """
-    folder = Path(name_or_path).expanduser()
-    if name_or_path in bundled_names():
-        folder = _zoo() / name_or_path
-    elif not name_or_path or not folder.is_dir():
-        if not _HUB_NAME.fullmatch(name_or_path):
-            raise UnknownName("model", name_or_path, bundled_names())
-        return _load(name_or_path.rpartition("/")[2], *_fetch(name_or_path))
-    return _load(folder.resolve().name, folder, folder / "tokenizer.json")
+    there = _device(device)
+    if dtype not in DTYPES.values():
+        raise BadParameter(f"dtype must be {', '.join(DTYPES)} (got {str(dtype).removeprefix('torch.')})")
+    called, place = _place(name)
+    return _load(called, place, dtype, there)
 
 
 def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = torch.float16) -> None:
@@ -103,22 +109,92 @@ def _zoo() -> Path:
     return Path(str(resources.files("quambench.models.zoo")))
 
 
-def _load(name: str, folder: Path, tokenizer_file: Path) -> Checkpoint:
-    config = _read_config(folder / "config.json")
+def _place(name: str) -> tuple[str, Place]:
+    """What the model is called, and where its files are."""
+    if name in bundled_names():
+        return name, Folder(_zoo() / name, "bundled")
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return folder.resolve().name, Folder(folder)
+    repository = Repository.parse(name)
+    if repository is None:
+        raise UnknownName("model", name, bundled_names())
+    return repository.short, repository
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")  # none that we take
+    if device.type not in ("cpu", "cuda"):
+        raise BadParameter(f"device must be cpu, cuda or cuda:N (got {str(name)!r})")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            why = "finds none" if torch.version.cuda else "is built without CUDA"
+            raise BadParameter(f"there is no device {name}: torch {torch.__version__} {why}; use cpu")
+        last = torch.cuda.device_count() - 1
+        if device.index is not None and device.index > last:
+            raise BadParameter(f"there is no device {name}: the last one is cuda:{last}")
+    return device
+
+
+def _load(name: str, place: Place, dtype: torch.dtype, device: torch.device) -> Checkpoint:
+    raw, config = _read_config(_file(place, "config.json"))
+    tokenizer_file = _tokenizer_file(place, raw, config)
     tokenizer = Tokenizer.load(tokenizer_file)
     if tokenizer.vocab_size > config.vocab_size:
         raise BadCheckpoint(
             f"{tokenizer_file} has {tokenizer.vocab_size} tokens, the embedding only {config.vocab_size} rows"
         )
-    source, stored = _read_weights(folder)
-    model, weights = _assemble(config, source, stored)
-    return Checkpoint(name, config, model, tokenizer, _digest(config, weights), _read_recall(folder / RECALL_FILE))
+    source = _weight_file(place)
+    model, digest = _assemble(config, source, open_weights(source), dtype, device)
+    return Checkpoint(name, config, model, tokenizer, digest, _read_recall(place.find(RECALL_FILE)), place.origin)
 
 
-def _read_recall(path: Path) -> dict[str, int]:
-    if not path.is_file():
+def _file(place: Place, name: str) -> Path:
+    found = place.find(name)
+    if found is None:
+        raise place.lacks(name)
+    return found
+
+
+def _weight_file(place: Place) -> Path:
+    """The first of WEIGHT_FILES that is there; an index, with all that it lists."""
+    for name in WEIGHT_FILES:
+        source = place.find(name)
+        if source is None:
+            continue
+        files = read_json(source).get("weight_map") if source.suffix == ".json" else {}
+        for file in sorted({f for f in files.values() if isinstance(f, str)} if isinstance(files, dict) else ()):
+            place.find(file)  # what it says otherwise, and what is missing, is for the reader to tell
+        return source
+    raise place.lacks(f"weights: none of {', '.join(WEIGHT_FILES)}")
+
+
+def _tokenizer_file(place: Place, raw: dict[str, Any], config: ModelConfig) -> Path:
+    """The checkpoint's own, else of the model it names, else GPT-NeoX's for what is like state-spaces' models."""
+    own = place.find("tokenizer.json")
+    if own is not None:
+        return own
+    about = place.find("tokenizer_config.json")
+    names = [raw.get("tokenizer_name_or_path"), read_json(about).get("name_or_path") if about else None]
+    named = next((r for r in (Repository.parse(n) for n in names if isinstance(n, str)) if r), None)
+    if named is None:
+        if "ssm_cfg" not in raw or not 0 <= config.vocab_size - _NEOX_TOKENS < _PADDED_TO_AT_MOST:
+            raise place.lacks("tokenizer.json")
+        named = Repository(_NEOX)
+    try:
+        return _file(named, "tokenizer.json")
+    except (BadCheckpoint, MissingExtra) as error:
+        lacks = f"{place} has no tokenizer.json, and there is no getting {named.name}'s"
+        raise BadCheckpoint(f"{lacks} ({error}); put tokenizer.json there") from None
+
+
+def _read_recall(path: Path | None) -> dict[str, int]:
+    if path is None:
         return {}
-    rungs = _read_json(path)
+    rungs = read_json(path)
     if set(rungs) != set(recall.LADDERS):
         raise BadCheckpoint(f"{path} must give a rung to each of {', '.join(recall.LADDERS)} (got {_listed(rungs)})")
     for task, rung in rungs.items():
@@ -131,70 +207,22 @@ def _listed(names: Iterable[object]) -> str:
     return ", ".join(map(str, names)) or "nothing"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> tuple[dict[str, Any], ModelConfig]:
+    raw = read_json(path)
     try:
-        raw = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{path} is not readable JSON: {_one_line(error)}") from None
-    if not isinstance(raw, dict):
-        raise BadCheckpoint(f"{path} must hold a JSON object (got {type(raw).__name__})")
-    return raw
-
-
-def _read_config(path: Path) -> ModelConfig:
-    try:
-        return ModelConfig.from_json(_read_json(path))
+        return raw, ModelConfig.from_json(raw)
     except BadCheckpoint as error:
-        message = str(error)
-        raise BadCheckpoint(message if str(path.parent) in message else f"{path}: {message}") from None
+        raise BadCheckpoint(f"{path}: {error}") from None
 
 
-def _read_weights(folder: Path) -> tuple[Path, Tensors]:
-    """The weight file found, and its tensors under the names and in the precision they are stored in."""
-    source = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if source is None:
-        raise BadCheckpoint(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}")
-    return source, _read_shards(source) if source.suffix == ".json" else _read_tensors(source)
-
-
-def _read_shards(index: Path) -> Tensors:
-    files = _read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
-        raise BadCheckpoint(f"{index}: weight_map must map tensor names to files of the same folder")
-    tensors: Tensors = {}
-    for file in sorted(set(files.values())):
-        shard = _read_tensors(index.parent / file)
-        listed = {name for name, where in files.items() if where == file}
-        if listed != set(shard):
-            raise BadCheckpoint(f"{index.parent / file}: {_difference(listed, shard)}, says {index.name}")
-        tensors |= shard
-    return tensors
-
-
-def _read_tensors(path: Path) -> Tensors:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise whatever the corrupt part happens to trip
-        raise BadCheckpoint(f"{path} is not a readable weight file: {_one_line(error)}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(k, str) and _is_dense(t) for k, t in tensors.items()):
-        raise BadCheckpoint(f"{path} must hold a dictionary of dense tensors")
-    return tensors
-
-
-def _is_dense(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-
-
-def _assemble(config: ModelConfig, source: Path, stored: Tensors) -> tuple[LanguageModel, Tensors]:
-    """The model in float32, and the weights it was made of, as stored, by state-spaces' names."""
-    weights = {name: t.detach() for name, t in stored.items() if not name.endswith(_NO_WEIGHTS)}
-    if _EMBEDDINGS in weights and _EMBEDDING not in weights:
-        weights[_EMBEDDING] = weights.pop(_EMBEDDINGS)
-    layers = {name.split(".")[2] for name in weights if re.match(r"backbone\.layers\.\d+\.", name)}
+def _assemble(
+    config: ModelConfig, source: Path, weights: Weights, dtype: torch.dtype, device: torch.device
+) -> tuple[LanguageModel, str]:
+    """The model, and the digest of what it was made of. Names are state-spaces', whatever the layout."""
+    names = {name: name for name in weights.stored if not name.endswith(_NO_WEIGHTS)}  # ours -> as stored
+    if _EMBEDDINGS in names and _EMBEDDING not in names:
+        names[_EMBEDDING] = names.pop(_EMBEDDINGS)
+    layers = {name.split(".")[2] for name in names if re.match(r"backbone\.layers\.\d+\.", name)}
     if len(layers) != config.n_layers:  # before building, so that an absurd config costs no time
         raise BadCheckpoint(f"{source} holds {len(layers)} layers, config.json says {config.n_layers}")
     try:
@@ -202,84 +230,61 @@ def _assemble(config: ModelConfig, source: Path, stored: Tensors) -> tuple[Langu
             model = build(config)
     except (RuntimeError, TypeError, OverflowError) as error:
         config_file = source.parent / "config.json"
-        raise BadCheckpoint(f"{config_file} describes an impossible model: {_one_line(error)}") from None
+        raise BadCheckpoint(f"{config_file} describes an impossible model: {one_line(error)}") from None
     expected = model.state_dict()
     head = None
     if config.tie_embeddings:
         expected.pop(_HEAD)
-        head = weights.pop(_HEAD, None)  # some tied files hold it, as a copy
-    if set(weights) != set(expected):
-        raise BadCheckpoint(f"{source}: {_difference(expected, weights)}")
-    ready: Tensors = {}
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise BadCheckpoint(
-                f"{source}: {name} must have shape {tuple(expected[name].shape)} (got {tuple(tensor.shape)})"
-            )
-        if not tensor.is_floating_point():
-            raise BadCheckpoint(f"{source}: {name} must be floating point (got {tensor.dtype})")
-        # A copy always: safetensors maps the file, and the model must outlive a change to it.
-        ready[name] = tensor.to(torch.float32, copy=True)
-        _refuse_non_finite(str(source), name, ready[name])
-    if head is not None and not torch.equal(head.to(torch.float32), ready[_EMBEDDING]):
-        raise BadCheckpoint(f"{source}: {_HEAD} differs from the embedding, to which config.json ties it")
+        head = names.pop(_HEAD, None)  # some tied files hold it, as a copy
+    if set(names) != set(expected):
+        raise BadCheckpoint(f"{source}: {difference(expected, names)}")
+    for name, stored_as in names.items():
+        stored, shape = weights.stored[stored_as], tuple(expected[name].shape)
+        if stored.shape != shape:
+            raise BadCheckpoint(f"{source}: {name} must have shape {shape} (got {stored.shape})")
+        if not stored.dtype.is_floating_point:
+            raise BadCheckpoint(f"{source}: {name} must be floating point (got {stored.dtype})")
+    if head is not None:
+        _check_head(source, weights, names[_EMBEDDING], head)
+    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
+    ready: dict[str, Tensor] = {}
+    for name, stored_as in sorted(names.items()):
+        stored = weights.stored[stored_as]
+        digest.update(json.dumps([name, str(stored.dtype), list(stored.shape)]).encode())
+        kept = torch.float32 if name.endswith(_ALWAYS_FLOAT32) else dtype
+        ready[name] = _new(stored.shape, kept, device, source)
+        at = 0
+        for piece in weights.pieces(stored_as):
+            digest.update(piece.view(torch.uint8).numpy().data)
+            part = piece.to(kept)
+            _refuse_non_finite(str(source), name, part)
+            ready[name].view(-1)[at : at + len(part)].copy_(part)
+            at += len(part)
     model.load_state_dict(ready, strict=False, assign=True)  # not strict: a tied lm_head follows below
     if config.tie_embeddings:
         model.lm_head.weight = model.backbone.embedding.weight
-    return model.eval().requires_grad_(False), weights
+    return model.eval().requires_grad_(False), digest.hexdigest()
 
 
-def _digest(config: ModelConfig, weights: Tensors) -> str:
-    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _check_head(source: Path, weights: Weights, embedding: str, head: str) -> None:
+    same = weights.stored[head].shape == weights.stored[embedding].shape
+    if not same or not all(
+        torch.equal(a.float(), b.float()) for a, b in zip(weights.pieces(embedding), weights.pieces(head), strict=True)
+    ):
+        raise BadCheckpoint(f"{source}: {_HEAD} differs from the embedding, to which config.json ties it")
 
 
-def _fetch(name: str) -> tuple[Path, Path]:
-    """Folder of a hub model in the local cache, and its tokenizer file."""
+def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, source: Path) -> Tensor:
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtra("huggingface_hub", "hub") from None
-
-    def download(repo: str, files: Sequence[str]) -> Path:
-        return Path(snapshot_download(repo, allow_patterns=list(files)))
-
-    try:
-        folder = download(name, ["config.json", "tokenizer.json", "model*.safetensors", WEIGHT_FILES[1]])
-        if not any((folder / file).is_file() for file in WEIGHT_FILES):
-            folder = download(name, [WEIGHT_FILES[2]])
-        tokenizer_file = folder / "tokenizer.json"
-        if name.startswith("state-spaces/") and not tokenizer_file.is_file():
-            tokenizer_file = download(_NEOX, [tokenizer_file.name]) / tokenizer_file.name
-    except Exception as error:  # network, authentication, cache: the client has no common base for them
-        raise BadCheckpoint(
-            f"{name} could not be fetched from the Hugging Face hub ({_one_line(error)});"
-            f" a local folder or a bundled model ({', '.join(bundled_names()) or 'none here'}) works too"
-        ) from None
-    return folder, tokenizer_file
+        return torch.empty(shape, dtype=dtype, device=device)
+    except torch.OutOfMemoryError:
+        needed = math.prod(shape) * dtype.itemsize / 2**30
+        raise BadCheckpoint(f"{source} does not fit on {device}: no {needed:.2g} GiB more are free there") from None
 
 
 def _refuse_non_finite(place: str, name: str, tensor: Tensor) -> None:
     if not tensor.isfinite().all():
         raise NonFinite(f"{place}: {name} holds NaN or infinity")
-
-
-def _difference(expected: Any, found: Any) -> str:
-    """ "lacks a, b and 3 more; has unexpected c", of two collections of names."""
-    parts = []
-    for what, names in (("lacks", set(expected) - set(found)), ("has unexpected", set(found) - set(expected))):
-        first = sorted(names)[:3]
-        more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
-        parts += [f"{what} {', '.join(first)}{more}"] if names else []
-    return "; ".join(parts)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class ModelConfig:
         or a hybrid model (attention or MLP blocks), which quambench does not define.
         """
         try:
-            return _from_transformers(raw) if "model_type" in raw else _from_state_spaces(raw)
+            return _from_state_spaces(raw) if _is_state_spaces(raw) else _from_transformers(raw)
         except KeyError as missing:
             raise BadCheckpoint(f"the key {missing} is missing") from None
         except (TypeError, ValueError, OverflowError) as wrong:
@@ -117,6 +117,11 @@ class ModelConfig:
             "pad_vocab_size_multiple": 1,
             "tie_embeddings": self.tie_embeddings,
         }
+
+
+def _is_state_spaces(raw: dict[str, Any]) -> bool:
+    """Some exporters add transformers' model_type to state-spaces' keys; transformers' own files have hidden_size."""
+    return "model_type" not in raw or ("ssm_cfg" in raw and "hidden_size" not in raw)
 
 
 def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
@@ -182,6 +187,8 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
         raise BadCheckpoint(f"model_type must be 'mamba' or 'mamba2' (got {kind!r})")
     if raw.get("hidden_act", "silu") != "silu":
         raise BadCheckpoint(f"hidden_act must be 'silu' (got {raw['hidden_act']!r})")
+    if not raw.get("rms_norm", True):
+        raise BadCheckpoint("models with LayerNorm are not supported (rms_norm must be true)")
     d_model, expand = int(raw["hidden_size"]), int(raw.get("expand", 2))
     common: dict[str, Any] = {
         "d_model": d_model,
@@ -203,7 +210,7 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
             **common,
         )
     low, high = raw.get("time_step_limit") or (0.0, math.inf)
-    return ModelConfig(
+    config = ModelConfig(
         architecture="mamba2",
         d_state=int(raw.get("state_size", 128)),
         head_dim=int(raw.get("head_dim", 64)),
@@ -214,6 +221,10 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
         **common,
     )
+    heads = int(raw.get("num_heads", config.n_heads))
+    if heads != config.n_heads:
+        raise BadCheckpoint(f"num_heads must be expand * hidden_size / head_dim = {config.n_heads} (got {heads})")
+    return config
 
 
 def _limit(value: Any) -> float:

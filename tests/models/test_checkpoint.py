@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quambench.errors import BadCheckpoint, MissingExtra, NonFinite, UnknownName
+from quambench.errors import BadCheckpoint, NonFinite, UnknownName
 from quambench.models import LanguageModel, ModelConfig, build, checkpoint
 from quambench.models.checkpoint import Checkpoint, bundled_names, load_checkpoint, save_checkpoint
 from quambench.quant.fuse import prepare
@@ -451,71 +449,3 @@ def test_every_bundled_model_loads() -> None:
         loaded = load_checkpoint(name)
         assert loaded.name == name
         assert loaded.model(torch.tensor([loaded.tokenizer.encode("k1 v2 <ask> k1")]))[0].isfinite().all()
-
-
-Download = Callable[[str, list[str]], str]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Download], list[tuple[str, list[str]]]]:
-    """Puts a pretended client in the place of huggingface_hub; returns what will be asked of it."""
-
-    def install(download: Download) -> list[tuple[str, list[str]]]:
-        asked: list[tuple[str, list[str]]] = []
-
-        def snapshot_download(repo: str, allow_patterns: list[str]) -> str:
-            asked.append((repo, allow_patterns))
-            return download(repo, allow_patterns)
-
-        monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-        return asked
-
-    return install
-
-
-def test_a_hub_name_is_fetched(hub: Callable[..., Any], make: Callable[..., Path]) -> None:
-    folder = make()
-    asked = hub(lambda repo, files: str(folder))
-    loaded = load_checkpoint("someone/mamba-x")
-    assert (loaded.name, loaded.digest) == ("mamba-x", digest(folder))
-    assert [repo for repo, _ in asked] == ["someone/mamba-x"]
-    assert not any(file.endswith(".bin") for file in asked[0][1])  # safetensors suffice, if there are any
-
-
-def test_a_state_spaces_name_takes_its_tokenizer_from_where_it_was_trained(
-    hub: Callable[..., Any], make: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = make()
-    in_a_torch_file(folder)
-    shutil.move(folder / "tokenizer.json", tmp_path / "tokenizer.json")
-    shutil.move(folder / "pytorch_model.bin", tmp_path / "later.bin")
-
-    def download(repo: str, files: list[str]) -> str:
-        if repo == "EleutherAI/gpt-neox-20b":
-            assert files == ["tokenizer.json"]
-            return str(tmp_path)
-        if files == ["pytorch_model.bin"]:
-            shutil.move(tmp_path / "later.bin", folder / "pytorch_model.bin")
-        return str(folder)
-
-    asked = hub(download)
-    assert load_checkpoint("state-spaces/mamba-x").config == MAMBA
-    assert [repo for repo, _ in asked] == ["state-spaces/mamba-x"] * 2 + ["EleutherAI/gpt-neox-20b"]
-
-
-@pytest.mark.parametrize("failure", [OSError("no network\nlong story"), RuntimeError(), ValueError("401")])
-def test_a_hub_failure_is_one_line(hub: Callable[..., Any], zoo: Path, failure: Exception) -> None:
-    def fail(repo: str, files: list[str]) -> str:
-        raise failure
-
-    hub(fail)
-    with pytest.raises(BadCheckpoint) as error:
-        load_checkpoint("someone/mamba-x")
-    what = f"{type(failure).__name__}: {failure}".splitlines()[0].removesuffix(": ")
-    assert_one_line(error, "someone/mamba-x could not be fetched", f"({what})", "local folder", "mamba-tiny")
-
-
-def test_a_hub_name_without_the_client_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
-    with pytest.raises(MissingExtra, match=r"quambench\[hub\]"):
-        load_checkpoint("someone/mamba-x")

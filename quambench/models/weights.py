@@ -1,0 +1,196 @@
+"""Reading weight files tensor by tensor, and each tensor in pieces, so that no file is ever in memory whole.
+
+safetensors' bytes are read from where the header says they are; a .bin of torch is mapped. Pages of a mapping count
+as memory of this process once they have been touched, so the mapping is let go and made anew every few megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from quambench.errors import BadCheckpoint
+
+PIECE = 1 << 20  # elements handed on at once
+_KEPT = 1 << 24  # bytes of a mapping that may have been touched before it is let go
+# An index lists the files that hold the tensors.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # the first found is read
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+_DTYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_DTYPES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+_DTYPES |= {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a file says of one tensor, before any of it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Weights(Protocol):
+    """Tensors of one file or of several, under the names they are stored by."""
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """By name."""
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The tensor's elements in row-major order, as stored: (PIECE,), the last one shorter. Each is good until
+        the next is asked for. raises BadCheckpoint"""
+
+
+def open_weights(source: Path) -> Weights:
+    """A weight file, or an index of several. raises BadCheckpoint"""
+    if source.suffix == ".json":
+        return Shards(source)
+    return SafetensorsFile(source) if source.suffix == ".safetensors" else TorchFile(source)
+
+
+def unreadable(source: Path, error: Exception) -> BadCheckpoint:
+    """Both readers raise whatever the corrupt part happens to trip."""
+    return BadCheckpoint(f"{source} is not a readable weight file: {one_line(error)}")
+
+
+class SafetensorsFile:
+    """The format's own reader judges the header; the bytes are then read without mapping anything."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt"):
+                pass  # it has held the header against the file's size
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header: dict[str, Any] = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            self.stored = {n: Stored(_dtype(about["dtype"]), tuple(about["shape"])) for n, about in header.items()}
+        except Exception as error:
+            raise unreadable(path, error) from None
+        self._path = path
+        self._begin = {name: 8 + size + about["data_offsets"][0] for name, about in header.items()}
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        dtype, left = self.stored[name].dtype, prod(self.stored[name].shape)
+        buffer = torch.empty(min(left, PIECE) * dtype.itemsize, dtype=torch.uint8)
+        with self._path.open("rb") as file:
+            file.seek(self._begin[name])
+            while left:
+                part = buffer[: min(left, PIECE) * dtype.itemsize]
+                if file.readinto(part.numpy().data) != len(part):
+                    raise BadCheckpoint(f"{self._path} was cut while it was read")
+                yield part.view(dtype)
+                left -= len(part) // dtype.itemsize
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, _DTYPES.get(name, ""), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"tensors of type {name} are unknown here")
+    return dtype
+
+
+class TorchFile:
+    """What torch.save wrote, through torch.load(weights_only=True): no checkpoint can run code.
+
+    Files of torch before 1.6 are no zip archives and cannot be mapped: they are in memory whole until `pieces` ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._touched = path, 0
+        self._mapped = zipfile.is_zipfile(path)
+        self._tensors: dict[str, Tensor] | None = None
+        self.stored = {name: Stored(t.dtype, tuple(t.shape)) for name, t in self._open().items()}
+
+    def _open(self) -> dict[str, Tensor]:
+        if self._tensors is None:
+            try:
+                found = torch.load(self._path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            except Exception as error:
+                raise unreadable(self._path, error) from None
+            if not isinstance(found, dict) or not all(isinstance(k, str) and _is_dense(t) for k, t in found.items()):
+                raise BadCheckpoint(f"{self._path} must hold a dictionary of dense tensors")
+            self._tensors = dict(found)
+        return self._tensors
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        tensor = self._open()[name].detach()
+        if not tensor.is_contiguous():
+            yield from tensor.flatten().split(PIECE)  # a view of something else: rare, so copied whole
+            return
+        size = tensor.numel()
+        del tensor
+        for at in range(0, size, PIECE):
+            piece = self._open()[name].detach().view(-1)[at : at + PIECE]
+            self._touched += piece.nbytes
+            yield piece
+            if self._mapped and self._touched > _KEPT:
+                del piece
+                self._tensors, self._touched = None, 0
+
+
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+
+
+class Shards:
+    """Files that an index lists; each must hold just what the index says."""
+
+    def __init__(self, index: Path) -> None:
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
+            raise BadCheckpoint(f"{index}: weight_map must map tensor names to files of the same folder")
+        self._of: dict[str, Weights] = {}
+        for file in sorted(set(files.values())):
+            shard = open_weights(index.parent / file)
+            listed = {name for name, where in files.items() if where == file}
+            if listed != set(shard.stored):
+                raise BadCheckpoint(f"{index.parent / file}: {difference(listed, shard.stored)}, says {index.name}")
+            self._of |= dict.fromkeys(listed, shard)
+        self.stored = {name: shard.stored[name] for name, shard in self._of.items()}
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        return self._of[name].pieces(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """raises BadCheckpoint where it is missing or holds no JSON object"""
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path.parent} has no {path.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path} is not readable JSON: {one_line(error)}") from None
+    if not isinstance(raw, dict):
+        raise BadCheckpoint(f"{path} must hold a JSON object (got {type(raw).__name__})")
+    return raw
+
+
+def difference(expected: Iterable[str], found: Iterable[str]) -> str:
+    """ "lacks a, b and 3 more; has unexpected c", of two collections of names."""
+    parts = []
+    for what, names in (("lacks", set(expected) - set(found)), ("has unexpected", set(found) - set(expected))):
+        first = sorted(names)[:3]
+        more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+        parts += [f"{what} {', '.join(first)}{more}"] if names else []
+    return "; ".join(parts)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line that says something, after the error's kind."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
