@@ -233,7 +233,8 @@ def calibrate(
                     watcher.update(parts, first + offset)
         return also(site, x)
 
-    for first in range(0, len(sequences), FORWARD_BATCH):
+    looks = by_site or also is not no_tap  # where every site stays float, nothing does
+    for first in range(0, len(sequences) if looks else 0, FORWARD_BATCH):
         prepared(sequences[first : first + FORWARD_BATCH], tap=watch)
         progress(min(first + FORWARD_BATCH, len(sequences)), len(sequences))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from quambench.grouping import GroupingSpec
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import check_grouping, groupings, is_clustering
-from quambench.quant.quantized import Precision
+from quambench.quant.precision import FLOAT_BITS, Precision
 from quambench.quant.recipe import WeightRecipe
 from quambench.refine import REFINEMENTS, RefinementSpec
 
@@ -92,7 +93,7 @@ class Case:
 
         raises UnknownName, BadParameter
         """
-        observer, *rest = text.split("/")
+        observer, *rest = re.split(r"/(?![^\[\]]*\])", text)  # not at one in brackets: a path
         case = cls(model=model, observer=ObserverSpec.parse(observer), protocol=protocol or Protocol())
         given: dict[str, Any] = {}
         for part in rest:
@@ -112,8 +113,13 @@ class Case:
         grouping = str(GroupingSpec.parse(self.grouping).complete) if is_clustering(self.grouping) else self.grouping
         flat |= {"grouping": grouping, "policy": str(self.policy.complete)}
         flat |= asdict(self.precision) | asdict(self.protocol)
+        layers, embedding_bits = flat.pop("layers"), flat["embedding_bits"]
         if self.precision.symmetric:
             del flat["symmetric"]
+        if embedding_bits is None:
+            del flat["embedding_bits"]
+        if layers:
+            flat["layers"] = " ".join(map(str, self.precision.layers))
         if self.weights != WeightRecipe():
             flat["weights"] = replace(self.weights, observer=self.weights.observer.complete).id
         if self.refinement:
@@ -126,11 +132,17 @@ def check_fit(case: Case) -> None:
 
     raises BadParameter
     """
-    grouped, bits = case.weights.granularity == "group", case.precision.weight_bits
-    if grouped and bits != 4:
+    of_four = any(bits.weights == 4 for bits in case.precision.everywhere)
+    if case.weights.granularity == "group" and not of_four:
         raise BadParameter(f"{case.weights.id} makes weights of 4 bits: write w4a{case.precision.act_bits} beside it")
     if case.groups_by and case.policy.found().measures:
         raise BadParameter(f"{case.policy.name} measures sites without groups: leave {case.grouping} out")
+    if case.precision.grid_bits == FLOAT_BITS:
+        trains = case.refinement.name if case.refinement else ""
+        idle = trains or ("" if case.precision.symmetric else "asymmetric")
+        idle = case.policy.name if case.policy.found().measures else idle
+        if idle:
+            raise BadParameter(f"{idle} is about scales of activations, and {case.precision.id} has none: leave it out")
     if case.precision.symmetric:
         return
     if case.refinement:
@@ -153,7 +165,7 @@ def _part(text: str) -> dict[str, Any]:
         return {"refinement": RefinementSpec.parse(text)}
     if text == "gptq" or text.startswith("weights="):
         return {"weights": WeightRecipe.parse(text)}
-    if text[:1] == "w" and text[1:2].isdigit():
+    if (text[:1] == "w" and text[1:2].isdigit()) or name == "mix" or text.endswith(".json"):
         return {"precision": Precision.parse(text)}
     known = [*groupings(), "4x4", "adaptive", *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]
     raise UnknownName("part of a case", text, known)

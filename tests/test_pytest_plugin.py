@@ -365,7 +365,7 @@ def test_groupings_and_precisions_take_the_place_of_the_suites_own(run):
     ("option", "says"),
     [
         (("--qb-grouping", "chanel"), "Did you mean 'channel'"),
-        (("--qb-precision", "w8a16"), "a precision is written w8a8"),
+        (("--qb-precision", "w8a9"), "a precision is written w8a8"),
     ],
 )
 def test_a_wrong_grouping_or_precision_is_one_line(run, option, says):

@@ -23,7 +23,8 @@ from quambench.models.sites import sites_of
 from quambench.observers import Batch
 from quambench.observers.percentile import upper_quantile
 from quambench.quant.fuse import prepare
-from quambench.quant.quantized import Precision, QuantizedModel
+from quambench.quant.precision import Precision
+from quambench.quant.quantized import QuantizedModel
 from quambench.refine import RefinementSpec
 from quambench.sensitivity import Scale, by_layer, grids_of
 

@@ -19,7 +19,8 @@ from quambench.evaluate import evaluate, float_inside
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import load_checkpoint
 from quambench.quant.fuse import prepare
-from quambench.quant.quantized import Precision, QuantizedModel
+from quambench.quant.precision import Precision
+from quambench.quant.quantized import QuantizedModel
 from quambench.runner import ModelRun
 
 SHOWN = (

@@ -16,7 +16,8 @@ from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.quant.fuse import prepare
 from quambench.quant.grid import symmetric_scale
-from quambench.quant.quantized import Precision, QuantizedModel
+from quambench.quant.precision import Precision
+from quambench.quant.quantized import QuantizedModel
 
 VOCABULARY, LENGTH = 50_280, 512
 _130M: dict[str, Any] = dict(d_model=768, n_layers=24, vocab_size=VOCABULARY)

@@ -14,7 +14,14 @@ def local_sqnr_db(evidence: Evidence) -> torch.Tensor:
     return 10 * torch.log10(evidence["sites.signal"] / evidence["sites.local_mse"])
 
 
+def _has_grids(evidence: Evidence) -> bool:
+    """Whether anything is rounded: range_used is NaN at a site that stays float."""
+    return not bool(evidence["sites.range_used"].isnan().all())
+
+
 def _worst_local(evidence: Evidence) -> Measurement:
+    if not _has_grids(evidence):
+        return UNMEASURED
     return Measurement(local_sqnr_db(evidence).min().item(), math.nan)
 
 
@@ -24,11 +31,15 @@ def _worst_accumulated(evidence: Evidence) -> Measurement:
 
 
 def _most_clipped(evidence: Evidence) -> Measurement:
+    if not _has_grids(evidence):
+        return UNMEASURED
     return Measurement(evidence["sites.clipped"].max().item(), math.nan)
 
 
 def _least_range_used(evidence: Evidence) -> Measurement:
-    used = evidence["sites.range_used"]  # NaN where a site stays float
+    if not _has_grids(evidence):
+        return UNMEASURED
+    used = evidence["sites.range_used"]
     return Measurement(used[~used.isnan()].min().item(), math.nan)
 
 

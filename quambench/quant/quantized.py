@@ -8,12 +8,12 @@ The forward signature is `LanguageModel`'s, so that both are evaluated by the sa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from quambench_kernels.causal_conv1d import causal_conv1d, next_history
 from quambench_kernels.hadamard_quantize import hadamard_quantize
 from quambench_kernels.int8_causal_conv1d import int8_causal_conv1d
@@ -34,52 +34,12 @@ from quambench.models.mamba2 import Mamba2Mixer
 from quambench.models.sites import sites_of
 from quambench.quant.grid import q_max
 from quambench.quant.hadamard import base_signs, rotate
+from quambench.quant.precision import FLOAT_BITS, Precision
 from quambench.quant.recipe import WeightQuantizer, WeightRecipe
 from quambench.quant.site_grid import SiteGrid, SiteScales, SymmetricGrid, Unquantized, site_grids
-from quambench.quant.weights import QuantizedTensor
+from quambench.quant.weights import QuantizedTensor, Weight
 
 HEAD = "lm_head:input"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """Bits of weights and activations; embedding, lm_head and the carried SSM state may stay float.
-
-    The asymmetric grid is for comparison: the INT8 runtime has none.
-    """
-
-    weight_bits: int = 8
-    act_bits: int = 8
-    embedding: bool = True
-    lm_head: bool = True
-    ssm_state: bool = True
-    symmetric: bool = True
-
-    @property
-    def id(self) -> str:
-        """For people: "w8a8", with what stays float named."""
-        kept = [name for name in ("embedding", "lm_head", "ssm_state") if not getattr(self, name)]
-        named = [f"float_{name}" for name in kept] + ([] if self.symmetric else ["asymmetric"])
-        return "-".join([f"w{self.weight_bits}a{self.act_bits}", *named])
-
-    def quantizes(self, site: str) -> bool:
-        """Whether a site's values become integers at all."""
-        return (self.ssm_state or not site.endswith("ssm_state")) and (self.lm_head or site != "lm_head:input")
-
-    @classmethod
-    def parse(cls, text: str) -> Precision:
-        """Read an id: "w8a4", "w8a8-float_ssm_state-asymmetric".
-
-        raises BadParameter
-        """
-        bits, *named = text.split("-")
-        match = re.fullmatch(r"w([2-8])a([2-8])", bits)
-        made = {"float_embedding": "embedding", "float_lm_head": "lm_head", "float_ssm_state": "ssm_state"}
-        flags = made | {"asymmetric": "symmetric"}
-        if match is None or not set(named) <= set(flags):
-            known = "".join(f"[-{name}]" for name in flags)
-            raise BadParameter(f"a precision is written w8a8{known}, bits 2 to 8 (got {text!r})")
-        return cls(weight_bits=int(match[1]), act_bits=int(match[2]), **{flags[name]: False for name in named})
 
 
 Disturb = Callable[[Tensor], Tensor]
@@ -133,18 +93,27 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 class QuantizedLinear:
-    """INT8 weight, scale () or (out, 1); bias float32 or None; the grid of its input, with one scale ()."""
+    """A weight, INT8 with scale () or (out, 1) or as floats; bias float32 or None; its input's grid, with one scale ().
 
-    def __init__(self, weight: QuantizedTensor, bias: Tensor | None, grid: SiteGrid) -> None:
+    A product of integers where input and weight are integers, else one of float32.
+    """
+
+    def __init__(self, weight: Weight, bias: Tensor | None, grid: SiteGrid) -> None:
         self.weight, self.bias, self.grid = weight, bias, grid
         self.scale: Tensor | None = None  # (out): what one step of input times one of each row stands for
-        if isinstance(grid, SymmetricGrid):
+        self.floats: Tensor | None = None  # (out, in): of a weight that no INT8 product takes
+        if not isinstance(weight, QuantizedTensor):
+            self.floats = weight.dequantize()
+        elif isinstance(grid, SymmetricGrid):
             self.scale = (grid.scale * weight.scale.flatten()).expand(weight.q.shape[0]).contiguous()
 
     def __call__(self, x_q: Tensor) -> Tensor:
         """x_q (..., in) -> (..., out) float32."""
         if self.scale is not None:
             return int8_linear(x_q, self.weight.q, self.scale, self.bias)
+        if self.floats is not None:
+            return F.linear(self.grid.dequantize(x_q), self.floats, self.bias)
+        assert isinstance(self.weight, QuantizedTensor)
         y = self.grid.product(x_q, self.weight)
         return y if self.bias is None else y + self.bias
 
@@ -153,7 +122,8 @@ class _Runtime:
     """A model's sites, and what the runtime does between them; of one block, or of what follows the last.
 
     Each verb takes what one site keeps to what the next keeps: by the INT8 kernel where all sites are symmetric
-    grids and nothing is disturbed (`by_kernels`), else in float PyTorch between the grids, which serves any.
+    grids, all weights integers and nothing is disturbed (`by_kernels`), else in float PyTorch between the grids,
+    which serves any.
     """
 
     def __init__(self, grids: Mapping[str, SiteGrid], disturb: Disturb) -> None:
@@ -228,13 +198,14 @@ class _Block(_Runtime):
 
     def __init__(self, mixer: MambaMixer | Mamba2Mixer, parts: _Parts) -> None:
         super().__init__(parts.grids, parts.disturb)
+        self.by_kernels &= parts.weights.bits.weights < FLOAT_BITS
         self.config: ModelConfig = mixer.config
         self.quantizer, self.prefix = parts.weights, parts.prefix
-        self.weights: dict[str, QuantizedTensor] = {}  # in forward order
+        self.weights: dict[str, Weight] = {}  # in forward order
         self.entry = self.span(("in_proj:input", mixer.config.d_model))
         self.exit = self.span(("out_proj:input", mixer.config.d_inner))
 
-    def keep(self, name: str, weight: QuantizedTensor) -> QuantizedTensor:
+    def keep(self, name: str, weight: Weight) -> Weight:
         """Enter a weight under the name that artefacts and reports use."""
         self.weights[name] = weight
         return weight
@@ -451,23 +422,31 @@ class QuantizedModel:
         raises BadParameter
         """
         config = self.config = prepared.config
+        precision.check_layers(config.n_layers)
         missing = [s for s in sites_of(config) if s not in calibration.scales]
         if missing:
             raise BadParameter(f"the calibration has no scale for {missing[0]} ({len(missing)} sites missing)")
-        # Each site's grid, also where the precision keeps it float.
-        self.calibrated = site_grids(calibration, config, precision.act_bits, precision.symmetric)
+        # Each site's grid, also where a site of few bits is kept float.
+        grids = site_grids(calibration, config, precision.grid_bits, precision.symmetric)
+        self.calibrated = {s: grid if precision.has_grid(s) else Unquantized() for s, grid in grids.items()}
         self.grids = {s: grid if precision.quantizes(s) else Unquantized() for s, grid in self.calibrated.items()}
-        quantizer = WeightQuantizer(recipe, precision.weight_bits, hessians or {})
+
+        def quantizer(layer: int | None) -> WeightQuantizer:
+            bits = precision.of(layer)
+            own = recipe.at(bits.weights) if precision.layers else recipe
+            return WeightQuantizer(own, bits, hessians or {})
+
         embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()
-        self.top_weights: dict[str, QuantizedTensor] = {}
+        self.top_weights: dict[str, Weight] = {}
         self.embedding: Tensor | QuantizedTensor = embedding.float()
         self.lm_head: Tensor | QuantizedLinear = head.float()
         self.top = _Runtime({HEAD: self.grids[HEAD]}, disturb)
         self.exit = self.top.span((HEAD, config.d_model))
         if precision.embedding:
-            self.embedding = self.top_weights["embedding.weight"] = quantizer.rows(embedding)
+            rows = self.top_weights["embedding.weight"] = quantizer(None).rows(embedding, precision.embedding_bits)
+            self.embedding = rows if isinstance(rows, QuantizedTensor) else rows.dequantize()
         if precision.lm_head:
-            self.top_weights["lm_head.weight"] = quantizer.projection("lm_head.weight", head)
+            self.top_weights["lm_head.weight"] = quantizer(None).projection("lm_head.weight", head)
             self.lm_head = QuantizedLinear(self.top_weights["lm_head.weight"], None, self.grids[HEAD])
         self.blocks: list[_Block] = []
         for i, block in enumerate(prepared.blocks):
@@ -475,10 +454,10 @@ class QuantizedModel:
             local = {s.removeprefix(prefix): g for s, g in self.grids.items() if s.startswith(prefix)}
             mixer = block.mixer
             make: Callable[..., _Block] = _MambaBlock if isinstance(mixer, MambaMixer) else _Mamba2Block
-            self.blocks.append(make(mixer, _Parts(local, quantizer, prefix, disturb)))
+            self.blocks.append(make(mixer, _Parts(local, quantizer(i), prefix, disturb)))
 
-    def weights(self) -> dict[str, QuantizedTensor]:
-        """All integer weights by name, embedding first and lm_head last."""
+    def weights(self) -> dict[str, Weight]:
+        """All weights that a precision speaks of by name, embedding first and lm_head last."""
         named = dict(self.top_weights)
         head = named.pop("lm_head.weight", None)
         for i, block in enumerate(self.blocks):
@@ -487,7 +466,7 @@ class QuantizedModel:
 
     @property
     def n_bytes(self) -> int:
-        """What the weights take, at their own bits, with their scales."""
+        """What `weights` take, at their own bits, with their scales."""
         return sum(w.n_bytes for w in self.weights().values())
 
     def __call__(

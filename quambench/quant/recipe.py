@@ -13,7 +13,16 @@ from quambench.observers import ObserverSpec
 from quambench.quant import w4
 from quambench.quant.gptq import gptq
 from quambench.quant.grid import q_max
-from quambench.quant.weights import LARGEST, QuantizedTensor, grid_end, quantize_rows, quantize_splits, quantize_tensor
+from quambench.quant.precision import FLOAT_BITS, Bits
+from quambench.quant.weights import (
+    LARGEST,
+    FloatWeight,
+    Weight,
+    grid_end,
+    quantize_rows,
+    quantize_splits,
+    quantize_tensor,
+)
 
 GRANULARITIES = ("quamba", "tensor", "split", "channel", "group")
 
@@ -24,7 +33,8 @@ class WeightRecipe:
 
     granularity  "quamba": one scale per tensor, and per split (z, x, B, C, Δ) in Mamba2; "tensor";
                  "split": also in Mamba; "channel": per output channel;
-                 "group": 4 bits in groups of 128 inputs for in_proj, out_proj and lm_head, 8 bits elsewhere
+                 "group": 4 bits in groups of 128 inputs for in_proj, out_proj and lm_head; elsewhere 8 bits, or
+                 half precision where activations are float
     gptq         rounds those three with error feedback instead of to nearest
 
     What is not multiplied or convolved with (A_log, D, biases) keeps its largest magnitude.
@@ -61,28 +71,35 @@ class WeightRecipe:
         observer, _, granularity = text.removeprefix("weights=").rpartition("@")
         return cls(observer=ObserverSpec.parse(observer) if observer else LARGEST, granularity=granularity)
 
+    def at(self, bits: int) -> WeightRecipe:
+        """This recipe for one layer of a mix: groups are of 4 bits, others take Quamba's own in their place."""
+        return WeightRecipe() if self.granularity == "group" and bits != w4.BITS else self
+
 
 @dataclass(frozen=True, slots=True)
 class WeightQuantizer:
-    """A recipe at work on one model.
+    """A recipe at work on one model, or one layer of a mix.
 
-    bits      of all weights; with groups, of the grouped ones
+    bits      of all weights, with groups of the grouped ones; and of the activations that they meet
     hessians  weight name -> (in, in), the sum of x xT over calibration tokens; for gptq alone
     """
 
     recipe: WeightRecipe = field(default_factory=WeightRecipe)
-    bits: int = 8
+    bits: Bits = field(default_factory=Bits)
     hessians: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.recipe.granularity == "group" and self.bits != 4:
-            raise BadParameter(f"weights in groups are of 4 bits (got {self.bits})")
+        if self.recipe.granularity == "group" and self.bits.weights != w4.BITS:
+            raise BadParameter(f"weights in groups are of 4 bits (got {self.bits.weights})")
 
     @property
     def _other_bits(self) -> int:
-        return 8 if self.recipe.granularity == "group" else self.bits
+        """Of what is in no groups: Quamba2's W4A16 rounds nothing else, its W4A8 needs integers throughout."""
+        if self.recipe.granularity != "group":
+            return self.bits.weights
+        return FLOAT_BITS if self.bits.acts == FLOAT_BITS else 8
 
-    def projection(self, name: str, weight: Tensor, splits: Sequence[int] = (), usual: bool = False) -> QuantizedTensor:
+    def projection(self, name: str, weight: Tensor, splits: Sequence[int] = (), usual: bool = False) -> Weight:
         """A weight (out, in) that 4 bits may be enough for.
 
         splits  rows of its parts, if its output has any; usual: Quamba gives each a scale of its own
@@ -95,12 +112,16 @@ class WeightQuantizer:
             grouped = gptq(weight, self.hessians[name])
         else:
             grouped = w4.round_to_nearest(weight, threshold=self._group_ends(weight))
+        if self.bits.acts == FLOAT_BITS:
+            return grouped  # no INT8 product waits for it
         whole = w4.to_int8(grouped)
-        return replace(whole, packed_bytes=grouped.nbytes + whole.scale.nbytes)
+        return replace(whole, packed_bytes=grouped.n_bytes + whole.scale.nbytes)
 
-    def narrow(self, weight: Tensor, splits: Sequence[int] = (), usual: bool = False) -> QuantizedTensor:
-        """A weight (rows, ...) that stays at 8 bits where others take 4: x_proj, dt_proj, convolution."""
+    def narrow(self, weight: Tensor, splits: Sequence[int] = (), usual: bool = False) -> Weight:
+        """A weight (rows, ...) that stays finer where others take 4 bits: x_proj, dt_proj, convolution."""
         observer, bits = self.recipe.observer, self._other_bits
+        if bits == FLOAT_BITS:
+            return FloatWeight(weight.half())
         if self.recipe.granularity == "channel":
             return quantize_rows(weight, bits, observer)
         by_split = self.recipe.granularity == "split" or (usual and self.recipe.granularity != "tensor")
@@ -108,15 +129,19 @@ class WeightQuantizer:
             return quantize_splits(weight, splits, bits, observer)
         return quantize_tensor(weight, bits, observer)
 
-    def other(self, weight: Tensor, splits: Sequence[int] = ()) -> QuantizedTensor:
-        """What is added or exponentiated: by its largest magnitude, per tensor or per split."""
+    def other(self, weight: Tensor, splits: Sequence[int] = ()) -> Weight:
+        """What is added or exponentiated: by its largest magnitude, per tensor or per split; float32 where float."""
+        if self._other_bits == FLOAT_BITS:
+            return FloatWeight(weight.detach().float())
         if splits:
             return quantize_splits(weight, splits, self._other_bits)
         return quantize_tensor(weight, self._other_bits)
 
-    def rows(self, weight: Tensor) -> QuantizedTensor:
-        """The embedding."""
-        return quantize_rows(weight, self._other_bits)
+    def rows(self, weight: Tensor, bits: int | None = None) -> Weight:
+        """The embedding, which meets no activations. bits: its own, where they are not the recipe's."""
+        usual = 8 if self.recipe.granularity == "group" else self.bits.weights
+        bits = usual if bits is None else bits
+        return FloatWeight(weight.half()) if bits == FLOAT_BITS else quantize_rows(weight, bits)
 
     def _group_ends(self, weight: Tensor) -> Tensor | None:
         """(out, n_groups) thresholds by the recipe's observer; None for the largest magnitude.

@@ -1,9 +1,9 @@
 """Weights of 4 bits in groups: symmetric, ties to even, one step per output channel and group of inputs.
 
-Quamba2's W4A8. Along the inputs, groups of 128; the last of a row may be shorter. 16 levels, integers
-in [-8, 7], and a step of 2 amax / 15: amax lies 7.5 steps from zero, so +amax is clipped by the half
-step that -amax is rounded by. All of it in float64: from float32 a quotient could be rounded onto a
-tie, and GPTQ without feedback would not be rounding to nearest.
+Quamba2's W4A16, and the first level of its W4A8. Along the inputs, groups of 128; the last of a row may
+be shorter. 16 levels, integers in [-8, 7], and a step of 2 amax / 15: amax lies 7.5 steps from zero, so
++amax is clipped by the half step that -amax is rounded by. All of it in float64: from float32 a quotient
+could be rounded onto a tie, and GPTQ without feedback would not be rounding to nearest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from quambench.errors import BadParameter
 from quambench.quant.grid import MIN_SCALE, dequantize, quantize
-from quambench.quant.weights import QuantizedTensor, quantize_rows
+from quambench.quant.weights import QuantizedTensor, digest_of, quantize_rows
 
 BITS = 4
 GROUP = 128  # inputs that share a step, in Quamba2
@@ -34,9 +34,17 @@ class GroupedWeight:
         return dequantize(self.q, spread(self.steps, self.group, self.q.shape[1]))
 
     @property
-    def nbytes(self) -> int:
+    def scale(self) -> Tensor:
+        return self.steps
+
+    @property
+    def n_bytes(self) -> int:
         """Two integers a byte, and the float32 steps as kept here (Quamba keeps them in float16)."""
         return (self.q.numel() + 1) // 2 + self.steps.nbytes
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.q)
 
 
 def round_to_nearest(weight: Tensor, group: int = GROUP, threshold: Tensor | None = None) -> GroupedWeight:

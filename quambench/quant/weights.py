@@ -1,10 +1,11 @@
-"""Weights on the integer grid: symmetric, ties to even, one scale per tensor, per split or per row."""
+"""What weights become: on the integer grid, symmetric, ties to even, one scale per tensor, split or row; or float."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,56 @@ from quambench.observers import ObserverSpec
 from quambench.quant.grid import dequantize, quantize, symmetric_scale
 
 LARGEST = ObserverSpec("running_max")
+
+
+class Weight(Protocol):
+    """What becomes of a weight: `QuantizedTensor`, `w4.GroupedWeight` or `FloatWeight`."""
+
+    @property
+    def q(self) -> Tensor:
+        """What is kept, of the weight's shape: int8, or floats."""
+
+    @property
+    def scale(self) -> Tensor:
+        """float32; none, shape (0,), of floats."""
+
+    @property
+    def n_bytes(self) -> int:
+        """What it takes, scales and all."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of what is kept without the scales, which are compared as numbers."""
+
+    def dequantize(self) -> Tensor:
+        """float32, of the weight's shape."""
+
+
+def digest_of(q: Tensor) -> str:
+    """Hash of a tensor's bytes."""
+    return hashlib.sha256(q.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class FloatWeight:
+    """A weight that is not rounded to a grid; q half precision, or float32 where Quamba keeps that."""
+
+    q: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.zeros(0)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.q.nbytes
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.q)
+
+    def dequantize(self) -> Tensor:
+        return self.q.float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +83,7 @@ class QuantizedTensor:
 
     @property
     def digest(self) -> str:
-        """Hash of the integers alone; scales are compared as numbers."""
-        return hashlib.sha256(self.q.contiguous().numpy().tobytes()).hexdigest()[:16]
+        return digest_of(self.q)
 
 
 def grid_end(laid_out: Tensor, observer: ObserverSpec = LARGEST, bits: int = 8) -> Tensor:

@@ -9,6 +9,7 @@ from quambench.errors import BadParameter
 from quambench.observers import ObserverSpec
 from quambench.quant import w4
 from quambench.quant.gptq import gptq
+from quambench.quant.precision import Bits
 from quambench.quant.recipe import WeightQuantizer, WeightRecipe
 from quambench.quant.weights import quantize_rows, quantize_splits, quantize_tensor
 
@@ -51,11 +52,11 @@ def test_the_observer_clips_and_biases_keep_their_largest():
 
 
 def test_groups_are_for_projections_and_the_rest_keeps_eight_bits():
-    quantizer = WeightQuantizer(WeightRecipe(granularity="group"), bits=4)
+    quantizer = WeightQuantizer(WeightRecipe(granularity="group"), bits=Bits(4, 8))
     found = quantizer.projection("w", W)
     grouped = w4.round_to_nearest(W)
     assert equal(found, w4.to_int8(grouped))
-    assert found.n_bytes == grouped.nbytes + 6 * 4  # and one float32 scale a row, which the runtime keeps too
+    assert found.n_bytes == grouped.n_bytes + 6 * 4  # and one float32 scale a row, which the runtime keeps too
     assert equal(quantizer.narrow(W, SPLITS), quantize_tensor(W, 8))
     assert equal(quantizer.rows(W), quantize_rows(W, 8))
 
@@ -63,7 +64,7 @@ def test_groups_are_for_projections_and_the_rest_keeps_eight_bits():
 def test_a_groups_observer_searches_the_grid_that_groups_have():
     """The 4-bit grid of `mse` ends 7 steps away, a group's 7.5: the step must come out as searched."""
     recipe = WeightRecipe(observer=ObserverSpec("mse"), granularity="group")
-    quantizer = WeightQuantizer(recipe, bits=4)
+    quantizer = WeightQuantizer(recipe, bits=Bits(4, 8))
     watcher = ObserverSpec("mse").build(4)
     watcher.update(W[None, :, :128])
     steps = 2 * quantizer._group_ends(W)[:, 0] / 15
@@ -73,7 +74,7 @@ def test_a_groups_observer_searches_the_grid_that_groups_have():
 def test_gptq_takes_the_hessian_of_its_weight():
     x = torch.randn(300, 130, generator=torch.Generator().manual_seed(1)).double()
     hessians = {"layers.0.w": x.T @ x}
-    quantizer = WeightQuantizer(WeightRecipe.parse("gptq"), bits=4, hessians=hessians)
+    quantizer = WeightQuantizer(WeightRecipe.parse("gptq"), bits=Bits(4, 8), hessians=hessians)
     assert equal(quantizer.projection("layers.0.w", W), w4.to_int8(gptq(W, hessians["layers.0.w"])))
     with pytest.raises(BadParameter, match=r"gptq needs the Hessian of layers\.1\.w"):
         quantizer.projection("layers.1.w", W)
@@ -85,7 +86,10 @@ def test_gptq_takes_the_hessian_of_its_weight():
         (lambda: WeightRecipe(granularity="head"), "weights must be per quamba, tensor"),
         (lambda: WeightRecipe(granularity="channel", gptq=True), "take granularity group"),
         (lambda: WeightRecipe(granularity="group", gptq=True, observer=ObserverSpec("mse")), "not mse"),
-        (lambda: WeightQuantizer(WeightRecipe(granularity="group"), bits=8), "weights in groups are of 4 bits"),
+        (
+            lambda: WeightQuantizer(WeightRecipe(granularity="group"), bits=Bits(8, 8)),
+            "weights in groups are of 4 bits",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(made, says):

@@ -103,9 +103,9 @@ def test_the_second_level_by_hand():
 
 def test_bytes_by_hand():
     # 15 integers in 8 bytes; 3 groups in each of 3 rows, 4 bytes each.
-    assert round_to_nearest(torch.ones(3, 5), group=2).nbytes == 8 + 9 * 4
+    assert round_to_nearest(torch.ones(3, 5), group=2).n_bytes == 8 + 9 * 4
     # At Quamba2's group of 128: 4 bits, and 32/128 for the step.
-    assert round_to_nearest(torch.ones(16, 256)).nbytes * 8 == 16 * 256 * (4 + 0.25)
+    assert round_to_nearest(torch.ones(16, 256)).n_bytes * 8 == 16 * 256 * (4 + 0.25)
 
 
 @settings(max_examples=200, deadline=None)

@@ -44,7 +44,8 @@ from quambench.observers.running_max import RunningMax
 from quambench.policy.quamba import Quamba
 from quambench.quant import fuse, grid, hadamard, quantized, recipe, site_grid, weights
 from quambench.quant.granularity import Layout
-from quambench.quant.quantized import Precision, QuantizedModel
+from quambench.quant.precision import Precision
+from quambench.quant.quantized import QuantizedModel
 from quambench.quant.site_grid import SymmetricGrid
 
 # --- the grid -------------------------------------------------------------------------------------

@@ -1,0 +1,215 @@
+"""How many bits weights and activations have: all of a model's, or each layer's own.
+
+16 bits are half precision and no grid at all: w4a16 rounds weights alone, w16a8 activations alone. The
+latter is for comparison, no runtime has it. A mix of precisions by layer is Quamba2's (its hybrid blocks).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from quambench.errors import BadParameter
+from quambench.models.sites import layer_of
+
+FLOAT_BITS = 16
+_RUNS = 8  # of equal layers, that a mix's id spells out; beyond them it counts
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Of weights and of activations: 2 to 8, or FLOAT_BITS."""
+
+    weights: int = 8
+    acts: int = 8
+
+    def __str__(self) -> str:
+        return f"w{self.weights}a{self.acts}"
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """Read "w4a8" or, as Quamba2's files have it, "W4A8".
+
+        raises BadParameter
+        """
+        match = re.fullmatch(r"w([2-8]|16)a([2-8]|16)", text.lower())
+        if match is None:
+            raise BadParameter(f"{text!r} is no precision: write W4A8, bits 2 to 8 or 16")
+        return cls(int(match[1]), int(match[2]))
+
+
+HEAD_OF_A_MIX, EMBEDDING_OF_A_MIX = Bits(4, 8), 4  # as Quamba2 has them beside its hybrid blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Bits of weights and activations; embedding, lm_head and the carried SSM state may stay float.
+
+    layers          a mix: the bits of each; weight_bits and act_bits are then lm_head's
+    embedding_bits  the embedding's own; None: as the recipe of weights has it
+
+    The asymmetric grid is for comparison: the INT8 runtime has none.
+    raises BadParameter where layers have integer activations of different widths
+    """
+
+    weight_bits: int = 8
+    act_bits: int = 8
+    embedding: bool = True
+    lm_head: bool = True
+    ssm_state: bool = True
+    symmetric: bool = True
+    layers: tuple[Bits, ...] = ()
+    embedding_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        widths = sorted({bits.acts for bits in self.everywhere} - {FLOAT_BITS})
+        if len(widths) > 1:
+            raise BadParameter(f"a mix rounds activations to one width (got {widths[0]} and {widths[1]} bits)")
+
+    @property
+    def id(self) -> str:
+        """For people: "w8a8", "mix[w8a8,w4a16*3]", with what stays float named."""
+        kept = [name for name in ("embedding", "lm_head", "ssm_state") if not getattr(self, name)]
+        named = [f"float_{name}" for name in kept] + ([] if self.symmetric else ["asymmetric"])
+        return "-".join([self._mixed() if self.layers else str(self.of(None)), *named])
+
+    def _mixed(self) -> str:
+        runs = [(str(bits), len(list(run))) for bits, run in groupby(self.layers)]
+        parts = [f"{bits}*{n}" if n > 1 else bits for bits, n in runs]
+        if len(parts) > _RUNS:
+            digest = hashlib.sha256(" ".join(map(str, self.layers)).encode()).hexdigest()[:8]
+            parts = [f"{n}x{bits}" for bits, n in sorted(Counter(map(str, self.layers)).items())] + [f"layers={digest}"]
+        if self.embedding_bits != EMBEDDING_OF_A_MIX:
+            parts.append(f"embedding=w{self.embedding_bits}")
+        if self.of(None) != HEAD_OF_A_MIX:
+            parts.append(f"lm_head={self.of(None)}")
+        return f"mix[{','.join(parts)}]"
+
+    def of(self, layer: int | None) -> Bits:
+        """A layer's; lm_head's for None."""
+        if layer is None or not self.layers:
+            return Bits(self.weight_bits, self.act_bits)
+        return self.layers[layer]
+
+    @property
+    def everywhere(self) -> tuple[Bits, ...]:
+        """lm_head's, then each layer's where they have their own."""
+        return (self.of(None), *self.layers)
+
+    @property
+    def grid_bits(self) -> int:
+        """Of all activations that are rounded at all; FLOAT_BITS where none is."""
+        return min(bits.acts for bits in self.everywhere)
+
+    def has_grid(self, site: str) -> bool:
+        """Whether a site's activations are of so few bits that calibration makes it a scale."""
+        return self.of(layer_of(site)).acts < FLOAT_BITS
+
+    def quantizes(self, site: str) -> bool:
+        """Whether a site's values become integers at all."""
+        kept = (not self.ssm_state and site.endswith("ssm_state")) or (not self.lm_head and site == "lm_head:input")
+        return self.has_grid(site) and not kept
+
+    def check_layers(self, n_layers: int) -> None:
+        """raises BadParameter where a mix is of another number of layers than the model's"""
+        if self.layers and len(self.layers) != n_layers:
+            raise BadParameter(f"{self.id} is for {len(self.layers)} layers, and this model has {n_layers}")
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Read an id, "w8a4", "w8a8-float_ssm_state-asymmetric", "mix[w8a8,w4a16*3]"; or a mix's file, "mix.json".
+
+        Where more is to be said of a file, it stands in brackets: "mix[mix.json]-float_ssm_state".
+        raises BadParameter
+        """
+        match = re.fullmatch(r"(mix\[.*\]|\w*)((?:-\w+)*)", f"mix[{text}]" if text.endswith(".json") else text)
+        fields = {f"float_{name}": name for name in ("embedding", "lm_head", "ssm_state")} | {"asymmetric": "symmetric"}
+        named = match[2].split("-")[1:] if match else []
+        made = cls._bare(match[1]) if match and set(named) <= set(fields) else None
+        if made is None:
+            known = "".join(f"[-{name}]" for name in fields)
+            raise BadParameter(
+                f"a precision is written w8a8{known}, bits 2 to 8 or 16, or it is a mix of them, a .json file"
+                f" (got {text!r})"
+            )
+        off: dict[str, Any] = {fields[name]: False for name in named}
+        return replace(made, **off)
+
+    @classmethod
+    def _bare(cls, text: str) -> Precision | None:
+        """Without what stays float; None where it is no precision at all."""
+        if text.startswith("mix["):
+            inner = text.removeprefix("mix[").removesuffix("]")
+            return _read(Path(inner)) if inner.endswith(".json") else _spelled(inner, text)
+        try:
+            bits = Bits.parse(text)
+        except BadParameter:
+            return None
+        if bits.weights == bits.acts == FLOAT_BITS:
+            raise BadParameter(f"{text} quantizes nothing: take fewer bits for weights or activations")
+        return cls(weight_bits=bits.weights, act_bits=bits.acts)
+
+
+def _spelled(inner: str, text: str) -> Precision:
+    """What stands in the brackets of a mix's id: "w8a8,w4a16*3,embedding=w8"."""
+    layers: list[str] = []
+    top: dict[str, str] = {}
+    for item in inner.split(","):
+        key, given, value = item.partition("=")
+        if key == "layers":
+            raise BadParameter(f"{text} says how many layers have which precision, not which: give the mix's file")
+        if given:
+            top[key] = value
+            continue
+        bits, times, n = item.partition("*")
+        if times and not re.fullmatch(r"[1-9]\d*", n):
+            raise BadParameter(f"{text}: {item!r} must be a precision and how many layers have it, as in w4a8*3")
+        layers += [bits] * int(n or 1)
+    return _mix(layers, top, text)
+
+
+def _read(path: Path) -> Precision:
+    """A JSON list with one string per layer, or an object with that as "layers", "embedding" and "lm_head"."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadParameter(f"cannot read the mix {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadParameter(f"the mix {path} is not JSON: {error}") from None
+    top = dict(found) if isinstance(found, dict) else {"layers": found}
+    layers = top.pop("layers", None)
+    if not isinstance(layers, list):
+        raise BadParameter(f'the mix {path} must be a list with a precision for each layer, or {{"layers": that list}}')
+    return _mix(layers, top, str(path))
+
+
+def _mix(layers: Sequence[object], top: Mapping[str, object], where: str) -> Precision:
+    """raises BadParameter naming what cannot be read, and where"""
+    if unknown := sorted(set(top) - {"embedding", "lm_head"}):
+        raise BadParameter(f"{where}: a mix says layers, embedding and lm_head (got {unknown[0]!r})")
+    if not layers:
+        raise BadParameter(f"{where}: a mix needs a precision for each layer (got none)")
+    made = [_bits(text, f"{where}, layer {i}") for i, text in enumerate(layers)]
+    embedding = str(top.get("embedding", f"w{EMBEDDING_OF_A_MIX}"))
+    match = re.fullmatch(r"w([2-8]|16)", embedding.lower())
+    if match is None:
+        raise BadParameter(f"{where}: the embedding's precision is written W8, bits 2 to 8 or 16 (got {embedding!r})")
+    head = _bits(top.get("lm_head", str(HEAD_OF_A_MIX)), f"{where}, lm_head")
+    try:
+        return Precision(weight_bits=head.weights, act_bits=head.acts, layers=tuple(made), embedding_bits=int(match[1]))
+    except BadParameter as error:
+        raise BadParameter(f"{where}: {error}") from None
+
+
+def _bits(text: object, where: str) -> Bits:
+    try:
+        return Bits.parse(str(text))
+    except BadParameter as error:
+        raise BadParameter(f"{where}: {error}") from None
