@@ -32,7 +32,7 @@ ORDER = (
         "quant.quantized",
     },
     {"calibrate"},
-    {"sensitivity", "hessians", "refine", "arrange"},
+    {"sensitivity", "hessians", "refine", "arrange", "interchange"},
     {"case"},
     {"metrics"},
     {"decoding"},

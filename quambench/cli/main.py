@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from keyword import iskeyword
 
 from quambench.errors import QuambenchError
 
@@ -22,7 +23,7 @@ class Command:
     example: str
 
     def load(self, name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]:
-        module = import_module(f"quambench.cli.{name}")
+        module = import_module(f"quambench.cli.{name}_" if iskeyword(name) else f"quambench.cli.{name}")
         return module.arguments, module.run
 
 
@@ -32,6 +33,14 @@ COMMANDS = {
     "eval": Command(
         "quantize a model and measure it against its float self",
         'quambench eval mamba2-tiny --observer running_max --observer "percentile[alpha=0.999]"',
+    ),
+    "export": Command(
+        "saved scales as another program's quantizer takes them",
+        "quambench export scales/ --format quamba --out quamba.pt",
+    ),
+    "import": Command(
+        "scales from another program as saved scales",
+        "quambench import quamba.pt --format quamba --model mamba2-tiny --out scales/",
     ),
     "sensitivity": Command(
         "what each site and each layer costs by itself", "quambench sensitivity mamba2-tiny --observer percentile/w8a6"

@@ -32,6 +32,10 @@ def add_observers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("quamba",), required=True, help="quamba: docs/quamba.md describes it")
+
+
 def check_out(path: Path | None) -> None:
     """Whether `write_out` can write there later; before work that would end in it.
 

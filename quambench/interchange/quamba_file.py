@@ -1,0 +1,93 @@
+"""One file that holds what Quamba's quantizer takes: a dict for torch.load(weights_only=True).
+
+act_scales      as interchange/quamba.py describes them
+reorder_params  likewise, or None
+made_of         of a file from here: schema, digests of model, data and scales, site -> observer, digest of the code
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quambench.calibrate import Calibration
+from quambench.errors import BadArtefact
+from quambench.interchange.quamba import from_act_scales, to_act_scales
+from quambench.models.checkpoint import Checkpoint
+
+SCHEMA = 1
+
+
+def write(path: Path, calibration: Calibration, code: str) -> None:
+    """The file appears whole or not at all, in a folder that is made where there is none; one that is there goes.
+
+    code  digest of the code that writes (quambench/provenance.py)
+    raises BadParameter where Quamba has no place for a scale
+    """
+    act_scales, reorder_params = to_act_scales(calibration)
+    made_of = {
+        "schema": SCHEMA,
+        "model_digest": calibration.model_digest,
+        "data_digest": calibration.data_digest,
+        "scales_digest": calibration.digest,
+        "observers": dict(calibration.observers),
+        "quambench": code,
+    }
+    content = io.BytesIO()  # not the path: torch.save puts a file's name into its bytes
+    torch.save({"act_scales": act_scales, "reorder_params": reorder_params, "made_of": made_of}, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content.getbuffer())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path, checkpoint: Checkpoint) -> Calibration:
+    """A file from `write`, or one that Quamba's own objects were saved to: the dict without made_of, or the list alone.
+
+    raises BadArtefact where it is missing, corrupt, of another model, or not what its made_of describes
+    """
+    act_scales, reorder_params, made_of = _parts(path)
+    if made_of is not None and made_of.get("schema") != SCHEMA:
+        raise BadArtefact(f"{path}: made_of is of schema {made_of.get('schema')}, this version reads {SCHEMA}")
+    if made_of is not None and made_of.get("model_digest") != checkpoint.digest:
+        raise BadArtefact(f"{path}: these scales were made for another model than {checkpoint.name!r}")
+    try:
+        found = from_act_scales(act_scales, reorder_params, checkpoint.config, model_digest=checkpoint.digest)
+    except BadArtefact as error:
+        raise BadArtefact(f"{path}: {error}") from None
+    if made_of is None:
+        return found
+    observers, data_digest = made_of.get("observers"), made_of.get("data_digest")
+    if not isinstance(observers, dict) or observers.keys() != found.scales.keys() or not isinstance(data_digest, str):
+        raise BadArtefact(f"{path}: made_of must name the data and each site's observer")
+    if found.digest != made_of.get("scales_digest"):
+        raise BadArtefact(f"{path}: not the scales that made_of describes; leave it out of a file that you changed")
+    return replace(found, observers={site: str(observers[site]) for site in found.scales}, data_digest=data_digest)
+
+
+def _parts(path: Path) -> tuple[Any, Any, Mapping[str, Any] | None]:
+    """act_scales, reorder_params, made_of."""
+    if not path.is_file():
+        raise BadArtefact(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # it raises whatever the corrupt part happens to trip
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadArtefact(f"{path} is nothing that torch.load(weights_only=True) can read: {said[0]}") from None
+    if isinstance(content, list):
+        return content, None, None
+    if not isinstance(content, dict) or "act_scales" not in content:
+        raise BadArtefact(f"{path} must hold a dict with act_scales and reorder_params, or the list of act_scales")
+    made_of = content.get("made_of")
+    if made_of is not None and not isinstance(made_of, dict):
+        raise BadArtefact(f"{path}: made_of must be a dict (got {type(made_of).__name__})")
+    return content["act_scales"], content.get("reorder_params"), made_of
