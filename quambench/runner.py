@@ -20,7 +20,7 @@ from quambench.case import Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
-from quambench.errors import BadParameter
+from quambench.errors import BadArtefact, BadParameter
 from quambench.evaluate import (
     WINDOW_BATCH,
     EvalData,
@@ -317,6 +317,18 @@ class ModelRun:
             weights=self.quantized(case).weights(),
             seconds=time.perf_counter() - started,
         )
+
+
+def saved_model(checkpoint: Checkpoint, calibration: Calibration) -> tuple[LanguageModel, QuantizedModel]:
+    """The prepared model and the INT8 one of scales made before, weights in 8 bits.
+
+    raises BadArtefact when they are another model's
+    """
+    if calibration.model_digest != checkpoint.digest:
+        raise BadArtefact(f"these scales were made for another model than {checkpoint.name!r}")
+    prepared = prepare(checkpoint.model, calibration.groups)
+    precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
+    return prepared, QuantizedModel(prepared, calibration, precision)
 
 
 def _order(calibration: Calibration) -> dict[str, Tensor]:

@@ -14,14 +14,10 @@ from quambench.case import Case
 from quambench.cli.options import add_corpus, add_model, add_observers, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import TASKS
-from quambench.errors import BadArtefact
 from quambench.evaluate import evaluate, float_inside
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import load_checkpoint
-from quambench.quant.fuse import prepare
-from quambench.quant.precision import Precision
-from quambench.quant.quantized import QuantizedModel
-from quambench.runner import ModelRun
+from quambench.runner import ModelRun, saved_model
 
 SHOWN = (
     "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p50", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",
@@ -74,11 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _with_saved(work: ModelRun, calibration: Calibration) -> dict[str, Measurement]:
-    if calibration.model_digest != work.checkpoint.digest:
-        raise BadArtefact(f"these scales were made for another model than {work.checkpoint.name!r}")
-    precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
-    prepared = prepare(work.checkpoint.model, calibration.groups)
-    model = QuantizedModel(prepared, calibration, precision)
+    prepared, model = saved_model(work.checkpoint, calibration)
     evidence = evaluate(model, work.answers, float_inside(prepared, work.data), work.data, calibration)
     return {name: metric.measure(evidence) for name, metric in METRICS.items()}
 

@@ -53,7 +53,7 @@ class LastWordItems:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Text before the last word, that word, and the chance of guessing it from the words before."""
+    """Text before the last word, that word, and the chance of guessing it from the words before (0: it is new)."""
 
     context: str
     word: str
@@ -62,25 +62,35 @@ class Passage:
 
 def passages(text: str) -> Iterator[Passage]:
     """The items of one document, in order: at most one per sentence."""
-    sentences = [s for s in _SENTENCE_END.split(" ".join(text.split())) if s]
-    sizes = [len(s.split()) for s in sentences]
-    for end in range(len(sentences)):
+    return (passage for passage in endings(text) if passage.chance)
+
+
+def endings(text: str) -> Iterator[Passage]:
+    """As `passages`, also where the last word is new."""
+    parts = sentences(text)
+    sizes = [len(s.split()) for s in parts]
+    for end in range(len(parts)):
         start, n_words = end, sizes[end]
         while n_words < MIN_WORDS and start > 0:
             start -= 1
             n_words += sizes[start]
-        if MIN_WORDS <= n_words <= MAX_WORDS and (found := _item(" ".join(sentences[start : end + 1]))):
+        if MIN_WORDS <= n_words <= MAX_WORDS and (found := _ending(" ".join(parts[start : end + 1]))):
             yield found
 
 
-def _item(passage: str) -> Passage | None:
-    words = list(_WORD.finditer(passage))
-    last = words[-1] if words else None
+def sentences(text: str) -> list[str]:
+    """Split behind . ! ?, white space between words made one space."""
+    return [s for s in _SENTENCE_END.split(" ".join(text.split())) if s]
+
+
+def _ending(passage: str) -> Passage | None:
+    found = list(_WORD.finditer(passage))
+    last = found[-1] if found else None
     if last is None or len(last[0]) < MIN_LETTERS or passage[last.start() - 1 : last.start()] != " ":
         return None
-    earlier = [w[0].lower() for w in words[:-1]]
+    earlier = [w[0].lower() for w in found[:-1]]
     hits = earlier.count(last[0].lower())
-    return Passage(passage[: last.start() - 1], last[0], hits / len(earlier)) if hits else None
+    return Passage(passage[: last.start() - 1], last[0], hits / len(earlier) if hits else 0.0)
 
 
 def last_word_items(documents: Sequence[Document], tokenizer: Tokenizer, max_items: int | None = None) -> LastWordItems:
