@@ -238,8 +238,6 @@ def calibrate(
         prepared(sequences[first : first + FORWARD_BATCH], tap=watch)
         progress(min(first + FORWARD_BATCH, len(sequences)), len(sequences))
 
-    data_digest = hashlib.sha256(str(tuple(sequences.shape)).encode() + sequences.numpy().tobytes()).hexdigest()
-
     def finished(key: K) -> Calibration:
         task = fit[key]
         return Calibration(
@@ -248,12 +246,17 @@ def calibrate(
             observers={s: str(a.observer.complete) for s, a in task.plan.items()},
             act_bits=task.act_bits,
             model_digest=model_digest,
-            data_digest=data_digest,
+            data_digest=digest_of(sequences),
             symmetric=task.symmetric,
             groups=task.groups,
         )
 
     return each(fit, finished, failed)
+
+
+def digest_of(sequences: Tensor) -> str:
+    """Hash of calibration sequences, (S, L) int64: a Calibration's data_digest."""
+    return hashlib.sha256(str(tuple(sequences.shape)).encode() + sequences.numpy().tobytes()).hexdigest()
 
 
 def each(keys: Iterable[K], make: Callable[[K], T], failed: dict[K, Exception] | None) -> dict[K, T]:

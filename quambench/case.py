@@ -10,11 +10,14 @@ from typing import Any
 
 from quambench.errors import BadParameter, UnknownName
 from quambench.grouping import GroupingSpec
+from quambench.interchange.outside import find_calibration
+from quambench.interchange.quamba import BITS
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
-from quambench.policy.base import check_grouping, groupings, is_clustering
+from quambench.policy.base import PER_TENSOR, check_grouping, groupings, is_clustering
 from quambench.quant.precision import FLOAT_BITS, Precision
 from quambench.quant.recipe import WeightRecipe
+from quambench.quant.weights import LARGEST
 from quambench.refine import REFINEMENTS, RefinementSpec
 
 
@@ -42,6 +45,7 @@ class Protocol:
 FULL = Protocol(quality_windows=192, decode_windows=120, error_windows=16, max_items=0, recall_sequences=400)
 """--qb-full: about four times the default; standard errors half as large."""
 QUAMBA = PolicySpec("quamba")
+OUTSIDE = "calibration="  # what the first part of an id starts with where scales come from outside
 QUICK = Protocol(quality_windows=24, decode_windows=20, error_windows=4, max_items=80)
 """Half the default: for suites of many cases, which compare strategies rather than guard one."""
 SIZES = {"full": FULL, "quick": QUICK}  # suffix of such a case's id -> its protocol
@@ -62,6 +66,7 @@ class Case:
     precision: Precision = field(default_factory=Precision)
     weights: WeightRecipe = field(default_factory=WeightRecipe)
     refinement: RefinementSpec | None = None  # what calibration's scales are trained by afterwards
+    calibration: str = ""  # from outside, `module:function`, in place of observer and policy
     protocol: Protocol = field(default_factory=Protocol)
 
     @property
@@ -73,7 +78,7 @@ class Case:
     @property
     def id(self) -> str:
         """For people, and for -k: mamba2-tiny/percentile[alpha=0.9995,sigma=0.01]/1x1."""
-        parts = [self.model, str(self.observer), self.grouping]
+        parts = [self.model, self._scales_by, self.grouping]
         if self.policy != QUAMBA:
             parts.append(str(self.policy))
         if self.precision != Precision():
@@ -85,16 +90,29 @@ class Case:
         parts += [suffix for suffix, protocol in SIZES.items() if protocol == self.protocol]
         return "/".join(parts)
 
+    @property
+    def _scales_by(self) -> str:
+        return f"{OUTSIDE}{self.calibration}" if self.calibration else str(self.observer)
+
+    def calibrated_by(self, name: str) -> Case:
+        """This with its scales from outside. raises UnknownName, BadParameter"""
+        find_calibration(name)
+        return replace(self, calibration=name, observer=LARGEST, policy=QUAMBA)
+
     @classmethod
     def parse(cls, model: str, text: str, protocol: Protocol | None = None) -> Case:
         """What an id says after the model: "mse/1x1/w8a4", "percentile/channel", "running_max/gptq/w4a8".
 
-        The observer comes first; what follows may be left out, in any order.
+        The observer comes first, or "calibration=module:function"; what follows may be left out, in any order.
 
         raises UnknownName, BadParameter
         """
-        observer, *rest = re.split(r"/(?![^\[\]]*\])", text)  # not at one in brackets: a path
-        case = cls(model=model, observer=ObserverSpec.parse(observer), protocol=protocol or Protocol())
+        first, *rest = re.split(r"/(?![^\[\]]*\])", text)  # not at one in brackets: a path
+        case = cls(model=model, observer=LARGEST, protocol=protocol or Protocol())
+        if first.startswith(OUTSIDE):
+            case = case.calibrated_by(first.removeprefix(OUTSIDE))
+        else:
+            case = replace(case, observer=ObserverSpec.parse(first))
         given: dict[str, Any] = {}
         for part in rest:
             (field_name, value), *_ = _part(part).items()
@@ -109,7 +127,8 @@ class Case:
         What was added after results had been stored stands here only where it is not at its default, so
         that those results still say what they measured.
         """
-        flat: dict[str, object] = {"model": self.model, "observer": str(self.observer.complete)}
+        observer = self._scales_by if self.calibration else str(self.observer.complete)
+        flat: dict[str, object] = {"model": self.model, "observer": observer}
         grouping = str(GroupingSpec.parse(self.grouping).complete) if is_clustering(self.grouping) else self.grouping
         flat |= {"grouping": grouping, "policy": str(self.policy.complete)}
         flat |= asdict(self.precision) | asdict(self.protocol)
@@ -132,6 +151,8 @@ def check_fit(case: Case) -> None:
 
     raises BadParameter
     """
+    if case.calibration:
+        _check_fit_of_outside(case)
     of_four = any(bits.weights == 4 for bits in case.precision.everywhere)
     if case.weights.granularity == "group" and not of_four:
         raise BadParameter(f"{case.weights.id} makes weights of 4 bits: write w4a{case.precision.act_bits} beside it")
@@ -149,6 +170,17 @@ def check_fit(case: Case) -> None:
         raise BadParameter(f"{case.refinement.name} trains symmetric grids alone: leave asymmetric out")
     if case.policy.found().measures:
         raise BadParameter(f"{case.policy.name} measures symmetric grids alone: leave asymmetric out")
+
+
+def _check_fit_of_outside(case: Case) -> None:
+    """Quamba's act_scales are of one kind of grid, and have a place for groups but for nothing else finer."""
+    name = f"{OUTSIDE}{case.calibration}"
+    if case.policy != QUAMBA:
+        raise BadParameter(f"{name} chooses every scale itself: leave the policy {case.policy} out")
+    if case.grouping != PER_TENSOR and case.groups_by is None:
+        raise BadParameter(f"{name} has one scale per tensor, or groups such as 4x4 (got {case.grouping})")
+    if case.precision.grid_bits != BITS or not case.precision.symmetric:
+        raise BadParameter(f"{name} makes scales of symmetric grids of {BITS} bits (got {case.precision.id})")
 
 
 def _part(text: str) -> dict[str, Any]:

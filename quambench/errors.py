@@ -57,6 +57,10 @@ class SiteUnseen(QuambenchError):
     """A site that no calibration data passed through."""
 
 
+class OutsideFailed(QuambenchError):
+    """Somebody else's code raised; the message has what and where, the cause is what it raised."""
+
+
 class MissingExtra(QuambenchError):
     """An optional dependency that is not installed; names the extra that brings it."""
 

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quambench.errors import BadParameter, UnknownName
+from quambench.errors import BadParameter, OutsideFailed, UnknownName
 
 _sources: dict[str, dict[str, str]] = {}
 
@@ -83,6 +84,20 @@ def installed(kind: Kind) -> dict[str, str]:
         if found.setdefault(entry.name, value) != value:
             raise BadParameter(f"two packages install the {kind.name} {entry.name!r}: {found[entry.name]} and {value}")
     return found
+
+
+@contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Around a call of code from outside: what it raises becomes one line that says where.
+
+    raises OutsideFailed
+    """
+    try:
+        yield
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(at.filename).name}:{at.lineno}"
+        raise OutsideFailed(f"{name} failed at {place}: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:

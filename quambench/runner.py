@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
 from quambench.arrange import arrange, channel_statistics, groups_of, order_of
-from quambench.calibrate import Calibration, Task, calibrate, each
+from quambench.calibrate import Calibration, Task, calibrate, digest_of, each
 from quambench.case import Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
@@ -32,10 +32,13 @@ from quambench.evaluate import (
 )
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.hessians import gather_hessians
+from quambench.interchange.outside import FloatModel, find_calibration
+from quambench.interchange.quamba import from_act_scales
 from quambench.metrics import METRICS, Measurement
 from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
 from quambench.observers import ObserverSpec
+from quambench.outside import calling
 from quambench.policy import Sensitivity
 from quambench.quant.fuse import prepare
 from quambench.quant.granularity import UNQUANTIZED
@@ -199,9 +202,11 @@ class ModelRun:
     @cached_property
     def calibrations(self) -> dict[Case, Calibration]:
         """One pass for all cases, a second for those whose policy measures first; without those that fail."""
-        measuring = [case for case in self.cases if case.policy.found().measures]
-        plain = [case for case in self.cases if case not in measuring]
+        ours = [case for case in self.cases if not case.calibration]
+        measuring = [case for case in ours if case.policy.found().measures]
+        plain = [case for case in ours if case not in measuring]
         made = self._calibrate(plain) | self._calibrate(measuring)
+        made |= each([case for case in self.cases if case.calibration], self._calibrated_outside, self._failed)
         return each((case for case in self.cases if case in made), lambda c: self._refined(c, made[c]), self._failed)
 
     def _task(self, case: Case) -> Task:
@@ -230,6 +235,20 @@ class ModelRun:
                 self._failed,
             )
         return each(made, lambda case: _saved_and_loaded(made[case]), self._failed)
+
+    def _calibrated_outside(self, case: Case) -> Calibration:
+        check_fit(case)
+        self._progress(f"{case.id}: calibration from outside", 0, 1)
+        groups = self.groups(case)
+        model, sequences = FloatModel.of(self.prepared(case), groups), self.calibration_sequences
+        calibrate_outside = find_calibration(case.calibration)
+        with torch.no_grad(), calling(case.calibration):
+            act_scales = calibrate_outside(model, list(sequences.clone().split(1)))
+        made = from_act_scales(
+            act_scales, model.reorder_params, self.checkpoint.config, model_digest=self.checkpoint.digest,
+            data_digest=digest_of(sequences), observer=case.calibration,
+        )  # fmt: skip
+        return _saved_and_loaded(made)
 
     def sensitivity(self, case: Case) -> Sensitivity:
         """KL to float with one site alone quantized, by the case's observer and precision."""

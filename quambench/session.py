@@ -21,6 +21,7 @@ from quambench.errors import (
     BadParameter,
     MissingExtra,
     NewerSchema,
+    OutsideFailed,
 )
 from quambench.evaluate import WINDOW_BATCH
 from quambench.gate import probes
@@ -298,7 +299,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _where(error: Exception) -> str:
-    """file:line of the innermost frame: the place of a crash."""
+    """file:line of the innermost frame: the place of a crash; of what somebody else's code raised, in that code."""
+    if isinstance(error, OutsideFailed) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""

@@ -15,7 +15,6 @@ from quambench.cli.options import add_corpus, add_model, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.errors import check_writable
 from quambench.models.checkpoint import load_checkpoint
-from quambench.observers import ObserverSpec
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
 from quambench.runner import ModelRun
@@ -26,7 +25,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_corpus(parser)
     parser.add_argument(
-        "--observer", default="percentile", metavar="SPEC", help='at the percentile sites (default: "percentile")'
+        "--observer",
+        default="percentile",
+        metavar="SPEC",
+        help='at the percentile sites (default: "percentile"), or calibration=module:function from outside',
     )
     parser.add_argument("--policy", default="quamba", help="which site gets which observer (default: quamba)")
     parser.add_argument("--grouping", default="1x1", help="how fine scales are where a site allows it (default: 1x1)")
@@ -43,14 +45,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    observer = ObserverSpec.parse(options.observer)
+    case = Case.parse("", options.observer)  # before the model is loaded
     check_grouping(options.grouping)
     if options.out:
         check_writable(options.out)
     checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
     protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
     policy = PolicySpec.parse(options.policy)
-    case = Case(model=checkpoint.name, observer=observer, policy=policy, grouping=options.grouping, protocol=protocol)
+    case = replace(case, model=checkpoint.name, policy=policy, grouping=options.grouping, protocol=protocol)
     with progress_bars() as progress:
         calibration = ModelRun(checkpoint, corpus, [case], progress).calibration(case)
     if options.out:

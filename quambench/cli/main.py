@@ -54,6 +54,10 @@ COMMANDS = {
     ),
     "report": Command("tabulate stored baselines", "quambench report baselines/alpha --format md"),
     "selftest": Command("plant faults, and see whether the gate sees them", "quambench selftest --fault 'q_max 126'"),
+    "init": Command(
+        "put a repository's own calibration code under the gate",
+        "quambench init --observer calib.observer:SlowPercentile",
+    ),
     "zoo": Command("train and check the bundled models", "quambench zoo check mamba2-tiny"),
 }
 

@@ -19,7 +19,7 @@ from quambench.errors import BadParameter
 from quambench.grouping.base import ChannelStatistics, Grouping
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
-from quambench.outside import Kind
+from quambench.outside import Kind, calling
 
 GROUPING = Kind("grouping")
 PARAMETERS = ("tensor", "headdim", "ssd_ngroups", "group_heads", "nhead_groups", "ndim_groups")
@@ -70,11 +70,11 @@ class FromOutside(Grouping):
         return {layer: self._layer(layer, s.mean_abs.float(), config) for layer, s in statistics.items()}
 
     def _layer(self, layer: int, mean_abs: Tensor, config: ModelConfig) -> Groups:
-        """What the function raises is raised: its own file and line say where."""
-        found = type(self).function(
-            mean_abs, config.head_dim, config.n_groups, group_heads=True,
-            nhead_groups=int(self.nhead_groups), ndim_groups=int(self.ndim_groups),
-        )  # fmt: skip
+        with calling(f"{self.name} in layer {layer}"):
+            found = type(self).function(
+                mean_abs, config.head_dim, config.n_groups, group_heads=True,
+                nhead_groups=int(self.nhead_groups), ndim_groups=int(self.ndim_groups),
+            )  # fmt: skip
         return checked_groups(f"{self.name}: layer {layer}", found)
 
 

@@ -81,7 +81,9 @@ def subject_of(
     """
     parts = {"grouping": grouping, "policy": policy, "precision": precision}
     if observer is None and (lone := [name for name, part in parts.items() if part]):
-        raise BadParameter(f"{lone[0]} needs an observer beside it, e.g. observer=percentile,{lone[0]}={parts[lone[0]]}")
+        raise BadParameter(
+            f"{lone[0]} needs an observer beside it, e.g. observer=percentile,{lone[0]}={parts[lone[0]]}"
+        )
     if observer and calibration:
         raise BadParameter("give a saved calibration or an observer to calibrate with, not both")
     if dtype and (observer or calibration):

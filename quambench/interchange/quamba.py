@@ -25,7 +25,7 @@ from quambench.calibrate import Calibration
 from quambench.errors import BadArtefact, BadParameter
 from quambench.grouping import Groups
 from quambench.models.config import ModelConfig
-from quambench.models.sites import SITES, layer_of, sites_of
+from quambench.models.sites import SITES, layer_of, local_name, sites_of
 from quambench.policy.base import granularity_in_groups
 from quambench.quant.granularity import GROUPS, UNQUANTIZED
 from quambench.quant.grid import MIN_SCALE
@@ -80,11 +80,11 @@ def to_act_scales(calibration: Calibration) -> tuple[ActScales, ReorderParams | 
         if layer is None:
             act_scales[-1][HEAD_KEY] = scale.clone()
             continue
-        site = _in_block(name)
+        site = local_name(name)
         grouped = calibration.granularities[name] == GROUPS
         value = _as_tuples(scale.clone(), calibration.groups[layer], site) if grouped else scale.clone()
         act_scales[layer] |= dict.fromkeys(KEYS[architecture][site], value)
-    return act_scales, _reorder_params(calibration.groups)
+    return act_scales, reorder_params_of(calibration.groups)
 
 
 def from_act_scales(
@@ -128,11 +128,6 @@ def from_act_scales(
 # --- Calibration -> Quamba
 
 
-def _in_block(name: str) -> str:
-    """ "layers.3.in_proj:input" -> "in_proj:input"."""
-    return name.split(".", 2)[2]
-
-
 def _model_of(calibration: Calibration) -> tuple[str, int]:
     """Architecture and number of layers, by the sites. raises BadParameter where one has no scale"""
     layers = [layer for name in calibration.scales if (layer := layer_of(name)) is not None]
@@ -156,7 +151,7 @@ def _check_expressible(calibration: Calibration, architecture: str, n_layers: in
     for name, granularity in calibration.granularities.items():
         wanted = "tensor"
         if grouped and layer_of(name) is not None:
-            wanted = granularity_in_groups(sites[_in_block(name)])
+            wanted = granularity_in_groups(sites[local_name(name)])
         if granularity != wanted:
             raise BadParameter(_no_place(name, granularity, wanted, architecture))
     if (grouped or calibration.groups) and list(calibration.groups) != list(range(n_layers)):
@@ -184,7 +179,8 @@ def _as_tuples(scale: Tensor, groups: Groups, site: str) -> list[list[tuple[Tens
     ]
 
 
-def _reorder_params(groups: Mapping[int, Groups]) -> ReorderParams | None:
+def reorder_params_of(groups: Mapping[int, Groups]) -> ReorderParams | None:
+    """Groups by layer; None without any."""
     if not groups:
         return None
     return {
@@ -291,9 +287,7 @@ def _numbers(value: Any, place: str, shape: tuple[int, ...]) -> Tensor:
     bad = ~(scales.isfinite() & (scales >= torch.tensor(MIN_SCALE)))
     if bad.any():
         first = f"{scales[bad][0].item():g}" + (f", {int(bad.sum())} of {bad.numel()} are such" if bad.ndim else "")
-        raise BadArtefact(
-            f"{place}: a scale must be finite and at least {MIN_SCALE:g} (got {first})"
-        )
+        raise BadArtefact(f"{place}: a scale must be finite and at least {MIN_SCALE:g} (got {first})")
     return scales
 
 

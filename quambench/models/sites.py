@@ -71,3 +71,8 @@ def sites_of(config: ModelConfig) -> dict[str, Site]:
 def layer_of(site: str) -> int | None:
     """3 for "layers.3.z", None for "lm_head:input"."""
     return int(site.split(".")[1]) if site.startswith("layers.") else None
+
+
+def local_name(site: str) -> str:
+    """Within its block: "in_proj:input" for "layers.3.in_proj:input"."""
+    return site.split(".", 2)[2] if site.startswith("layers.") else site

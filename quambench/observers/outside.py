@@ -17,7 +17,7 @@ from torch import Tensor
 from quambench.errors import BadParameter, NonFinite, SiteUnseen
 from quambench.observers.base import OBSERVERS, Observer
 from quambench.observers.batch import Batch
-from quambench.outside import Kind, one_line
+from quambench.outside import Kind, calling, one_line
 from quambench.quant.grid import MIN_SCALE, q_max
 
 OBSERVER = Kind("observer")
@@ -85,7 +85,8 @@ class Adapter(Observer):
         if batch.x.ndim != 2:
             shape = tuple(batch.x.shape[1:-1])
             raise BadParameter(f"{_name(self.outside)} makes one scale per tensor (got a layout of {shape} scales)")
-        self.inner.update(batch.x.clone(memory_format=torch.contiguous_format))
+        with calling(f"{_name(self.outside)}.update"):
+            self.inner.update(batch.x.clone(memory_format=torch.contiguous_format))
 
     def grid_end(self) -> Tensor:
         return self.scale().double() * q_max(self.bits)
@@ -99,8 +100,10 @@ class Adapter(Observer):
         if self.n_batches == 0:
             raise SiteUnseen("the observer saw no data")
         asked = f"{_name(self.outside)}.get_quantization_parameters()"
+        with calling(asked):
+            found = self.inner.get_quantization_parameters()
         try:
-            scale, base = (torch.as_tensor(part).detach().cpu() for part in self.inner.get_quantization_parameters())
+            scale, base = (torch.as_tensor(part).detach().cpu() for part in found)
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadParameter(f"{asked} must return (scales, base), two numbers: {one_line(error)}") from error
         if (base != 0).any():

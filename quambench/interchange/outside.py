@@ -1,0 +1,81 @@
+"""A whole calibration from outside: a function of a model and data that returns Quamba's act_scales.
+
+It is named `module:function`, or by an entry point of the group `quambench.calibrations`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from quambench.errors import BadParameter
+from quambench.grouping import Groups
+from quambench.interchange.quamba import HEAD_KEY, KEYS, ReorderParams, reorder_params_of
+from quambench.models.backbone import LanguageModel
+from quambench.models.sites import layer_of, local_name
+from quambench.outside import Kind
+
+CALIBRATION = Kind("calibration")
+HEAD = -1  # the layer of lm_head's key: act_scales' last entry
+
+Hook = Callable[[int, str, Tensor], None]
+"""(layer, key, x) -> None: an activation that Quamba has a scale for, float32 in the shape of its site"""
+
+
+@dataclass(frozen=True, slots=True)
+class FloatModel:
+    """What such a function is given: the float model as it is quantized, its channels in the order of their groups.
+
+    reorder_params  that order, as Quamba has it; None without groups
+    """
+
+    architecture: str  # "mamba" or "mamba2"
+    n_layers: int
+    d_state: int
+    n_heads: int  # of Mamba2; 0 in Mamba, as are the next two
+    head_dim: int
+    n_groups: int
+    reorder_params: ReorderParams | None
+    _model: LanguageModel = field(repr=False)
+
+    @classmethod
+    def of(cls, prepared: LanguageModel, groups: Mapping[int, Groups]) -> FloatModel:
+        """prepared: in the order of `groups`, by layer"""
+        c = prepared.config
+        heads = (c.n_heads, c.head_dim, c.n_groups) if c.architecture == "mamba2" else (0, 0, 0)
+        return cls(c.architecture, c.n_layers, c.d_state, *heads, reorder_params_of(groups), prepared)
+
+    def __call__(self, tokens: Tensor, hook: Hook = lambda layer, key, x: None) -> Tensor:
+        """tokens (B, L) int64 -> logits (B, L, vocabulary) float32; each activation goes to `hook` on the way.
+
+        A tensor that Quamba knows by two keys, its quantizer's and its reader's, comes under both.
+        """
+
+        def tap(site: str, x: Tensor) -> Tensor:
+            layer, seen = layer_of(site), x.float()
+            keys = (HEAD_KEY,) if layer is None else KEYS[self.architecture][local_name(site)]
+            for key in keys:
+                hook(HEAD if layer is None else layer, key, seen)
+            return x
+
+        return self._model(tokens, tap=tap)[0].float()
+
+
+def find_calibration(name: str) -> Callable[[FloatModel, list[Tensor]], Any]:
+    """The function behind a name; `used` in this process from then on.
+
+    raises UnknownName, BadParameter: each says in one line what is wrong
+    """
+    function = CALIBRATION.find(name, (), "your own code", "function")
+    if not inspect.isroutine(function):
+        raise BadParameter(f"{name} must be a function (got {type(function).__name__})")
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        raise BadParameter(f"{name} must take two arguments, a model and its calibration sequences") from None
+    CALIBRATION.used(name, function)
+    return function
