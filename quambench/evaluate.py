@@ -212,13 +212,13 @@ def _items_correct(model: LanguageModel | QuantizedModel, data: EvalData) -> Ten
 
 def _stack(along: Iterable[Sequence[LayerState]]) -> Tensor:
     """(n_layers, CHECKPOINTS, W, ...) of SSM states."""
-    return torch.stack([torch.stack([layer.ssm for layer in states]) for states in along], dim=1)
+    return torch.stack([torch.stack([layer.ssm.cpu() for layer in states]) for states in along], dim=1)
 
 
 def _state_errors(model: QuantizedModel, along: Iterable[Sequence[LayerState]], truth: Tensor) -> Tensor:
     columns = []
     for checkpoint, states in enumerate(along):
-        read = [block.read_state(layer.ssm) for block, layer in zip(model.blocks, states, strict=True)]
+        read = [block.read_state(layer.ssm).cpu() for block, layer in zip(model.blocks, states, strict=True)]
         columns.append(torch.stack([_energy_ratio(x, t) for x, t in zip(read, truth[:, checkpoint], strict=True)]))
     return torch.stack(columns, dim=1)
 

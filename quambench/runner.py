@@ -37,6 +37,7 @@ from quambench.interchange.quamba import from_act_scales
 from quambench.metrics import METRICS, Measurement
 from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
+from quambench.models.host import device_of, on_host
 from quambench.observers import ObserverSpec
 from quambench.outside import calling
 from quambench.policy import Sensitivity
@@ -123,7 +124,7 @@ class ModelRun:
     @cached_property
     def channel_statistics(self) -> dict[int, ChannelStatistics]:
         self._progress(f"{self.checkpoint.name}: statistics of channels", 0, 1)
-        return channel_statistics(self.plain, self.calibration_sequences)
+        return channel_statistics(on_host(self.plain), self.calibration_sequences)
 
     def groups(self, case: Case) -> Mapping[int, Groups]:
         """By layer; none for a case without. raises BadParameter"""
@@ -179,14 +180,14 @@ class ModelRun:
         if key not in self._known.answers:
             self._progress(f"{self.checkpoint.name}: float reference", 0, 1)
             untouched = copy.deepcopy(self.checkpoint.model).double()
-            self._known.answers[key] = float_answers(untouched, self.data)
+            self._known.answers[key] = float_answers(on_host(untouched), self.data)
         return self._known.answers[key]
 
     def inside(self, case: Case) -> FloatInside:
         """Of the float model in the case's order; the last one asked for is kept."""
         order = order_of(self.groups(case))
         if self._inside is None or self._inside[0] != order:
-            self._inside = order, float_inside(self.prepared(case), self.data)
+            self._inside = order, float_inside(on_host(self.prepared(case)), self.data)
         return self._inside[1]
 
     def calibration(self, case: Case) -> Calibration:
@@ -227,7 +228,7 @@ class ModelRun:
         made: dict[Case, Calibration] = {}
         for alike in by_order.values():
             made |= calibrate(
-                self.prepared(alike[0]),
+                on_host(self.prepared(alike[0])),
                 self.calibration_sequences,
                 {case: tasks[case] for case in alike},
                 self.checkpoint.digest,
@@ -240,7 +241,7 @@ class ModelRun:
         check_fit(case)
         self._progress(f"{case.id}: calibration from outside", 0, 1)
         groups = self.groups(case)
-        model, sequences = FloatModel.of(self.prepared(case), groups), self.calibration_sequences
+        model, sequences = FloatModel.of(on_host(self.prepared(case)), groups), self.calibration_sequences
         calibrate_outside = find_calibration(case.calibration)
         with torch.no_grad(), calling(case.calibration):
             act_scales = calibrate_outside(model, list(sequences.clone().split(1)))
@@ -256,12 +257,14 @@ class ModelRun:
         if key not in self._sensitivity:
             self._progress(f"{self.checkpoint.name}: sensitivity", 0, 1)
             sequences, digest = self.calibration_sequences, self.checkpoint.digest
-            self._sensitivity[key] = measure(self.plain, sequences, *key[:2], digest, key[2])
+            self._sensitivity[key] = measure(on_host(self.plain), sequences, *key[:2], digest, key[2])
         return self._sensitivity[key]
 
     def _refined(self, case: Case, start: Calibration) -> Calibration:
         if case.refinement is None:
             return start
+        if device_of(self.checkpoint.model).type != "cpu":
+            raise BadParameter(f"{case.refinement.name} trains on a CPU alone: leave the device out")
         title = f"{case.id}: training scales"
         model = self._quantize(case, start)
         found = case.refinement.build().refine(
@@ -279,7 +282,7 @@ class ModelRun:
         order = order_of(self.groups(case))
         if self._hessians is None or self._hessians[0] != order:
             self._progress(f"{self.checkpoint.name}: Hessians", 0, 1)
-            self._hessians = order, gather_hessians(self.prepared(case), self.calibration_sequences)
+            self._hessians = order, gather_hessians(on_host(self.prepared(case)), self.calibration_sequences)
         return self._hessians[1]
 
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
@@ -309,7 +312,7 @@ class ModelRun:
 
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
-        model = self.quantized(case, disturb)
+        model = on_host(self.quantized(case, disturb))
         return evaluate(model, self.answers, self.inside(case), self.data, self.calibration(case), self._window_batch)
 
     def settings(self, case: Case) -> dict[str, object]:

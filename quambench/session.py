@@ -61,6 +61,7 @@ class Session:
     new_only: bool = False
     accept: str = ""  # why worse results may be stored
     allow_drift: bool = False
+    device: str = "cpu"  # of models; data and observers are on the host
     progress: Progress = no_progress
     window_batch: int = WINDOW_BATCH  # windows per forward of the INT8 model
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Session:
     to_remove: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # orphaned case ids
 
     def __post_init__(self) -> None:
-        self.store = BaselineStore(self.baselines, machine_class())
+        self.store = BaselineStore(self.baselines, machine_class(self.device))
         self._cases: dict[tuple[str, Protocol], list[Case]] = {}
         self._runs: dict[tuple[str, Protocol], ModelRun] = {}
         self._corpus: Corpus | None = None
@@ -87,7 +88,7 @@ class Session:
 
     def load(self, name_or_path: str) -> Checkpoint:
         """A model by name or folder; loaded once, known by its name from then on."""
-        checkpoint = load_checkpoint(name_or_path)
+        checkpoint = load_checkpoint(name_or_path, device=self.device)
         known = self.checkpoints.setdefault(checkpoint.name, checkpoint)
         if known.digest != checkpoint.digest:
             raise BadParameter(f"two different models are both named {checkpoint.name!r}; rename a folder")
@@ -139,7 +140,7 @@ class Session:
 
     def _judge(self, suite: str, case: Case) -> Verdict:
         run = self._run(case)
-        record = record_of(run.result(case), provenance())
+        record = record_of(run.result(case), provenance(self.device))
         if case in run.refined:
             self.notes.append(f"{case.id}: {run.refined[case].summary}")
         stored = self._stored(suite, case)
@@ -282,7 +283,7 @@ class Session:
         for i, ((model, _), wanted) in enumerate(cases.items()):
             self.progress("noise floor, in another process", i, len(cases))
             distinct = tuple(dict.fromkeys(wanted))
-            job = Job(self._given.get(model, model), self.corpus_path, distinct)
+            job = Job(self._given.get(model, model), self.corpus_path, distinct, self.device)
             try:
                 again |= dict(zip(distinct, rerun(job), strict=True))
             except RuntimeError as error:  # what was measured is not lost for it

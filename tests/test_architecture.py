@@ -16,7 +16,7 @@ PACKAGE = ROOT / "quambench"
 ORDER = (
     {"errors", "registry", "spec", "allocator", "outside"},
     {"models.config", "data"},
-    {"models", "models.backbone", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
+    {"models", "models.backbone", "models.host", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
     {"grouping"},
     {"quant.grid", "quant.granularity", "quant.hadamard", "quant.precision", "quant"},
     {"observers"},

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from quambench.case import Case, Protocol
-from quambench.cli.options import add_corpus, add_model, progress_bars
+from quambench.cli.options import add_corpus, add_device, add_model, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.errors import check_writable
 from quambench.models.checkpoint import load_checkpoint
@@ -23,6 +23,7 @@ from quambench.runner import ModelRun
 def arguments(parser: argparse.ArgumentParser) -> None:
     default = Protocol()
     add_model(parser)
+    add_device(parser)
     add_corpus(parser)
     parser.add_argument(
         "--observer",
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     check_grouping(options.grouping)
     if options.out:
         check_writable(options.out)
-    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model, device=options.device), load_corpus(options.corpus)
     protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
     policy = PolicySpec.parse(options.policy)
     case = replace(case, model=checkpoint.name, policy=policy, grouping=options.grouping, protocol=protocol)

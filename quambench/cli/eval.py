@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from quambench.calibrate import Calibration
 from quambench.case import Case
-from quambench.cli.options import add_corpus, add_model, add_observers, progress_bars
+from quambench.cli.options import add_corpus, add_device, add_model, add_observers, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import TASKS
 from quambench.evaluate import evaluate, float_inside
@@ -29,6 +29,7 @@ SHOWN = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_device(parser)
     add_observers(parser)
     add_corpus(parser)
     parser.add_argument(
@@ -42,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     specs = options.observer or ["percentile"]
-    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model, device=options.device), load_corpus(options.corpus)
     cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, cases, progress)

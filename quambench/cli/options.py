@@ -18,6 +18,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a bundled model, a folder with config.json and weights, or a hub name")
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="where the model runs: cpu, cuda or cuda:N (default: cpu)")
+
+
 def add_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder of .txt or a .jsonl with 'text'")
 

@@ -78,7 +78,7 @@ def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: st
     raises UnknownName, BadCheckpoint, NonFinite; BadParameter for a dtype or a device that is not there; MissingExtra
     when the hub's client is not installed
     """
-    there = _device(device)
+    there = checked_device(device)
     if dtype not in DTYPES.values():
         raise BadParameter(f"dtype must be {', '.join(DTYPES)} (got {str(dtype).removeprefix('torch.')})")
     called, place = _place(name)
@@ -122,7 +122,8 @@ def _place(name: str) -> tuple[str, Place]:
     return repository.short, repository
 
 
-def _device(name: str | torch.device) -> torch.device:
+def checked_device(name: str | torch.device) -> torch.device:
+    """One that is there. raises BadParameter"""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -55,9 +55,9 @@ def rotate(x: Tensor) -> Tensor:
 
 @cache
 @torch.inference_mode(False)  # kept, as _factors are
-def base_signs(n: int) -> Tensor:
+def base_signs(n: int, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008  (immutable)
     """(m, m) float32 of +-1, n = m 2^k: the base whose doublings are sqrt(n) H."""
-    return _signs(_base(n)).float()
+    return _signs(_base(n)).float().to(device)
 
 
 class Rotation(nn.Module):

@@ -8,9 +8,10 @@ The forward signature is `LanguageModel`'s, so that both are evaluated by the sa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ from quambench.quant.grid import q_max
 from quambench.quant.hadamard import base_signs, rotate
 from quambench.quant.precision import FLOAT_BITS, Precision
 from quambench.quant.recipe import WeightQuantizer, WeightRecipe
-from quambench.quant.site_grid import SiteGrid, SiteScales, SymmetricGrid, Unquantized, site_grids
-from quambench.quant.weights import QuantizedTensor, Weight
+from quambench.quant.site_grid import AsymmetricGrid, SiteGrid, SiteScales, SymmetricGrid, Unquantized, site_grids
+from quambench.quant.weights import FloatWeight, QuantizedTensor, Weight
 
 HEAD = "lm_head:input"
 
@@ -168,7 +169,7 @@ class _Runtime:
             return self.enter(into, rotate(y), tap)
         scale = into.scale
         assert scale is not None
-        q = hadamard_quantize(y, scale, base_signs(y.shape[-1]), q_max=self.q_max)
+        q = hadamard_quantize(y, scale, base_signs(y.shape[-1], y.device), q_max=self.q_max)
         into.show(q, tap)
         return q
 
@@ -186,13 +187,14 @@ class _Parts:
 class _Block(_Runtime):
     """What both architectures' quantized blocks share; a subclass gives the rest.
 
-    A subclass sets in_proj, out_proj, conv_weight (C, K), conv_bias, and the spans conv_in and conv_out.
+    A subclass sets in_proj, out_proj, conv_weight (C, K), conv_bias, A, and the spans conv_in and conv_out.
     """
 
     in_proj: QuantizedLinear
     out_proj: QuantizedLinear
     conv_weight: Tensor
     conv_bias: Tensor | None
+    A: Tensor
     conv_in: Span
     conv_out: Span
 
@@ -230,8 +232,9 @@ class _Block(_Runtime):
         """Zeros, as each site's grid writes them."""
         c = self.config
         ssm = (c.d_inner, c.d_state) if c.architecture == "mamba" else (c.n_heads, c.head_dim, c.d_state)
-        conv = self.conv_in.quantize(torch.zeros(batch, c.conv_width - 1, sum(self.conv_in.widths)))
-        return LayerState(conv, self.grids["ssm_state"].quantize(torch.zeros(batch, *ssm)))
+        zeros = self.A.new_zeros
+        conv = self.conv_in.quantize(zeros(batch, c.conv_width - 1, sum(self.conv_in.widths)))
+        return LayerState(conv, self.grids["ssm_state"].quantize(zeros(batch, *ssm)))
 
     def store_state(self, ssm: Tensor, tap: Tap) -> Tensor:
         """Float SSM state -> what is carried to the next token: INT8, or itself where it stays float."""
@@ -404,8 +407,36 @@ def _scale(grid: SiteGrid) -> Tensor:
     return grid.scale
 
 
+V = TypeVar("V")
+
+
+def _moved(value: V, device: torch.device, done: dict[int, tuple[Tensor, Tensor]]) -> V:
+    """Every tensor of a block on a device; each once, so that what is shared stays so.
+
+    done  id of a tensor -> it and its copy
+    """
+    found: Any = value
+    if isinstance(value, Tensor):
+        found = done.setdefault(id(value), (value, value.to(device)))[1]
+    elif isinstance(value, dict):
+        found = {key: _moved(v, device, done) for key, v in value.items()}
+    elif isinstance(value, list | tuple):
+        found = type(value)(_moved(v, device, done) for v in value)
+    elif isinstance(value, SymmetricGrid | AsymmetricGrid | QuantizedTensor | FloatWeight):
+        parts = {f.name: _moved(getattr(value, f.name), device, done) for f in fields(value)}
+        found = replace(value, **parts)
+    elif isinstance(value, Span | QuantizedLinear | _Runtime):
+        for name, v in vars(value).items():
+            setattr(value, name, _moved(v, device, done))
+    return found
+
+
 class QuantizedModel:
-    """INT8 language model built from a prepared float model (quant/fuse.py) and its scales."""
+    """INT8 language model built from a prepared float model (quant/fuse.py) and its scales.
+
+    It is made on the CPU, block by block, so that its integers are the same wherever it then runs: where the
+    prepared model is.
+    """
 
     @torch.no_grad()
     def __init__(
@@ -436,7 +467,8 @@ class QuantizedModel:
             own = recipe.at(bits.weights) if precision.layers else recipe
             return WeightQuantizer(own, bits, hessians or {})
 
-        embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()
+        self.device = prepared.lm_head.weight.device
+        embedding, head = (w.detach().cpu() for w in (prepared.backbone.embedding.weight, prepared.lm_head.weight))
         self.top_weights: dict[str, Weight] = {}
         self.embedding: Tensor | QuantizedTensor = embedding.float()
         self.lm_head: Tensor | QuantizedLinear = head.float()
@@ -452,16 +484,22 @@ class QuantizedModel:
         for i, block in enumerate(prepared.blocks):
             prefix = f"layers.{i}."
             local = {s.removeprefix(prefix): g for s, g in self.grids.items() if s.startswith(prefix)}
-            mixer = block.mixer
+            mixer = block.mixer if self.device.type == "cpu" else copy.deepcopy(block.mixer).cpu()
             make: Callable[..., _Block] = _MambaBlock if isinstance(mixer, MambaMixer) else _Mamba2Block
-            self.blocks.append(make(mixer, _Parts(local, quantizer(i), prefix, disturb)))
+            self.blocks.append(self._placed(make(mixer, _Parts(local, quantizer(i), prefix, disturb))))
+        self.embedding, self.lm_head = self._placed(self.embedding), self._placed(self.lm_head)
+        self.top, self.exit = self._placed(self.top), self._placed(self.exit)
+
+    def _placed(self, part: V) -> V:
+        return part if self.device.type == "cpu" else _moved(part, self.device, {})
 
     def weights(self) -> dict[str, Weight]:
         """All weights that a precision speaks of by name, embedding first and lm_head last."""
         named = dict(self.top_weights)
         head = named.pop("lm_head.weight", None)
         for i, block in enumerate(self.blocks):
-            named |= {f"layers.{i}.{name}": weight for name, weight in block.weights.items()}
+            own = block.weights if self.device.type == "cpu" else _moved(block.weights, torch.device("cpu"), {})
+            named |= {f"layers.{i}.{name}": weight for name, weight in own.items()}
         return named if head is None else named | {"lm_head.weight": head}
 
     @property

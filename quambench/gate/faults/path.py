@@ -612,7 +612,7 @@ def _() -> AbstractContextManager[Any]:
 def _() -> AbstractContextManager[Any]:
     def slower(model: QuantizedModel) -> None:
         for block in model.blocks:
-            block.A = block.A / 2  # type: ignore[attr-defined]
+            block.A = block.A / 2
 
     return after_init(slower)
 

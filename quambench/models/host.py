@@ -1,0 +1,65 @@
+"""A model on another device, called from the host: what is given and what is seen are the host's, states stay there.
+
+So whatever feeds a model and looks at it (calibration, evaluation, observers) is written once, for the host.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from quambench.models.backbone import LayerState, Tap, no_tap
+
+M = TypeVar("M")
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a float or INT8 model's weights are."""
+    if isinstance(model, nn.Module):
+        return next(model.parameters()).device
+    return cast(torch.device, model.device)
+
+
+def on_host(model: M) -> M:
+    """The model itself on the CPU; else something that stands in for it."""
+    device = device_of(model)
+    return model if device.type == "cpu" else cast(M, _OnHost(model, device))
+
+
+class _OnHost:
+    """A model's calls and `head`, with tokens, logits and tapped tensors on the host; the rest is the model's own."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self._model, self.device = model, device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(
+        self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
+    ) -> tuple[Tensor, list[LayerState]]:
+        logits, after = self._model(tokens.to(self.device), state, self._tap(tap))
+        return logits.cpu(), after
+
+    def hidden(
+        self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
+    ) -> tuple[Tensor, list[LayerState]]:
+        hidden, after = self._model.hidden(tokens.to(self.device), state, self._tap(tap))
+        return hidden.cpu(), after
+
+    def head(self, hidden: Tensor, tap: Tap = no_tap) -> Tensor:
+        return cast(Tensor, self._model.head(hidden.to(self.device), self._tap(tap)).cpu())
+
+    def _tap(self, tap: Tap) -> Tap:
+        """The same for tensors of the device; one that is handed back as it was goes on as it was."""
+        if tap is no_tap:
+            return tap
+
+        def there(site: str, x: Tensor) -> Tensor:
+            seen = x.cpu()
+            answer = tap(site, seen)
+            return x if answer is seen else answer.to(self.device)
+
+        return there
