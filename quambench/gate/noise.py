@@ -73,7 +73,7 @@ def disturbance(seed: int) -> Callable[[Tensor], Tensor]:
     def disturb(x: Tensor) -> Tensor:
         n = x.numel()
         start = int(torch.randint(max(_POOL - n, 1), (), generator=generator))
-        unit = (pool[start : start + n] if n <= _POOL else draw(n)).view(x.shape).to(x.dtype)
+        unit = (pool[start : start + n] if n <= _POOL else draw(n)).view(x.shape).to(x.device, x.dtype)
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # sqrt(n) times the root mean square
         return torch.addcmul(x, unit, size * torch.finfo(torch.float32).eps)
 
