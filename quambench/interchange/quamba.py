@@ -105,9 +105,7 @@ def from_act_scales(
     order = _orders(reorder_params, config) if reorder_params else {}
     grouped = config.architecture == "mamba2" and isinstance(entries[0].get(_X_KEY), list)
     if grouped and not order:
-        raise BadArtefact(
-            f"layer 0, {_X_KEY} is in groups, and there are no reorder_params: without them nobody knows whose they are"
-        )
+        raise BadArtefact(f"layer 0, {_X_KEY} is in groups: reorder_params must come with act_scales, and are missing")
     scales, granularities = {}, {}
     for name, site in sites_of(config).items():
         layer = layer_of(name)
@@ -170,7 +168,7 @@ def _no_place(name: str, granularity: str, wanted: str, architecture: str) -> st
     if granularity == UNQUANTIZED:
         return f"{name} stays float in this calibration, and Quamba quantizes it: take a policy that leaves none float"
     has = {"tensor": "one scale", GROUPS: "a scale per group"}.get(granularity, f"a scale per {granularity}")
-    groups = ", or with --policy quamba2 for groups of heads and channels" if architecture == "mamba2" else ""
+    groups = ", or in groups, e.g. --policy quamba2 --grouping channel" if architecture == "mamba2" else ""
     return f"{name} has {has}, and Quamba reads {_READS[wanted]} there: calibrate with --grouping 1x1{groups}"
 
 
@@ -291,9 +289,7 @@ def _numbers(value: Any, place: str, shape: tuple[int, ...]) -> Tensor:
     bad = ~(scales.isfinite() & (scales >= torch.tensor(MIN_SCALE)))
     if bad.any():
         first = f"{scales[bad][0].item():g}" + (f", {int(bad.sum())} of {bad.numel()} are such" if bad.ndim else "")
-        raise BadArtefact(
-            f"{place}: a scale must be finite and at least {MIN_SCALE:g} (got {first})"
-        )
+        raise BadArtefact(f"{place}: a scale must be finite and at least {MIN_SCALE:g} (got {first})")
     return scales
 
 
