@@ -72,7 +72,7 @@ def test_a_file_that_is_there_stays_whole_when_writing_fails(broken, tmp_path, m
             patch.setattr(os, "replace", fails)
         else:
             patch.setattr(Path, "write_bytes", half)
-        with pytest.raises(OSError, match="no space|gone"):
+        with pytest.raises(OSError, match=r"no space|gone"):
             write(path, calibration(first=2.0), "code")
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["scales.pt"]
