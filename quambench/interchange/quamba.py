@@ -76,14 +76,14 @@ def to_act_scales(calibration: Calibration) -> tuple[ActScales, ReorderParams | 
     _check_expressible(calibration, architecture, n_layers)
     act_scales: ActScales = [{} for _ in range(n_layers + 1)]
     for name, scale in calibration.scales.items():
-        layer = layer_of(name)
+        layer, value = layer_of(name), scale.clone()
         if layer is None:
-            act_scales[-1][HEAD_KEY] = scale.clone()
+            act_scales[-1][HEAD_KEY] = value
             continue
         site = _in_block(name)
         grouped = calibration.granularities[name] == GROUPS
-        value = _as_tuples(scale.clone(), calibration.groups[layer], site) if grouped else scale.clone()
-        act_scales[layer] |= dict.fromkeys(KEYS[architecture][site], value)
+        found = _as_tuples(value, calibration.groups[layer], site) if grouped else value
+        act_scales[layer] |= dict.fromkeys(KEYS[architecture][site], found)
     return act_scales, _reorder_params(calibration.groups)
 
 
@@ -102,7 +102,7 @@ def from_act_scales(
     raises BadArtefact in one line, naming layer and key
     """
     entries = _entries(act_scales, config)
-    order = _orders(reorder_params, config) if reorder_params else {}
+    order = {} if reorder_params is None else _orders(reorder_params, config)
     grouped = config.architecture == "mamba2" and isinstance(entries[0].get(_X_KEY), list)
     if grouped and not order:
         raise BadArtefact(f"layer 0, {_X_KEY} is in groups: reorder_params must come with act_scales, and are missing")
@@ -127,7 +127,7 @@ def from_act_scales(
 
 
 def _in_block(name: str) -> str:
-    """ "layers.3.in_proj:input" -> "in_proj:input"."""
+    """What follows "layers.3."."""
     return name.split(".", 2)[2]
 
 
@@ -158,7 +158,8 @@ def _check_expressible(calibration: Calibration, architecture: str, n_layers: in
         if granularity != wanted:
             raise BadParameter(_no_place(name, granularity, wanted, architecture))
     if (grouped or calibration.groups) and list(calibration.groups) != list(range(n_layers)):
-        raise BadParameter("Quamba reorders every layer or none, and this calibration has groups for some alone")
+        n = len(calibration.groups)
+        raise BadParameter(f"Quamba reorders every layer or none, and this calibration has groups of {n} of {n_layers}")
 
 
 _READS = {"tensor": "one number", "ssd_group": "one per SSD group", GROUPS: "one per group of heads and channels"}
@@ -309,11 +310,13 @@ def _kind(value: Any) -> str:
 
 
 def _orders(reorder_params: Any, config: ModelConfig) -> dict[int, Groups]:
-    """Groups by layer, each array of each layer checked by itself."""
-    if config.architecture != "mamba2":
-        raise BadArtefact("reorder_params are Mamba2's, and a Mamba model has no heads to reorder: leave them out")
+    """Groups by layer, each array of each layer checked by itself; none where there are none."""
     if not isinstance(reorder_params, Mapping):
         raise BadArtefact(f"reorder_params must be a dict of lists over layers (got {_kind(reorder_params)})")
+    if not reorder_params:
+        return {}
+    if config.architecture != "mamba2":
+        raise BadArtefact("reorder_params are Mamba2's, and a Mamba model has no heads to reorder: leave them out")
     n = config.n_layers
     for key in ORDER_KEYS:
         if key not in reorder_params:

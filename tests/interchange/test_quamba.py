@@ -556,6 +556,8 @@ LAYERS_3 = [i([[1, 2], [2, 1]])] * 3
         # reorder_params
         (put([R], None), "layer 0, x_conv_out:input is in groups: reorder_params must come with act_scales"),
         (put([R], [1]), "reorder_params must be a dict of lists over layers (got list)"),
+        (put([R], t([1.0, 2.0])), "reorder_params must be a dict of lists over layers (got a tensor"),
+        (put([R], {}), "layer 0, x_conv_out:input is in groups: reorder_params must come with act_scales"),
         (put([R, "head_index"], None), "reorder_params: head_index is missing"),
         (put([R, "head_groups"], LAYERS_3), "reorder_params, head_groups must be a list over the model's 2 layers"),
         (put([R, "head_groups"], t(1.0)), "reorder_params, head_groups must be a list over the model's 2 layers (got"),
