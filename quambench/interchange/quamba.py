@@ -157,7 +157,7 @@ def _check_expressible(calibration: Calibration, architecture: str, n_layers: in
             wanted = granularity_in_groups(sites[_in_block(name)])
         if granularity != wanted:
             raise BadParameter(_no_place(name, granularity, wanted, architecture))
-    if (grouped or calibration.groups) and list(calibration.groups) != list(range(n_layers)):
+    if (grouped or calibration.groups) and set(calibration.groups) != set(range(n_layers)):
         n = len(calibration.groups)
         raise BadParameter(f"Quamba reorders every layer or none, and this calibration has groups of {n} of {n_layers}")
 
@@ -186,11 +186,12 @@ def _as_tuples(scale: Tensor, groups: Groups, site: str) -> list[list[tuple[Tens
 def _reorder_params(groups: Mapping[int, Groups]) -> ReorderParams | None:
     if not groups:
         return None
+    by_layer = [groups[layer] for layer in sorted(groups)]
     return {
-        "head_groups": [g.head_sizes.int() for g in groups.values()],
-        "channel_group": [g.dim_sizes.int() for g in groups.values()],
-        "head_index": [g.head_index for g in groups.values()],
-        "channel_index": [g.channel_index for g in groups.values()],
+        "head_groups": [g.head_sizes.int() for g in by_layer],
+        "channel_group": [g.dim_sizes.int() for g in by_layer],
+        "head_index": [g.head_index.clone() for g in by_layer],
+        "channel_index": [g.channel_index.clone() for g in by_layer],
     }
 
 
@@ -209,14 +210,9 @@ def _entries(act_scales: Any, config: ModelConfig) -> Sequence[Mapping[str, Any]
     if len(act_scales) != n:
         raise BadArtefact(f"act_scales must be of the model's {n - 1} layers and lm_head (got {len(act_scales)} dicts)")
     other = "mamba" if config.architecture == "mamba2" else "mamba2"
-    own, others = (_all_keys(architecture) for architecture in (config.architecture, other))
-    if not own <= act_scales[0].keys() and others <= act_scales[0].keys():
+    if {key for keys in KEYS[other].values() for key in keys} <= act_scales[0].keys():
         raise BadArtefact(f"layer 0: these act_scales are of a {other} model, and this one is {config.architecture}")
     return act_scales
-
-
-def _all_keys(architecture: str) -> set[str]:
-    return {key for keys in KEYS[architecture].values() for key in keys}
 
 
 def _scale(

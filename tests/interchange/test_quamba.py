@@ -400,6 +400,24 @@ def test_what_is_calibrated_comes_back(architecture, policy, grouping):
     assert same(to_act_scales(again), to_act_scales(found))
 
 
+def test_layers_stand_by_their_number():
+    config = CONFIGS["mamba2"]
+    groups = {layer: random_groups(layer, config) for layer in (1, 0)}
+    found = to_act_scales(made(config, groups))[1]["head_index"]
+    assert same(found, [groups[0].head_index, groups[1].head_index])
+
+
+def test_who_changes_what_is_written_changes_no_calibration():
+    given = made(MAMBA2, {0: random_groups(0)})
+    before = given.digest
+    (entry, head), reorder_params = to_act_scales(given)
+    for tensor in (entry["z_act:input"], entry[X][0][0][2], entry[S][0][0][2], head["lm_head:input"]):
+        tensor.mul_(2)
+    for of_layers in reorder_params.values():
+        of_layers[0].zero_()
+    assert given.digest == before
+
+
 def test_an_order_without_groups_is_kept():
     """Channels sorted in their heads, heads in no groups: the original then writes no sizes of channels."""
     config = CONFIGS["mamba2"]
