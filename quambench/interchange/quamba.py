@@ -76,14 +76,14 @@ def to_act_scales(calibration: Calibration) -> tuple[ActScales, ReorderParams | 
     _check_expressible(calibration, architecture, n_layers)
     act_scales: ActScales = [{} for _ in range(n_layers + 1)]
     for name, scale in calibration.scales.items():
-        layer = layer_of(name)
+        layer, value = layer_of(name), scale.clone()
         if layer is None:
-            act_scales[-1][HEAD_KEY] = scale.clone()
+            act_scales[-1][HEAD_KEY] = value
             continue
         site = local_name(name)
         grouped = calibration.granularities[name] == GROUPS
-        value = _as_tuples(scale.clone(), calibration.groups[layer], site) if grouped else scale.clone()
-        act_scales[layer] |= dict.fromkeys(KEYS[architecture][site], value)
+        found = _as_tuples(value, calibration.groups[layer], site) if grouped else value
+        act_scales[layer] |= dict.fromkeys(KEYS[architecture][site], found)
     return act_scales, reorder_params_of(calibration.groups)
 
 
@@ -102,12 +102,10 @@ def from_act_scales(
     raises BadArtefact in one line, naming layer and key
     """
     entries = _entries(act_scales, config)
-    order = _orders(reorder_params, config) if reorder_params else {}
+    order = {} if reorder_params is None else _orders(reorder_params, config)
     grouped = config.architecture == "mamba2" and isinstance(entries[0].get(_X_KEY), list)
     if grouped and not order:
-        raise BadArtefact(
-            f"layer 0, {_X_KEY} is in groups, and there are no reorder_params: without them nobody knows whose they are"
-        )
+        raise BadArtefact(f"layer 0, {_X_KEY} is in groups: reorder_params must come with act_scales, and are missing")
     scales, granularities = {}, {}
     for name, site in sites_of(config).items():
         layer = layer_of(name)
@@ -154,8 +152,9 @@ def _check_expressible(calibration: Calibration, architecture: str, n_layers: in
             wanted = granularity_in_groups(sites[local_name(name)])
         if granularity != wanted:
             raise BadParameter(_no_place(name, granularity, wanted, architecture))
-    if (grouped or calibration.groups) and list(calibration.groups) != list(range(n_layers)):
-        raise BadParameter("Quamba reorders every layer or none, and this calibration has groups for some alone")
+    if (grouped or calibration.groups) and set(calibration.groups) != set(range(n_layers)):
+        n = len(calibration.groups)
+        raise BadParameter(f"Quamba reorders every layer or none, and this calibration has groups of {n} of {n_layers}")
 
 
 _READS = {"tensor": "one number", "ssd_group": "one per SSD group", GROUPS: "one per group of heads and channels"}
@@ -165,7 +164,7 @@ def _no_place(name: str, granularity: str, wanted: str, architecture: str) -> st
     if granularity == UNQUANTIZED:
         return f"{name} stays float in this calibration, and Quamba quantizes it: take a policy that leaves none float"
     has = {"tensor": "one scale", GROUPS: "a scale per group"}.get(granularity, f"a scale per {granularity}")
-    groups = ", or with --policy quamba2 for groups of heads and channels" if architecture == "mamba2" else ""
+    groups = ", or in groups, e.g. --policy quamba2 --grouping channel" if architecture == "mamba2" else ""
     return f"{name} has {has}, and Quamba reads {_READS[wanted]} there: calibrate with --grouping 1x1{groups}"
 
 
@@ -183,11 +182,12 @@ def reorder_params_of(groups: Mapping[int, Groups]) -> ReorderParams | None:
     """Groups by layer; None without any."""
     if not groups:
         return None
+    by_layer = [groups[layer] for layer in sorted(groups)]
     return {
-        "head_groups": [g.head_sizes.int() for g in groups.values()],
-        "channel_group": [g.dim_sizes.int() for g in groups.values()],
-        "head_index": [g.head_index for g in groups.values()],
-        "channel_index": [g.channel_index for g in groups.values()],
+        "head_groups": [g.head_sizes.int() for g in by_layer],
+        "channel_group": [g.dim_sizes.int() for g in by_layer],
+        "head_index": [g.head_index.clone() for g in by_layer],
+        "channel_index": [g.channel_index.clone() for g in by_layer],
     }
 
 
@@ -206,14 +206,9 @@ def _entries(act_scales: Any, config: ModelConfig) -> Sequence[Mapping[str, Any]
     if len(act_scales) != n:
         raise BadArtefact(f"act_scales must be of the model's {n - 1} layers and lm_head (got {len(act_scales)} dicts)")
     other = "mamba" if config.architecture == "mamba2" else "mamba2"
-    own, others = (_all_keys(architecture) for architecture in (config.architecture, other))
-    if not own <= act_scales[0].keys() and others <= act_scales[0].keys():
+    if {key for keys in KEYS[other].values() for key in keys} <= act_scales[0].keys():
         raise BadArtefact(f"layer 0: these act_scales are of a {other} model, and this one is {config.architecture}")
     return act_scales
-
-
-def _all_keys(architecture: str) -> set[str]:
-    return {key for keys in KEYS[architecture].values() for key in keys}
 
 
 def _scale(
@@ -307,11 +302,13 @@ def _kind(value: Any) -> str:
 
 
 def _orders(reorder_params: Any, config: ModelConfig) -> dict[int, Groups]:
-    """Groups by layer, each array of each layer checked by itself."""
-    if config.architecture != "mamba2":
-        raise BadArtefact("reorder_params are Mamba2's, and a Mamba model has no heads to reorder: leave them out")
+    """Groups by layer, each array of each layer checked by itself; none where there are none."""
     if not isinstance(reorder_params, Mapping):
         raise BadArtefact(f"reorder_params must be a dict of lists over layers (got {_kind(reorder_params)})")
+    if not reorder_params:
+        return {}
+    if config.architecture != "mamba2":
+        raise BadArtefact("reorder_params are Mamba2's, and a Mamba model has no heads to reorder: leave them out")
     n = config.n_layers
     for key in ORDER_KEYS:
         if key not in reorder_params:

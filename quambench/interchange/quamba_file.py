@@ -77,12 +77,14 @@ def read(path: Path, checkpoint: Checkpoint) -> Calibration:
 def _parts(path: Path) -> tuple[Any, Any, Mapping[str, Any] | None]:
     """act_scales, reorder_params, made_of."""
     if not path.is_file():
-        raise BadArtefact(f"{path}: no such file")
+        raise BadArtefact(f"{path} is {'a folder, not a file' if path.is_dir() else 'no file'}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # it raises whatever the corrupt part happens to trip
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadArtefact(f"{path} is nothing that torch.load(weights_only=True) can read: {said[0]}") from None
+    except Exception:  # it raises whatever the corrupt part happens to trip, and recommends to load it unsafely
+        raise BadArtefact(
+            f"{path} is nothing that torch.load(weights_only=True) can read: cut short, not from torch.save, or with "
+            "more in it than tensors, lists, dicts and numbers"
+        ) from None
     if isinstance(content, list):
         return content, None, None
     if not isinstance(content, dict) or "act_scales" not in content:
