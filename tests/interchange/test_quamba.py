@@ -233,13 +233,13 @@ def ssd_groups_reversed(patch):
 
 
 def order_inverted(patch):
-    right = quamba._reorder_params
+    right = quamba.reorder_params_of
 
     def wrong(groups):
         params = right(groups)
         return params | {"channel_index": [index.argsort() for index in params["channel_index"]]}
 
-    patch.setattr(quamba, "_reorder_params", wrong)
+    patch.setattr(quamba, "reorder_params_of", wrong)
 
 
 @pytest.mark.parametrize("fault", [c_as_b, sizes_swapped, head_groups_reversed, ssd_groups_reversed, order_inverted])
