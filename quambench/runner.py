@@ -37,7 +37,7 @@ from quambench.interchange.quamba import from_act_scales
 from quambench.metrics import METRICS, Measurement
 from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
-from quambench.models.host import device_of, on_host
+from quambench.models.host import Guest, on_host
 from quambench.observers import ObserverSpec
 from quambench.outside import calling
 from quambench.policy import Sensitivity
@@ -50,6 +50,7 @@ from quambench.quant.weights import Weight
 from quambench.refine import Refined
 from quambench.sensitivity import measure
 
+CPU = torch.device("cpu")
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all) -> None"""
 
@@ -94,8 +95,11 @@ class ModelRun:
         progress: Progress = lambda what, done, total: None,
         known: Known | None = None,
         window_batch: int = WINDOW_BATCH,
+        device: str = "cpu",
     ) -> None:
+        """checkpoint: on the CPU; device: where models compute"""
         keep_freed_memory()
+        self._guest = Guest(device)
         self._known = known or Known()
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
@@ -124,7 +128,7 @@ class ModelRun:
     @cached_property
     def channel_statistics(self) -> dict[int, ChannelStatistics]:
         self._progress(f"{self.checkpoint.name}: statistics of channels", 0, 1)
-        return channel_statistics(on_host(self.plain), self.calibration_sequences)
+        return channel_statistics(self._guest.take(self.plain), self.calibration_sequences)
 
     def groups(self, case: Case) -> Mapping[int, Groups]:
         """By layer; none for a case without. raises BadParameter"""
@@ -180,14 +184,15 @@ class ModelRun:
         if key not in self._known.answers:
             self._progress(f"{self.checkpoint.name}: float reference", 0, 1)
             untouched = copy.deepcopy(self.checkpoint.model).double()
-            self._known.answers[key] = float_answers(on_host(untouched), self.data)
+            self._known.answers[key] = float_answers(self._guest.take(untouched), self.data)
+            self._guest.clear()
         return self._known.answers[key]
 
     def inside(self, case: Case) -> FloatInside:
         """Of the float model in the case's order; the last one asked for is kept."""
         order = order_of(self.groups(case))
         if self._inside is None or self._inside[0] != order:
-            self._inside = order, float_inside(on_host(self.prepared(case)), self.data)
+            self._inside = order, float_inside(self._guest.take(self.prepared(case)), self.data)
         return self._inside[1]
 
     def calibration(self, case: Case) -> Calibration:
@@ -228,7 +233,7 @@ class ModelRun:
         made: dict[Case, Calibration] = {}
         for alike in by_order.values():
             made |= calibrate(
-                on_host(self.prepared(alike[0])),
+                self._guest.take(self.prepared(alike[0])),
                 self.calibration_sequences,
                 {case: tasks[case] for case in alike},
                 self.checkpoint.digest,
@@ -241,7 +246,7 @@ class ModelRun:
         check_fit(case)
         self._progress(f"{case.id}: calibration from outside", 0, 1)
         groups = self.groups(case)
-        model, sequences = FloatModel.of(on_host(self.prepared(case)), groups), self.calibration_sequences
+        model, sequences = FloatModel.of(self._guest.take(self.prepared(case)), groups), self.calibration_sequences
         calibrate_outside = find_calibration(case.calibration)
         with torch.no_grad(), calling(case.calibration):
             act_scales = calibrate_outside(model, list(sequences.clone().split(1)))
@@ -257,13 +262,13 @@ class ModelRun:
         if key not in self._sensitivity:
             self._progress(f"{self.checkpoint.name}: sensitivity", 0, 1)
             sequences, digest = self.calibration_sequences, self.checkpoint.digest
-            self._sensitivity[key] = measure(on_host(self.plain), sequences, *key[:2], digest, key[2])
+            self._sensitivity[key] = measure(self._guest.take(self.plain), sequences, *key[:2], digest, key[2])
         return self._sensitivity[key]
 
     def _refined(self, case: Case, start: Calibration) -> Calibration:
         if case.refinement is None:
             return start
-        if device_of(self.checkpoint.model).type != "cpu":
+        if self._guest.device.type != "cpu":
             raise BadParameter(f"{case.refinement.name} trains on a CPU alone: leave the device out")
         title = f"{case.id}: training scales"
         model = self._quantize(case, start)
@@ -282,7 +287,7 @@ class ModelRun:
         order = order_of(self.groups(case))
         if self._hessians is None or self._hessians[0] != order:
             self._progress(f"{self.checkpoint.name}: Hessians", 0, 1)
-            self._hessians = order, gather_hessians(on_host(self.prepared(case)), self.calibration_sequences)
+            self._hessians = order, gather_hessians(self._guest.take(self.prepared(case)), self.calibration_sequences)
         return self._hessians[1]
 
     def quantized(self, case: Case, disturb: Disturb = undisturbed) -> QuantizedModel:
@@ -293,7 +298,9 @@ class ModelRun:
 
     def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
         hessians = self.hessians(case) if case.weights.gptq else None
-        return QuantizedModel(self.prepared(case), calibration, case.precision, disturb, case.weights, hessians)
+        return QuantizedModel(
+            self.prepared(case), calibration, case.precision, disturb, case.weights, hessians, self._guest.device
+        )
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
         """The measurement. Cases whose scales and precision are equal are the same model, measured once."""
@@ -312,8 +319,17 @@ class ModelRun:
 
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
-        model = on_host(self.quantized(case, disturb))
+        model = on_host(self.quantized(case, disturb), self._guest.device)
         return evaluate(model, self.answers, self.inside(case), self.data, self.calibration(case), self._window_batch)
+
+    def with_saved(self, calibration: Calibration) -> dict[str, Measurement]:
+        """What scales that were made before come to, weights in 8 bits. raises BadArtefact for another model's"""
+        device = self._guest.device
+        prepared, model = saved_model(self.checkpoint, calibration, device)
+        answers = self.answers
+        inside = float_inside(self._guest.take(prepared), self.data)
+        evidence = evaluate(on_host(model, device), answers, inside, self.data, calibration, self._window_batch)
+        return {name: metric.measure(evidence) for name, metric in METRICS.items()}
 
     def settings(self, case: Case) -> dict[str, object]:
         """What decides whether a stored number measured the same thing."""
@@ -341,8 +357,10 @@ class ModelRun:
         )
 
 
-def saved_model(checkpoint: Checkpoint, calibration: Calibration) -> tuple[LanguageModel, QuantizedModel]:
-    """The prepared model and the INT8 one of scales made before, weights in 8 bits.
+def saved_model(
+    checkpoint: Checkpoint, calibration: Calibration, device: torch.device = CPU
+) -> tuple[LanguageModel, QuantizedModel]:
+    """The prepared model and the INT8 one of scales made before, weights in 8 bits; the latter on a device.
 
     raises BadArtefact when they are another model's
     """
@@ -350,7 +368,7 @@ def saved_model(checkpoint: Checkpoint, calibration: Calibration) -> tuple[Langu
         raise BadArtefact(f"these scales were made for another model than {checkpoint.name!r}")
     prepared = prepare(checkpoint.model, calibration.groups)
     precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
-    return prepared, QuantizedModel(prepared, calibration, precision)
+    return prepared, QuantizedModel(prepared, calibration, precision, device=device)
 
 
 def _order(calibration: Calibration) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ class Session:
 
     def load(self, name_or_path: str) -> Checkpoint:
         """A model by name or folder; loaded once, known by its name from then on."""
-        checkpoint = load_checkpoint(name_or_path, device=self.device)
+        checkpoint = load_checkpoint(name_or_path)
         known = self.checkpoints.setdefault(checkpoint.name, checkpoint)
         if known.digest != checkpoint.digest:
             raise BadParameter(f"two different models are both named {checkpoint.name!r}; rename a folder")
@@ -112,7 +112,7 @@ class Session:
             if case.model not in self.checkpoints:
                 self.load(case.model)
             checkpoint, cases = self.checkpoints[case.model], self._cases[key]
-            run = ModelRun(checkpoint, self.corpus, cases, self.progress, self.known, self.window_batch)
+            run = ModelRun(checkpoint, self.corpus, cases, self.progress, self.known, self.window_batch, self.device)
             self._runs[key] = run
         return self._runs[key]
 

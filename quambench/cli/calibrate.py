@@ -14,7 +14,7 @@ from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_device, add_model, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.errors import check_writable
-from quambench.models.checkpoint import load_checkpoint
+from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
 from quambench.runner import ModelRun
@@ -48,14 +48,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     case = Case.parse("", options.observer)  # before the model is loaded
     check_grouping(options.grouping)
+    checked_device(options.device)
     if options.out:
         check_writable(options.out)
-    checkpoint, corpus = load_checkpoint(options.model, device=options.device), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
     protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
     policy = PolicySpec.parse(options.policy)
     case = replace(case, model=checkpoint.name, policy=policy, grouping=options.grouping, protocol=protocol)
     with progress_bars() as progress:
-        calibration = ModelRun(checkpoint, corpus, [case], progress).calibration(case)
+        calibration = ModelRun(checkpoint, corpus, [case], progress, device=options.device).calibration(case)
     if options.out:
         calibration.save(options.out)
     if options.json:

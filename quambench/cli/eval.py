@@ -14,10 +14,9 @@ from quambench.case import Case
 from quambench.cli.options import add_corpus, add_device, add_model, add_observers, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import TASKS
-from quambench.evaluate import evaluate, float_inside
 from quambench.metrics import METRICS, Measurement
-from quambench.models.checkpoint import load_checkpoint
-from quambench.runner import ModelRun, saved_model
+from quambench.models.checkpoint import checked_device, load_checkpoint
+from quambench.runner import ModelRun
 
 SHOWN = (
     "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p50", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",
@@ -42,13 +41,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    checked_device(options.device)
     specs = options.observer or ["percentile"]
-    checkpoint, corpus = load_checkpoint(options.model, device=options.device), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
     cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:
-        work = ModelRun(checkpoint, corpus, cases, progress)
+        work = ModelRun(checkpoint, corpus, cases, progress, device=options.device)
         if options.calibration:
-            found = {str(options.calibration): _with_saved(work, Calibration.load(options.calibration))}
+            found = {str(options.calibration): work.with_saved(Calibration.load(options.calibration))}
         else:
             found = {case.id: dict(work.result(case).metrics) for case in cases}
     if options.json:
@@ -68,12 +68,6 @@ def run(options: argparse.Namespace) -> int:
     for case, refined in work.refined.items():
         print(f"{case.id}: {refined.summary}")
     return 0
-
-
-def _with_saved(work: ModelRun, calibration: Calibration) -> dict[str, Measurement]:
-    prepared, model = saved_model(work.checkpoint, calibration)
-    evidence = evaluate(model, work.answers, float_inside(prepared, work.data), work.data, calibration)
-    return {name: metric.measure(evidence) for name, metric in METRICS.items()}
 
 
 def _number(value: float) -> float | None:

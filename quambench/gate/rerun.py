@@ -80,9 +80,7 @@ def main(job_file: Path, out: Path) -> None:
     """The other process."""
     torch.set_num_threads(int(conditions()["OMP_NUM_THREADS"]))
     job: Job = pickle.loads(job_file.read_bytes())  # written by our own parent process
-    run = ModelRun(
-        load_checkpoint(job.model, device=job.device), load_corpus(job.corpus), job.cases, window_batch=OTHER_BATCH
-    )
+    run = ModelRun(load_checkpoint(job.model), load_corpus(job.corpus), job.cases, window_batch=OTHER_BATCH)
     arrays = {}
     for index, case in enumerate(job.cases):
         for name, array in run.measure_again(case).items():

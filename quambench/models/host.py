@@ -5,6 +5,7 @@ So whatever feeds a model and looks at it (calibration, evaluation, observers) i
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,19 +14,33 @@ from torch import Tensor, nn
 from quambench.models.backbone import LayerState, Tap, no_tap
 
 M = TypeVar("M")
+N = TypeVar("N", bound=nn.Module)
 
 
-def device_of(model: Any) -> torch.device:
-    """Where a float or INT8 model's weights are."""
-    if isinstance(model, nn.Module):
-        return next(model.parameters()).device
-    return cast(torch.device, model.device)
-
-
-def on_host(model: M) -> M:
-    """The model itself on the CPU; else something that stands in for it."""
-    device = device_of(model)
+def on_host(model: M, device: torch.device) -> M:
+    """What stands in for a model that is on a device: on the CPU, the model itself."""
     return model if device.type == "cpu" else cast(M, _OnHost(model, device))
+
+
+class Guest:
+    """A device that has room for one float model at a time: in float64, one of 2.7 G parameters takes 20 GiB."""
+
+    def __init__(self, device: str | torch.device) -> None:
+        self.device = torch.device(device)
+        self._there: tuple[nn.Module, nn.Module] | None = None  # a model of the host's, and its copy
+
+    def take(self, model: N) -> N:
+        """A model of the host's, called from the host and computing on the device; the one before it goes."""
+        if self.device.type == "cpu":
+            return model
+        if self._there is None or self._there[0] is not model:
+            self.clear()
+            self._there = model, copy.deepcopy(model).to(self.device)
+        return cast(N, on_host(self._there[1], self.device))
+
+    def clear(self) -> None:
+        """Nobody is there."""
+        self._there = None
 
 
 class _OnHost:

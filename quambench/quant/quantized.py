@@ -8,7 +8,6 @@ The forward signature is `LanguageModel`'s, so that both are evaluated by the sa
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -434,8 +433,7 @@ def _moved(value: V, device: torch.device, done: dict[int, tuple[Tensor, Tensor]
 class QuantizedModel:
     """INT8 language model built from a prepared float model (quant/fuse.py) and its scales.
 
-    It is made on the CPU, block by block, so that its integers are the same wherever it then runs: where the
-    prepared model is.
+    It is made on the CPU, so that its integers are the same wherever it then runs.
     """
 
     @torch.no_grad()
@@ -447,9 +445,11 @@ class QuantizedModel:
         disturb: Disturb = undisturbed,
         recipe: WeightRecipe = WeightRecipe(),  # noqa: B008  (frozen)
         hessians: Mapping[str, Tensor] | None = None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
     ) -> None:
-        """hessians: weight name -> (in, in), where the recipe asks for GPTQ.
+        """prepared, calibration: on the CPU; device: where it runs
 
+        hessians  weight name -> (in, in), where the recipe asks for GPTQ
         raises BadParameter
         """
         config = self.config = prepared.config
@@ -467,8 +467,8 @@ class QuantizedModel:
             own = recipe.at(bits.weights) if precision.layers else recipe
             return WeightQuantizer(own, bits, hessians or {})
 
-        self.device = prepared.lm_head.weight.device
-        embedding, head = (w.detach().cpu() for w in (prepared.backbone.embedding.weight, prepared.lm_head.weight))
+        self.device = device
+        embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()
         self.top_weights: dict[str, Weight] = {}
         self.embedding: Tensor | QuantizedTensor = embedding.float()
         self.lm_head: Tensor | QuantizedLinear = head.float()
@@ -484,7 +484,7 @@ class QuantizedModel:
         for i, block in enumerate(prepared.blocks):
             prefix = f"layers.{i}."
             local = {s.removeprefix(prefix): g for s, g in self.grids.items() if s.startswith(prefix)}
-            mixer = block.mixer if self.device.type == "cpu" else copy.deepcopy(block.mixer).cpu()
+            mixer = block.mixer
             make: Callable[..., _Block] = _MambaBlock if isinstance(mixer, MambaMixer) else _Mamba2Block
             self.blocks.append(self._placed(make(mixer, _Parts(local, quantizer(i), prefix, disturb))))
         self.embedding, self.lm_head = self._placed(self.embedding), self._placed(self.lm_head)
