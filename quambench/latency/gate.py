@@ -30,7 +30,7 @@ from quambench.latency.interleave import Make, Ratio, samples
 from quambench.provenance import machine_class
 
 SCHEMA = 1
-SETS = 6
+SETS = 10
 ROUNDS, FEWEST_ROUNDS = 200, 5  # samples of each set
 MEASURED_SECONDS = 3.0  # what a measurement may take before rounds are left out
 RECORDED = 5  # measurements that a baseline is made of
