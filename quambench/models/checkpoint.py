@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quambench_kernels.dispatch import UnavailableError, check_asked
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -81,6 +82,10 @@ def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: st
     there = _device(device)
     if dtype not in DTYPES.values():
         raise BadParameter(f"dtype must be {', '.join(DTYPES)} (got {str(dtype).removeprefix('torch.')})")
+    try:
+        check_asked()
+    except UnavailableError as error:
+        raise BadParameter(str(error)) from None
     called, place = _place(name)
     return _load(called, place, dtype, there)
 
@@ -260,6 +265,7 @@ def _assemble(
             _refuse_non_finite(str(source), name, part)
             ready[name].view(-1)[at : at + len(part)].copy_(part)
             at += len(part)
+            del piece, part  # or a mapping would live on beside the next
     model.load_state_dict(ready, strict=False, assign=True)  # not strict: a tied lm_head follows below
     if config.tie_embeddings:
         model.lm_head.weight = model.backbone.embedding.weight
