@@ -285,7 +285,7 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sourc
         return torch.empty(shape, dtype=dtype, device=device)
     except torch.OutOfMemoryError:
         needed = math.prod(shape) * dtype.itemsize / 2**30
-        raise BadCheckpoint(f"{source} does not fit on {device}: no {needed:.2g} GiB more are free there") from None
+        raise BadParameter(f"{source} does not fit on {device}: no {needed:.2g} GiB more are free there") from None
 
 
 def _refuse_non_finite(place: str, name: str, tensor: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from quambench.errors import BadParameter, NonFinite
-from quambench.models import ModelConfig, backbone, build, mamba, mamba2
+from quambench.models import ModelConfig, backbone, build, checkpoint, mamba, mamba2
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.quant.fuse import prepare
 
@@ -169,6 +169,15 @@ def test_a_gpu_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(BadParameter, match=r"there is no device cuda:7: the last one is cuda:1"):
         load_checkpoint("mamba-tiny", device="cuda:7")
+
+
+def test_a_device_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(shape: Any, **_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(BadParameter, match=r"^x does not fit on cpu: no 4 GiB more are free there$"):
+        checkpoint._new((1 << 30,), torch.float32, torch.device("cpu"), Path("x"))
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
