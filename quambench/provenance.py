@@ -18,7 +18,7 @@ from quambench.outside import sources
 
 _PACKAGE = Path(__file__).parent
 # Environment variables that change which float code runs.
-_NUMERICS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_NUMERICS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "QUAMBENCH_KERNELS")
 
 
 def machine_class(device: str = "cpu") -> str:

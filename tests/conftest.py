@@ -46,6 +46,11 @@ def typical_error(logits: Tensor, exact: Tensor) -> float:
     return (logits - exact).double().square().mean(-1).sqrt().log().mean().exp().item()
 
 
+@pytest.fixture(scope="session", name="typical_error")
+def _typical_error() -> Callable[[Tensor, Tensor], float]:
+    return typical_error
+
+
 @pytest.fixture(scope="session")
 def assert_only_rounding() -> Callable[[Pair], None]:
     """Asserts that two evaluations of one function differ by rounding alone.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
+
+from quambench_kernels.narrow import NARROW
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,12 +51,16 @@ class Checks:
             found = {name: x.device for name, x in tensors.items() if x is not None}
             self.refuse(f"all must be on one device (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
 
-    def alike(self, **tensors: Tensor | None) -> None:
-        """On one device and of one floating dtype."""
-        self.together(**tensors)
+    def alike(self, beside: Mapping[str, Tensor | None] = MappingProxyType({}), /, **tensors: Tensor | None) -> None:
+        """On one device and of one floating dtype; what is `beside` may be float32 where that one is narrower."""
+        self.together(**tensors, **beside)
         dtypes = {x.dtype for x in tensors.values() if x is not None}
-        if len(dtypes) > 1 or not dtypes <= set(FLOATS):
-            found = {name: x.dtype for name, x in tensors.items() if x is not None}
+        others = {x.dtype for x in beside.values() if x is not None}
+        if dtypes.issubset(NARROW):
+            others.discard(torch.float32)
+        dtypes |= others
+        if len(dtypes) > 1 or not dtypes.issubset(FLOATS):
+            found = {name: x.dtype for name, x in (tensors | dict(beside)).items() if x is not None}
             self.refuse(f"all must be of one floating dtype (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
 
     def positive(self, name: str, n: int) -> None:

@@ -1,18 +1,24 @@
 """Which implementation of an operation runs, by name, and a record of what ran.
 
 "auto" takes the first implementation, in order of registration, that serves the device, can run and
-is wanted there. One asked for by name runs or raises: nothing here falls back.
+is wanted there. One asked for by name runs or raises: nothing here falls back. $QUAMBENCH_KERNELS,
+"ssd=triton,causal_conv1d=reference", names what "auto" is to take wherever that serves device and dtype.
 """
 
 from __future__ import annotations
 
+import os
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
+
+ASKED = "QUAMBENCH_KERNELS"
 
 
 class UnavailableError(ValueError):
@@ -29,11 +35,14 @@ class _Implementation:
     sizes: range | None
 
     def obstacle(self, device: str, dtype: torch.dtype | None) -> str | None:
+        return self.serves_not(device, dtype) or self.why_not()
+
+    def serves_not(self, device: str, dtype: torch.dtype | None) -> str | None:
         if device not in self.devices:
             return f"runs on {' or '.join(self.devices)}, not on {device}"
         if dtype is not None and self.dtypes is not None and dtype not in self.dtypes:
             return f"computes in {' or '.join(str(t) for t in self.dtypes)}, not in {dtype}"
-        return self.why_not()
+        return None
 
 
 _known: dict[str, dict[str, _Implementation]] = {}
@@ -97,6 +106,10 @@ def resolve(
 def _find(op: str, impl: str, device: str, dtype: torch.dtype | None) -> list[tuple[str, _Implementation]]:
     """Those that can run and are wanted, preferred first."""
     entries = _known.get(op, {})
+    asked = _asked().get(op, "auto") if impl == "auto" else "auto"
+    if asked != "auto" and (asked not in entries or not entries[asked].serves_not(device, dtype)):
+        ((name, entry),) = _find(op, asked, device, dtype)
+        return [(name, replace(entry, sizes=None))]
     if impl == "auto":
         found = [(n, e) for n, e in entries.items() if e.obstacle(device, dtype) is None and e.auto()]
         if not found:
@@ -110,6 +123,30 @@ def _find(op: str, impl: str, device: str, dtype: torch.dtype | None) -> list[tu
     if reason is not None:
         raise UnavailableError(f"{op}: implementation {impl!r} is unavailable: {reason}")
     return [(impl, entries[impl])]
+
+
+def _asked() -> dict[str, str]:
+    """Operation -> implementation, of $QUAMBENCH_KERNELS."""
+    pairs = [part.partition("=") for part in os.environ.get(ASKED, "").split(",") if part.strip()]
+    if not all(op and sign and name for op, sign, name in pairs):
+        raise UnavailableError(f"${ASKED} must read operation=implementation,... (got {os.environ[ASKED]!r})")
+    return {op.strip(): name.strip() for op, _, name in pairs}
+
+
+def check_asked() -> None:
+    """Whether all that $QUAMBENCH_KERNELS names exists. raises UnavailableError"""
+    asked = _asked()
+    if asked:
+        for package in pkgutil.iter_modules(import_module(__package__).__path__):
+            if package.ispkg:
+                import_module(f"{__package__}.{package.name}")  # which registers what it has
+    for op, name in asked.items():
+        if op not in _known:
+            raise UnavailableError(f"${ASKED} names no operation: {op!r}. Known: {', '.join(sorted(_known))}")
+        if name not in ("auto", *_known[op]):
+            raise UnavailableError(
+                f"${ASKED} names no implementation of {op}: {name!r}. Known: {', '.join(_known[op])}"
+            )
 
 
 def ran(op: str, name: str) -> None:

@@ -15,7 +15,10 @@ from quambench.runner import Progress as Report
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a bundled model, a folder with config.json and weights, or a hub name")
+    parser.add_argument(
+        "model",
+        help="a bundled model, a folder with config.json and weights, or a hub name, org/name or org/name@revision",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ class LayerState:
     """What one layer carries from token to token.
 
     conv  (B, K-1, conv_channels)  the last inputs of the convolution, oldest first
-    ssm   (B, E, N) in Mamba, (B, H, P, N) in Mamba2
+    ssm   (B, E, N) in Mamba, (B, H, P, N) in Mamba2; float32 in a narrow model
     """
 
     conv: Tensor
@@ -53,7 +53,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm_quantize(x, self.weight, self.eps, None, n_groups=self.n_groups)
+        """x (..., width), which a narrow model's residual stream is wider than the gain -> of the gain's dtype."""
+        gain = self.weight
+        return rms_norm_quantize(x, gain.to(x.dtype), self.eps, None, n_groups=self.n_groups).to(gain.dtype)
 
 
 class DepthwiseConv(nn.Module):
@@ -87,7 +89,7 @@ class Mixer(nn.Module):
         self.out_rotation: nn.Module = nn.Identity()
 
     def empty_state(self, batch: int) -> LayerState:
-        """The state before the first token: zeros."""
+        """The state before the first token: zeros, on the weights' device."""
         raise NotImplementedError
 
     def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
@@ -118,7 +120,11 @@ class Backbone(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Float Mamba or Mamba2 language model: the definition that everything else is measured against."""
+    """Float Mamba or Mamba2 language model: the definition that everything else is measured against.
+
+    In float16 or bfloat16 it is what state-spaces' own is with residual_in_fp32: matrix products and what passes
+    between them are narrow; the residual stream, norms, the scan with its parameters and its state are float32.
+    """
 
     def __init__(self, config: ModelConfig, make_mixer: Callable[[ModelConfig], Mixer]) -> None:
         super().__init__()
@@ -138,7 +144,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, list[LayerState]]:
         """Prefill from the start (state None), or go on from a state; L = 1 is a decoding step.
 
-        tokens (B, L) int64 -> logits (B, L, vocab_size) and one LayerState per layer.
+        tokens (B, L) int64 -> logits (B, L, vocab_size), float32 or wider, and one LayerState per layer.
         Sites are tapped as "layers.<i>.<site>" and "lm_head:input".
         """
         hidden, after = self.hidden(tokens, state, tap)
@@ -147,8 +153,8 @@ class LanguageModel(nn.Module):
     def hidden(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
     ) -> tuple[Tensor, list[LayerState]]:
-        """tokens (B, L) -> residual stream after the last block (B, L, D), and the states."""
-        hidden = self.backbone.embedding(tokens)
+        """tokens (B, L) -> residual stream after the last block (B, L, D), float32 or wider, and the states."""
+        hidden = _at_least_float32(self.backbone.embedding(tokens))
         states: list[LayerState] = []
         for i, block in enumerate(self.blocks):
             inner, after = block.mixer(block.norm(hidden), None if state is None else state[i], in_layer(tap, i))
@@ -158,7 +164,11 @@ class LanguageModel(nn.Module):
 
     def head(self, hidden: Tensor, tap: Tap = no_tap) -> Tensor:
         """Residual stream (..., D), at any positions -> logits (..., vocab_size)."""
-        return self.lm_head(tap("lm_head:input", self.backbone.norm_f(hidden)))
+        return _at_least_float32(self.lm_head(tap("lm_head:input", self.backbone.norm_f(hidden))))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def forward_in_pieces(model: LanguageModel, tokens: Tensor, length: int, tap: Tap = no_tap) -> Tensor:

@@ -121,7 +121,9 @@ class ModelConfig:
 
 def _is_state_spaces(raw: dict[str, Any]) -> bool:
     """Some exporters add transformers' model_type to state-spaces' keys; transformers' own files have hidden_size."""
-    return "model_type" not in raw or ("ssm_cfg" in raw and "hidden_size" not in raw)
+    if "model_type" not in raw:
+        return True
+    return raw["model_type"] in ("mamba", "mamba2") and "ssm_cfg" in raw and "hidden_size" not in raw
 
 
 def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:

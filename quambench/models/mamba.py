@@ -34,8 +34,8 @@ class MambaMixer(Mixer):
 
     def empty_state(self, batch: int) -> LayerState:
         c = self.config
-        zeros = self.D.new_zeros
-        return LayerState(zeros(batch, c.conv_width - 1, c.d_inner), zeros(batch, c.d_inner, c.d_state))
+        conv, ssm = self.conv1d.weight.new_zeros, self.D.new_zeros
+        return LayerState(conv(batch, c.conv_width - 1, c.d_inner), ssm(batch, c.d_inner, c.d_state))
 
     def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
         c = self.config

@@ -40,10 +40,10 @@ class Mamba2Mixer(Mixer):
 
     def empty_state(self, batch: int) -> LayerState:
         c = self.config
-        zeros = self.D.new_zeros
+        conv, ssm = self.conv1d.weight.new_zeros, self.D.new_zeros
         return LayerState(
-            zeros(batch, c.conv_width - 1, c.conv_channels),
-            zeros(batch, c.n_heads, c.head_dim, c.d_state),
+            conv(batch, c.conv_width - 1, c.conv_channels),
+            ssm(batch, c.n_heads, c.head_dim, c.d_state),
         )
 
     def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:

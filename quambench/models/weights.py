@@ -7,10 +7,10 @@ as memory of this process once they have been touched, so the mapping is let go 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ from torch import Tensor
 from quambench.errors import BadCheckpoint
 
 PIECE = 1 << 20  # elements handed on at once
-_KEPT = 1 << 24  # bytes of a mapping that may have been touched before it is let go
+_KEPT = 1 << 23  # bytes of a mapping that may have been touched before it is let go ...
+_SHARE = 1 / 128  # ... or this share of the file, where that is more: mapping a large one anew takes milliseconds
 # An index lists the files that hold the tensors.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -54,6 +55,9 @@ class Weights(Protocol):
         """The tensor's elements in row-major order, as stored: (PIECE,), the last one shorter. Each is good until
         the next is asked for. raises BadCheckpoint"""
 
+    def let_go(self) -> None:
+        """Of what is mapped; `pieces` takes it up again."""
+
 
 def open_weights(source: Path) -> Weights:
     """A weight file, or an index of several. raises BadCheckpoint"""
@@ -85,7 +89,7 @@ class SafetensorsFile:
         self._begin = {name: 8 + size + about["data_offsets"][0] for name, about in header.items()}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        dtype, left = self.stored[name].dtype, prod(self.stored[name].shape)
+        dtype, left = self.stored[name].dtype, math.prod(self.stored[name].shape)
         buffer = torch.empty(min(left, PIECE) * dtype.itemsize, dtype=torch.uint8)
         with self._path.open("rb") as file:
             file.seek(self._begin[name])
@@ -95,6 +99,9 @@ class SafetensorsFile:
                     raise BadCheckpoint(f"{self._path} was cut while it was read")
                 yield part.view(dtype)
                 left -= len(part) // dtype.itemsize
+
+    def let_go(self) -> None:
+        pass  # nothing is
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -113,6 +120,7 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self._path, self._touched = path, 0
         self._mapped = zipfile.is_zipfile(path)
+        self._kept = max(_KEPT, int(path.stat().st_size * _SHARE)) if self._mapped else math.inf
         self._tensors: dict[str, Tensor] | None = None
         self.stored = {name: Stored(t.dtype, tuple(t.shape)) for name, t in self._open().items()}
 
@@ -138,9 +146,13 @@ class TorchFile:
             piece = self._open()[name].detach().view(-1)[at : at + PIECE]
             self._touched += piece.nbytes
             yield piece
-            if self._mapped and self._touched > _KEPT:
+            if self._touched > self._kept:
                 del piece
-                self._tensors, self._touched = None, 0
+                self.let_go()
+
+    def let_go(self) -> None:
+        if self._mapped:
+            self._tensors, self._touched = None, 0
 
 
 def _is_dense(value: object) -> bool:
@@ -155,16 +167,25 @@ class Shards:
         if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
             raise BadCheckpoint(f"{index}: weight_map must map tensor names to files of the same folder")
         self._of: dict[str, Weights] = {}
+        self._last: Weights | None = None  # where was read from last: one shard at a time is mapped
         for file in sorted(set(files.values())):
             shard = open_weights(index.parent / file)
             listed = {name for name, where in files.items() if where == file}
             if listed != set(shard.stored):
                 raise BadCheckpoint(f"{index.parent / file}: {difference(listed, shard.stored)}, says {index.name}")
+            shard.let_go()
             self._of |= dict.fromkeys(listed, shard)
         self.stored = {name: shard.stored[name] for name, shard in self._of.items()}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        return self._of[name].pieces(name)
+        if self._last is not self._of[name]:
+            self.let_go()
+            self._last = self._of[name]
+        return self._last.pieces(name)
+
+    def let_go(self) -> None:
+        if self._last is not None:
+            self._last.let_go()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from quambench_kernels.int8_selective_scan.reference import floating as scan_flo
 from quambench_kernels.int8_ssd import int8_ssd
 from quambench_kernels.int8_ssd.reference import floating as ssd_floats
 from quambench_kernels.lazy import why_not
+from quambench_kernels.narrow import in_float32
 from quambench_kernels.rms_norm_quantize import (
     add_rms_norm_quantize,
     gated_rms_norm_quantize,
@@ -250,7 +251,7 @@ def scan_inputs(batch, length, width, n, dtype=torch.float32):
 
 def scans(judge, inputs):
     u, dt, A, B, C, D, state, dt_bias, z = inputs
-    plain, exact = selective_scan_ref(*inputs), selective_scan_ref(*double(inputs))
+    plain, exact = (in_float32(selective_scan_ref, 6)(*args) for args in (inputs, double(inputs)))
     right = [m if m is None else m.double() for m in (u.abs(), dt, A, B.abs(), C.abs(), D.abs(), state.abs(), dt_bias)]
     size, h = selective_scan_ref(*right, None)
     size = size if z is None else size * torch.nn.functional.silu(z.double()).abs()
@@ -273,7 +274,11 @@ def check_selective_scan(judge):
     u, dt, *rest, _, _ = scan_inputs(1, 3, 20, 5)
     scans(judge, [u, dt.exp() / 4, *rest, None, None])
     for dtype in HALVES:
-        scans(judge, scan_inputs(1, 2, 5, 4, dtype))
+        halves, wide = scan_inputs(1, 2, 5, 4, dtype), scan_inputs(1, 2, 5, 4)
+        scans(judge, halves)
+        for at in (2, 5, 6, 7):  # A, D, the state and dt_bias may stay float32
+            halves[at] = wide[at]
+        scans(judge, halves)
     extreme = scan_inputs(1, 3, 5, 4)
     extreme[1] *= 40  # softplus above 20, and far below
     scans(judge, extreme)
@@ -350,7 +355,7 @@ def ssd_inputs(batch, length, heads, head_dim, groups, n, dtype=torch.float32, p
 
 def ssd_runs(judge, inputs, dt_min=0.0, dt_max=float("inf")):
     x, dt, A, B, C, D, state, dt_bias = inputs
-    plain, exact = (ssd_ref(*args, dt_min, dt_max, 256) for args in (inputs, double(inputs)))
+    plain, exact = (in_float32(ssd_ref, 6)(*args, dt_min, dt_max, 256) for args in (inputs, double(inputs)))
     absolute = [x.abs(), dt, A, B.abs(), C.abs(), None if D is None else D.abs(), state.abs(), dt_bias]
     size = ssd_ref(*double(absolute), dt_min, dt_max, 256)
     got = on_triton(ssd, *inputs[:7], dt_bias=dt_bias, dt_min=dt_min, dt_max=dt_max)
@@ -369,7 +374,11 @@ def check_ssd(judge):
     x, dt, A, B, C, _, state, _ = ssd_inputs(1, 2, 2, 20, 1, 5)
     ssd_runs(judge, [x, dt.exp() / 4, A, B, C, None, state, None], dt_min=9.0)  # limits count for a bias only
     for dtype in HALVES:
-        ssd_runs(judge, ssd_inputs(1, 2, 2, 4, 1, 4, dtype))
+        halves, wide = ssd_inputs(1, 2, 2, 4, 1, 4, dtype), ssd_inputs(1, 2, 2, 4, 1, 4)
+        ssd_runs(judge, halves)
+        for at in (2, 5, 6, 7):  # A, D, the state and dt_bias may stay float32
+            halves[at] = wide[at]
+        ssd_runs(judge, halves)
 
     inputs = ssd_inputs(1, 4, 2, 4, 1, 5)
     x, dt, A, B, C, D, state, dt_bias = inputs

@@ -138,6 +138,41 @@ def test_reads_transformers_mamba2(infinity: object) -> None:
     )
 
 
+MAMBA2_2_7B = {
+    "d_model": 2560, "d_intermediate": 0, "n_layer": 64, "vocab_size": 50277, "ssm_cfg": {"layer": "Mamba2"},
+    "attn_layer_idx": [], "attn_cfg": {}, "rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True,
+    "pad_vocab_size_multiple": 16, "tie_embeddings": True,
+}  # fmt: skip
+MAMBA_130M_HF = {
+    "architectures": ["MambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4, "d_inner": 1536, "d_model": 768,
+    "eos_token_id": 0, "expand": 2, "fused_add_norm": True, "hidden_act": "silu", "hidden_size": 768,
+    "initializer_range": 0.1, "intermediate_size": 1536, "layer_norm_epsilon": 1e-05, "model_type": "mamba",
+    "n_layer": 24, "num_hidden_layers": 24, "pad_token_id": 0, "pad_vocab_size_multiple": 8,
+    "rescale_prenorm_residual": False, "residual_in_fp32": True, "rms_norm": True, "ssm_cfg": {}, "state_size": 16,
+    "time_step_floor": 0.0001, "time_step_init_scheme": "random", "time_step_max": 0.1, "time_step_min": 0.001,
+    "time_step_rank": 48, "time_step_scale": 1.0, "torch_dtype": "float32", "use_bias": False, "use_cache": True,
+    "use_conv_bias": True, "vocab_size": 50280,
+}  # fmt: skip
+
+
+def test_reads_the_published_mamba2_of_2_7_billion() -> None:
+    config = ModelConfig.from_json(MAMBA2_2_7B)
+    assert config == ModelConfig(
+        architecture="mamba2", d_model=2560, n_layers=64, vocab_size=50288, d_state=128, head_dim=64
+    )
+    assert (config.n_heads, config.n_groups) == (80, 1)
+    assert ModelConfig.from_json(MAMBA2_2_7B | {"vocab_size": 50288}) == config
+
+
+def test_a_config_with_keys_of_both_layouts_is_transformers() -> None:
+    """As state-spaces/mamba-130m-hf has them; the same model as state-spaces/mamba-130m."""
+    assert ModelConfig.from_json(MAMBA_130M_HF) == ModelConfig.from_json(MAMBA_130M)
+
+
+def test_a_model_type_beside_state_spaces_keys_changes_nothing() -> None:
+    assert ModelConfig.from_json(MAMBA2_2_7B | {"model_type": "mamba2"}) == ModelConfig.from_json(MAMBA2_2_7B)
+
+
 def mamba(**changes: Any) -> dict[str, Any]:
     return MAMBA_130M | changes
 
@@ -179,6 +214,10 @@ def mamba2(**ssm: Any) -> dict[str, Any]:
         (mamba2(d_ssm=768), "d_ssm"),
         (TRANSFORMERS | {"model_type": "llama"}, "must be 'mamba' or 'mamba2' (got 'llama')"),
         (TRANSFORMERS | {"hidden_act": "gelu"}, "hidden_act must be 'silu' (got 'gelu')"),
+        (TRANSFORMERS | {"rms_norm": False}, "LayerNorm"),
+        (TRANSFORMERS2 | {"num_heads": 9}, "num_heads must be expand * hidden_size / head_dim = 8 (got 9)"),
+        (MAMBA2_2_7B | {"model_type": "bamba"}, "must be 'mamba' or 'mamba2' (got 'bamba')"),
+        (MAMBA2_2_7B | {"attn_layer_idx": [9, 18, 27]}, "hybrid"),  # as state-spaces/mamba2attn-2.7b
         (TRANSFORMERS2 | {"time_step_limit": [0.0, {"__float__": "x"}]}, "not what its key needs"),
     ],
 )

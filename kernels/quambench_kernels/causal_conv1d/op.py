@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from quambench_kernels import upstream
@@ -12,14 +11,15 @@ from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
+from quambench_kernels.narrow import UP_TO_FLOAT32, in_float32
 from quambench_kernels.native import why_not
 from quambench_kernels.upstream import register_upstream
 
 OP = "causal_conv1d"
-register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register(OP, "native", in_float32(cpu.native), dtypes=UP_TO_FLOAT32, why_not=why_not(cpu.SOURCE))
+register_upstream(OP, "causal_conv1d", upstream.causal_conv1d, sizes=upstream.WIDTHS)
 register_triton(OP, Later(OP, "causal_conv1d"))
-register_upstream(OP, "causal_conv1d", upstream.causal_conv1d)
-register(OP, "reference", causal_conv1d_ref, devices=("cpu", "cuda"))
+register(OP, "reference", in_float32(causal_conv1d_ref), devices=("cpu", "cuda"))
 
 
 def causal_conv1d(
@@ -42,7 +42,7 @@ def causal_conv1d(
     check.alike(x=x, weight=weight, bias=bias, history=history)
     check.dtype("x", x, *FLOATS)
     if records_gradients(OP, impl, x, weight, bias, history):
-        return causal_conv1d_ref(x, weight, bias, history, silu), next_history(x, history)
+        return in_float32(causal_conv1d_ref)(x, weight, bias, history, silu), next_history(x, history)
     return _run(x, weight, bias, history, silu, impl)
 
 
@@ -53,5 +53,5 @@ def causal_conv1d(
 def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, silu: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    y = resolve(OP, impl, x.device, x.dtype)(x, weight, bias, history, silu)
+    y = resolve(OP, impl, x.device, x.dtype, weight.shape[1])(x, weight, bias, history, silu)
     return y, next_history(x, history)

@@ -9,14 +9,16 @@ from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
+from quambench_kernels.narrow import UP_TO_FLOAT32, in_float32
 from quambench_kernels.native import why_not
 from quambench_kernels.rms_norm_quantize import cpu
 from quambench_kernels.rms_norm_quantize.reference import rms_norm_quantize_ref
 
 OP = "rms_norm_quantize"
-register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
+register(OP, "native", in_float32(cpu.native), dtypes=UP_TO_FLOAT32, why_not=why_not(cpu.SOURCE))
 register_triton(OP, Later(OP, "rms_norm_quantize"))
-register(OP, "reference", rms_norm_quantize_ref, devices=("cpu", "cuda"))
+_REFERENCE = in_float32(rms_norm_quantize_ref)
+register(OP, "reference", _REFERENCE, devices=("cpu", "cuda"))
 
 
 def rms_norm_quantize(
@@ -42,7 +44,7 @@ def rms_norm_quantize(
     check = Checks("rms_norm_quantize")
     _check(check, x, gain, n_groups, scale, q_max)
     if records_gradients(OP, impl, x, gain):
-        return rms_norm_quantize_ref(x, None, None, None, False, gain, eps, n_groups, scale, q_max)[0]
+        return _REFERENCE(x, None, None, None, False, gain, eps, n_groups, scale, q_max)[0]
     return _plain(x, gain, eps, n_groups, scale, q_max, impl)
 
 
@@ -65,7 +67,7 @@ def add_rms_norm_quantize(
     check.alike(x=x, residual=residual)
     _check(check, x, gain, 1, scale, q_max)
     if records_gradients(OP, impl, x, residual, gain):
-        y, total = rms_norm_quantize_ref(x, residual, None, None, False, gain, eps, 1, scale, q_max)
+        y, total = _REFERENCE(x, residual, None, None, False, gain, eps, 1, scale, q_max)
         assert total is not None
         return y, total
     return _added(x, residual, gain, eps, scale, q_max, impl)
@@ -96,7 +98,7 @@ def gated_rms_norm_quantize(
     check.together(x=x, z=z, z_scale=z_scale)
     _check(check, x, gain, n_groups, scale, q_max)
     if records_gradients(OP, impl, x, z, gain):
-        return rms_norm_quantize_ref(x, None, z, z_scale, norm_before_gate, gain, eps, n_groups, scale, q_max)[0]
+        return _REFERENCE(x, None, z, z_scale, norm_before_gate, gain, eps, n_groups, scale, q_max)[0]
     return _gated(x, z, z_scale, norm_before_gate, gain, eps, n_groups, scale, q_max, impl)
 
 

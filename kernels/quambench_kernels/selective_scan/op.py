@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from quambench_kernels import upstream
@@ -10,6 +9,7 @@ from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
+from quambench_kernels.narrow import UP_TO_FLOAT32, in_float32
 from quambench_kernels.native import why_not
 from quambench_kernels.selective_scan import cpu
 from quambench_kernels.selective_scan.differentiable import differentiable
@@ -18,11 +18,12 @@ from quambench_kernels.selective_scan.reference import selective_scan_ref
 from quambench_kernels.upstream import register_upstream
 
 OP = "selective_scan"
-register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
-register_triton(OP, Later(OP, "selective_scan"))
+STATE = 6  # of the arguments
+register(OP, "native", in_float32(cpu.native, STATE), dtypes=UP_TO_FLOAT32, why_not=why_not(cpu.SOURCE))
 register_upstream(OP, "mamba_ssm", upstream.selective_scan)
-register(OP, "in_place", in_place, devices=("cpu", "cuda"))
-register(OP, "reference", selective_scan_ref, devices=("cpu", "cuda"), auto=lambda: False)
+register_triton(OP, Later(OP, "selective_scan"))
+register(OP, "in_place", in_float32(in_place, STATE), devices=("cpu", "cuda"))
+register(OP, "reference", in_float32(selective_scan_ref, STATE), devices=("cpu", "cuda"), auto=lambda: False)
 
 
 def selective_scan(
@@ -38,7 +39,9 @@ def selective_scan(
     z: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Δ = softplus(dt + dt_bias); h = exp(Δ A) h + Δ B u; y = (C h + D u) SiLU(z). One dtype throughout.
+    """Δ = softplus(dt + dt_bias); h = exp(Δ A) h + Δ B u; y = (C h + D u) SiLU(z).
+
+    One dtype throughout; beside narrower inputs, A, D, dt_bias and the state may be float32.
 
     u, dt, z (B, L, E), any strides; A (E, N), negative; B, C (B, L, N); D, dt_bias (E); state (B, E, N)
     dt_bias  None: dt is Δ itself
@@ -60,17 +63,17 @@ def selective_scan(
         check.shape("dt_bias", dt_bias, width)
     if z is not None:
         check.shape("z", z, batch, length, width)
-    check.alike(u=u, dt=dt, A=A, B=B, C=C, D=D, state=state, dt_bias=dt_bias, z=z)
+    check.alike({"A": A, "D": D, "state": state, "dt_bias": dt_bias}, u=u, dt=dt, B=B, C=C, z=z)
     check.dtype("u", u, *FLOATS)
     if records_gradients(OP, impl, u, dt, A, B, C, D, state, dt_bias, z):
-        return differentiable(u, dt, A, B, C, D, state, dt_bias, z)
+        return in_float32(differentiable, STATE)(u, dt, A, B, C, D, state, dt_bias, z)
     return _run(u, dt, A, B, C, D, state, dt_bias, z, impl)
 
 
 @operator(
     f"{OP}(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor state, Tensor? dt_bias, Tensor? z,"
     " str impl) -> (Tensor, Tensor)",
-    lambda u, dt, A, B, C, D, state, *_: (u.new_empty(u.shape), u.new_empty(state.shape)),
+    lambda u, dt, A, B, C, D, state, *_: (u.new_empty(u.shape), state.new_empty(state.shape)),
 )
 def _run(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, dt_bias: Tensor | None,
          z: Tensor | None, impl: str) -> tuple[Tensor, Tensor]:  # fmt: skip

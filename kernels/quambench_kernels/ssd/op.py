@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from quambench_kernels import upstream
@@ -12,6 +11,7 @@ from quambench_kernels.checks import FLOATS, Checks
 from quambench_kernels.dispatch import register, resolve
 from quambench_kernels.lazy import Later, register_triton
 from quambench_kernels.library import operator, records_gradients
+from quambench_kernels.narrow import UP_TO_FLOAT32, in_float32
 from quambench_kernels.native import why_not
 from quambench_kernels.ssd import cpu
 from quambench_kernels.ssd.chunked import by_chunks
@@ -19,11 +19,12 @@ from quambench_kernels.ssd.reference import ssd_ref
 from quambench_kernels.upstream import register_upstream
 
 OP = "ssd"
-register(OP, "native", cpu.native, dtypes=[torch.float32], why_not=why_not(cpu.SOURCE))
-register_triton(OP, Later(OP, "ssd"))
+STATE = 6  # of the arguments
+register(OP, "native", in_float32(cpu.native, STATE), dtypes=UP_TO_FLOAT32, why_not=why_not(cpu.SOURCE))
 register_upstream(OP, "mamba_ssm", upstream.ssd)
-register(OP, "chunked", by_chunks, devices=("cpu", "cuda"))
-register(OP, "reference", ssd_ref, devices=("cpu", "cuda"), auto=lambda: False)
+register_triton(OP, Later(OP, "ssd"))
+register(OP, "chunked", in_float32(by_chunks, STATE), devices=("cpu", "cuda"))
+register(OP, "reference", in_float32(ssd_ref, STATE), devices=("cpu", "cuda"), auto=lambda: False)
 
 
 def ssd(
@@ -41,7 +42,9 @@ def ssd(
     chunk: int = 256,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Δ = clamp(softplus(dt + dt_bias)); h = exp(Δ A) h + Δ x B^T; y = h C + D x. One dtype throughout.
+    """Δ = clamp(softplus(dt + dt_bias)); h = exp(Δ A) h + Δ x B^T; y = h C + D x.
+
+    One dtype throughout; beside narrower inputs, A, D, dt_bias and the state may be float32.
 
     x (B, L, H, P), dt (B, L, H), B, C (B, L, G, N): any strides; A (H), negative; D (H), (H, P) or None
     state    (B, H, P, N)
@@ -54,10 +57,10 @@ def ssd(
     check = Checks(OP)
     check.positive("chunk", chunk)
     check_shapes(check, x, dt, A, B, C, D, state, dt_bias)
-    check.alike(x=x, dt=dt, A=A, B=B, C=C, D=D, state=state, dt_bias=dt_bias)
+    check.alike({"A": A, "D": D, "state": state, "dt_bias": dt_bias}, x=x, dt=dt, B=B, C=C)
     check.dtype("x", x, *FLOATS)
     if records_gradients(OP, impl, x, dt, A, B, C, D, state, dt_bias):
-        return by_chunks(x, dt, A, B, C, D, state, dt_bias, dt_min, dt_max, chunk)
+        return in_float32(by_chunks, STATE)(x, dt, A, B, C, D, state, dt_bias, dt_min, dt_max, chunk)
     return _run(x, dt, A, B, C, D, state, dt_bias, dt_min, dt_max, chunk, impl)
 
 
