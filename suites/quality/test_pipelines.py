@@ -1,7 +1,7 @@
 """Whole pipelines at the precisions that Quamba2 has: all of 8 bits, weights of 4, activations float, and by layer.
 
 Weights of 4 bits are GPTQ's, in groups of 128. In a mix the ends have float activations; it is of one depth, and
-only models of that depth run it. w8a16 has no row of quamba2: without scales of activations, grouping them changes nothing.
+only models of that depth run it. w8a16 has no row of quamba2: without scales of activations there is nothing to group.
 """
 
 import pytest
