@@ -102,9 +102,10 @@ def test_an_id_reads_back(text):
         ("percentile/4x4/sensitivity", "sensitivity measures sites without groups"),
         ("percentile/w8a16/gptq", "gptq makes weights of 4 bits: write w4a16 beside it"),
         ("percentile/mix[w8a8,w8a16,lm_head=w8a8]/weights=group", "weights=group makes weights of 4 bits"),
-        ("percentile/w8a16/learned", "learned is about scales of activations, and w8a16 has none: leave it out"),
-        ("percentile/w4a16/sensitivity", "sensitivity is about scales of activations, and w4a16 has none"),
-        ("percentile/w8a16-asymmetric", "asymmetric is about scales of activations, and w8a16-asymmetric has none"),
+        ("percentile/w8a16/learned", "learned changes nothing in w8a16: leave it out"),
+        ("percentile/w4a16/sensitivity", "sensitivity changes nothing in w4a16"),
+        ("percentile/w8a16-asymmetric", "asymmetric changes nothing in w8a16-asymmetric"),
+        ("percentile/w16a8/weights=mse@channel", "weights=mse@channel changes nothing in w16a8"),
     ],
 )
 def test_parts_that_do_not_go_together_are_told(text, says):
