@@ -158,12 +158,8 @@ def check_fit(case: Case) -> None:
         raise BadParameter(f"{case.weights.id} makes weights of 4 bits: write w4a{case.precision.act_bits} beside it")
     if case.groups_by and case.policy.found().measures:
         raise BadParameter(f"{case.policy.name} measures sites without groups: leave {case.grouping} out")
-    if case.precision.grid_bits == FLOAT_BITS:
-        trains = case.refinement.name if case.refinement else ""
-        idle = trains or ("" if case.precision.symmetric else "asymmetric")
-        idle = case.policy.name if case.policy.found().measures else idle
-        if idle:
-            raise BadParameter(f"{idle} is about scales of activations, and {case.precision.id} has none: leave it out")
+    if idle := _idle(case):
+        raise BadParameter(f"{idle} changes nothing in {case.precision.id}: leave it out")
     if case.precision.symmetric:
         return
     if case.refinement:
@@ -181,6 +177,19 @@ def _check_fit_of_outside(case: Case) -> None:
         raise BadParameter(f"{name} has one scale per tensor, or groups such as 4x4 (got {case.grouping})")
     if case.precision.grid_bits != BITS or not case.precision.symmetric:
         raise BadParameter(f"{name} makes scales of symmetric grids of {BITS} bits (got {case.precision.id})")
+
+
+def _idle(case: Case) -> str:
+    """A part that is about what the precision leaves float; "" where there is none."""
+    if case.weights != WeightRecipe() and all(bits.weights == FLOAT_BITS for bits in case.precision.everywhere):
+        return case.weights.id
+    if case.precision.grid_bits < FLOAT_BITS:
+        return ""
+    if case.policy.found().measures:
+        return case.policy.name
+    if case.refinement:
+        return case.refinement.name
+    return "" if case.precision.symmetric else "asymmetric"
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
 from quambench.interchange.outside import find_calibration
 from quambench.models.checkpoint import bundled_names, checked_device
+from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec
 from quambench.policy.base import check_grouping
 from quambench.provenance import provenance
@@ -140,6 +141,8 @@ def _cases(
     """One case per model and spec; named models stand in for the bundled ones of their language.
 
     architecture  where given, of its models alone
+
+    A suite's own mix of precisions is of one depth: models of another have no such case.
     """
     option, session = config.option, config.stash[SESSION]
     if option.qb_model:
@@ -147,11 +150,15 @@ def _cases(
         models = [name for name in option.qb_model if spoken[name] == language]
     else:
         models = list(bundled_names(language))
+
+    def config_of(name: str) -> ModelConfig:
+        return (session.checkpoints.get(name) or session.load(name)).config
+
     if architecture:
-        known = session.checkpoints
-        models = [n for n in models if (known.get(n) or session.load(n)).config.architecture == architecture]
+        models = [n for n in models if config_of(n).architecture == architecture]
     protocol = FULL if option.qb_full else QUICK if quick else Protocol()
     cases = [Case.parse(m, spec, protocol) for m in models for spec in specs]
+    cases = [c for c in cases if not (deep := len(c.precision.layers)) or deep == config_of(c.model).n_layers]
     if option.qb_observer:
         observers = [ObserverSpec.parse(spec) for spec in option.qb_observer]
         cases = [replace(case, observer=o) for case in cases for o in observers]

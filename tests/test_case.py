@@ -50,6 +50,27 @@ def test_what_came_later_is_told_only_where_it_is_not_usual():
     assert later & set(other.settings()) == {"symmetric", "weights"}
 
 
+def test_a_mix_is_told_layer_by_layer_and_nothing_of_it_elsewhere():
+    assert not {"layers", "embedding_bits"} & set(Case.parse("m", "mse/w4a16").settings())
+    told = Case.parse("m", "mse/mix[w8a8,w4a16*2]").settings()
+    assert (told["layers"], told["embedding_bits"], told["weight_bits"], told["act_bits"]) == (
+        "w8a8 w4a16 w4a16",
+        4,
+        4,
+        8,
+    )
+    others = ("mix[w8a8*2,w4a16]", "mix[w8a8,w4a16*2,embedding=w8]", "mix[w8a8,w4a16*2,lm_head=w8a8]")
+    made = [told, *(Case.parse("m", f"mse/{text}").settings() for text in others)]
+    assert len({protocol_hash(settings) for settings in made}) == len(made)
+
+
+def test_a_mix_may_be_a_file_somewhere(tmp_path):
+    (tmp_path / "mix.json").write_text('["W4A8", "W4A16"]')
+    found = Case.parse("m", f"percentile/mix[{tmp_path}/mix.json]/gptq")
+    assert found == Case.parse("m", "percentile/mix[w4a8,w4a16]/gptq")
+    assert found.id == "m/percentile/1x1/mix[w4a8,w4a16]/gptq"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -62,6 +83,8 @@ def test_what_came_later_is_told_only_where_it_is_not_usual():
         "running_max/4x4/quamba2",
         "running_max/16x2[method=dp]/w8a4/learned",
         "mse/adaptive[base=2.0,rule=variance]/gptq/w4a8",
+        "percentile/w16a8-float_ssm_state",
+        "running_max/4x4/quamba2/mix[w4a8*40,w4a16*24,lm_head=w8a16]-float_embedding/gptq",
     ],
 )
 def test_an_id_reads_back(text):
@@ -77,6 +100,12 @@ def test_an_id_reads_back(text):
         ("percentile/learned/w8a8-asymmetric", "learned trains symmetric grids alone"),
         ("percentile/sensitivity/w8a8-asymmetric", "sensitivity measures symmetric grids alone"),
         ("percentile/4x4/sensitivity", "sensitivity measures sites without groups"),
+        ("percentile/w8a16/gptq", "gptq makes weights of 4 bits: write w4a16 beside it"),
+        ("percentile/mix[w8a8,w8a16,lm_head=w8a8]/weights=group", "weights=group makes weights of 4 bits"),
+        ("percentile/w8a16/learned", "learned changes nothing in w8a16: leave it out"),
+        ("percentile/w4a16/sensitivity", "sensitivity changes nothing in w4a16"),
+        ("percentile/w8a16-asymmetric", "asymmetric changes nothing in w8a16-asymmetric"),
+        ("percentile/w16a8/weights=mse@channel", "weights=mse@channel changes nothing in w16a8"),
     ],
 )
 def test_parts_that_do_not_go_together_are_told(text, says):
@@ -118,6 +147,10 @@ def test_the_order_of_parts_is_free_and_what_is_usual_may_be_left_out():
         ("mse/chanel", UnknownName, "no part of a case named 'chanel'. Did you mean 'channel'?"),
         ("mse/w9a8", BadParameter, "a precision is written w8a8"),
         ("mse/w8a8-float_norm", BadParameter, "a precision is written w8a8"),
+        ("mse/w16a16", BadParameter, "w16a16 quantizes nothing"),
+        ("mse/nowhere.json", BadParameter, "cannot read the mix nowhere.json"),
+        ("mse/mix[w8a8,w9a8]", BadParameter, "layer 1: 'w9a8' is no precision"),
+        ("mse/w4a8/mix[w8a8]", BadParameter, "a case has one precision"),
         ("mse/weights=row", BadParameter, "weights must be per quamba, tensor, split, channel, group (got 'row')"),
         ("mse/weights=nosuch@channel", UnknownName, "no observer named 'nosuch'"),
         ("mse/1x1[method=dp]", BadParameter, "the grouping 1x1 takes no parameters (got '1x1[method=dp]')"),

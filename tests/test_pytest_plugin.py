@@ -366,6 +366,7 @@ def test_groupings_and_precisions_take_the_place_of_the_suites_own(run):
     [
         (("--qb-grouping", "chanel"), "Did you mean 'channel'"),
         (("--qb-precision", "w8a9"), "a precision is written w8a8"),
+        (("--qb-precision", "nowhere.json"), "cannot read the mix nowhere.json"),
     ],
 )
 def test_a_wrong_grouping_or_precision_is_one_line(run, option, says):
@@ -373,6 +374,24 @@ def test_a_wrong_grouping_or_precision_is_one_line(run, option, says):
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert says in text(result)
     assert "Traceback" not in text(result)
+
+
+def test_a_mix_from_a_file_has_its_content_for_a_name(run, pytester):
+    (pytester.path / "mine.json").write_text('{"layers": ["W4A16"], "lm_head": "W8A8"}')
+    options = ("--collect-only", "-q", "-k", "running_max", "--qb-precision")
+    expected = ["tiny-model/running_max/1x1/mix[w4a16,lm_head=w8a8]"]
+    assert ids_of(run(*options, "mine.json")) == ids_of(run(*options, "mix[w4a16,lm_head=w8a8]")) == expected
+
+
+def test_a_mix_of_another_depth_is_told_and_a_suites_own_is_left_out(run, pytester):
+    (pytester.path / "deep.json").write_text('["W4A16", "W4A8"]')
+    result = run("-k", "running_max", "--qb-precision", "deep.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "mix[w4a16,w4a8] is for 2 layers, and this model has 1" in text(result)
+    assert "Traceback" not in text(result)
+    suite = pytester.path / "suites" / "test_alpha.py"
+    suite.write_text(SUITE.replace('"percentile[alpha=0.9]"', '"mse/mix[w8a8*2]", "mse/mix[w8a16]"'))
+    assert ids_of(run("--collect-only", "-q")) == ["tiny-model/running_max/1x1", "tiny-model/mse/1x1/mix[w8a16]"]
 
 
 def test_a_suite_may_be_quick_and_full_still_means_full(run, pytester):
@@ -388,7 +407,8 @@ import pytest
 @pytest.mark.cases(
     "mse/channel/w8a6", "percentile/sensitivity[budget=2,floats=1]", "percentile/w4a8/gptq",
     "running_max/w8a8-asymmetric", "percentile/weights=aciq@channel", "percentile/learned[steps=2,length=8]",
-    "entropy/uniform", "percentile/channel_state/first_middle_last",
+    "entropy/uniform", "percentile/channel_state/first_middle_last", "percentile/w4a16/gptq", "running_max/w16a8",
+    "percentile/mix[w4a16]/weights=group",
 )
 def test_alpha(case, judge):
     judge(case)
@@ -407,7 +427,7 @@ def recipes(run, recipe_baselines, pytester):
     if recipe_baselines.exists():
         shutil.copytree(recipe_baselines, pytester.path / "baselines")
     else:
-        run("--qb-new-only").assert_outcomes(passed=8)
+        run("--qb-new-only").assert_outcomes(passed=11)
         shutil.copytree(pytester.path / "baselines", recipe_baselines)
     return run
 
@@ -415,8 +435,8 @@ def recipes(run, recipe_baselines, pytester):
 def test_recipes_of_every_kind_are_the_same_again(recipes):
     """Each part of a case survives being stored: same settings, same artefacts, same place in the rows."""
     again = recipes()
-    again.assert_outcomes(passed=8)
-    assert text(again).count("SAME") == 8
+    again.assert_outcomes(passed=11)
+    assert text(again).count("SAME") == 11
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from quambench import arrange, runner
 from quambench.calibrate import Calibration
 from quambench.case import Case
 from quambench.data.corpus import load_corpus
+from quambench.errors import BadParameter
 from quambench.evaluate import evaluate
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
@@ -98,6 +99,47 @@ def test_cases_with_equal_scales_are_measured_once(world):
     assert run.evidence(a) is not run.evidence(float_state)
     assert torch.equal(run.evidence(a)["prefill.kl"], run.evidence(float_state)["prefill.kl"])
     assert not torch.equal(run.evidence(a)["decode.kl"], run.evidence(float_state)["decode.kl"])
+
+
+def test_weights_alone_need_no_scale_and_no_pass(world, monkeypatch):
+    """Which observer would have watched is no matter: one measurement serves both, and nothing watched."""
+    a, b, eight = (Case.parse("tiny-model", text, SMALL) for text in ("percentile/w4a16", "mse/w4a16", "mse/w8a16"))
+    run = start(world, a, b, eight)
+    passes = []
+    original = type(run.plain).forward
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            type(run.plain), "forward", lambda self, *args, **more: passes.append(1) or original(self, *args, **more)
+        )
+        made = run.calibration(a)
+    assert not passes
+    assert {scale.numel() for scale in made.scales.values()} == {0}
+    assert set(made.granularities.values()) == {"float"}
+    assert made.act_bits == 16
+    assert run.evidence(a) is run.evidence(b)
+    assert run.evidence(a) is not run.evidence(eight)
+    result = run.result(a)
+    assert result.settings["calibration_data"] == run.calibration(eight).data_digest
+    assert (result.evidence["sites.local_mse"] == 0).all() and (result.evidence["sites.clipped"] == 0).all()
+    assert result.metrics["n_scales"].value == result.metrics["scale_bytes"].value == 0
+    assert (result.evidence["sites.accumulated"].sum(1) > 0).all()  # what rounded weights do, at every site
+    assert result.evidence["decode.kl_prefill"].max() < 1e-6  # a float state: steps differ by float32's rounding
+
+
+def test_a_mixs_float_layers_have_no_scales_and_another_depth_is_told(world):
+    floats, integers, deep = (
+        Case.parse("tiny-model", f"percentile/mix[{text},lm_head=w8a8,embedding=w8]", SMALL)
+        for text in ("w8a16", "w8a8", "w8a8*2")
+    )
+    uniform = Case.parse("tiny-model", "percentile", SMALL)
+    run = start(world, floats, integers, uniform, deep)
+    left = {site: scale.numel() for site, scale in run.calibration(floats).scales.items()}
+    assert all((n == 0) == site.startswith("layers.0.") for site, n in left.items())
+    assert run.calibration(floats).act_bits == 8
+    for name, tensor in run.evidence(uniform).items():
+        assert torch.equal(tensor.nan_to_num(), run.evidence(integers)[name].nan_to_num()), name
+    with pytest.raises(BadParameter, match="is for 2 layers, and this model has 1"):
+        run.result(deep)
 
 
 def test_what_is_known_is_handed_on(world):

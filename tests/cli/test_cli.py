@@ -91,6 +91,8 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
         (("calibrate", "mamba2-tiny", "--grouping", "chanel"), "Did you mean 'channel'"),
         (("calibrate", "mamba2-tiny", "--windows", "0"), "must be at least 1"),
         (("eval", "mamba2-tiny", "--observer", "mse/w8a9"), "a precision is written w8a8"),
+        (("eval", "mamba2-tiny", "--observer", "mse/mix[w8a8*3]"), "is for 3 layers, and this model has 4"),
+        (("eval", "mamba2-tiny", "--observer", "mse/mix[no/where.json]"), "cannot read the mix no/where.json"),
         (("eval", "mamba2-tiny", "--observer", "mse/nosuch"), "no part of a case named 'nosuch'"),
         (("compare", "--against", "HEAD", "--observer", "mse/weights=row"), "weights must be per"),
         (("calibrate", "mamba-recall", "--windows", "0"), "must be at least 1"),

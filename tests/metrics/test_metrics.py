@@ -103,6 +103,27 @@ def test_what_the_data_do_not_ask_for_is_unknown_not_zero(name):
     assert math.isnan(METRICS[name].measure(made).value) == (name in NOT_OF_RECALL)
 
 
+ABOUT_GRIDS = ("worst_local_sqnr", "most_clipped", "least_range_used", "range_wasted")
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_without_any_grid_what_grids_do_is_unknown_neither_zero_nor_infinite(name):
+    none = torch.full_like(EVIDENCE["sites.range_used"], math.nan)
+    floats = EVIDENCE | {
+        "sites.local_mse": torch.zeros_like(none), "sites.clipped": torch.zeros_like(none),
+        "sites.range_used": none, "sites.range_wasted": none,
+    }  # fmt: skip
+    assert math.isnan(METRICS[name].measure(floats).value) == (name in ABOUT_GRIDS)
+
+
+def test_a_site_that_stays_float_is_not_the_worst():
+    kept = {k: v.clone() for k, v in EVIDENCE.items() if k.startswith("sites.")}
+    worst = METRICS["worst_local_sqnr"].measure(EVIDENCE).value
+    best = int((EVIDENCE["sites.signal"] / EVIDENCE["sites.local_mse"]).argmax())
+    kept["sites.local_mse"][best], kept["sites.range_used"][best] = 0.0, math.nan
+    assert METRICS["worst_local_sqnr"].measure(EVIDENCE | kept).value == worst
+
+
 def test_standard_errors_by_hand():
     # kl: values 0.2 and 0.6 over weights 2 and 2: residuals -0.2 and 0.2, sqrt(2 * 0.08) / 4 = 0.1.
     assert METRICS["kl"].measure(EVIDENCE).standard_error == pytest.approx(0.1, rel=1e-12)

@@ -259,7 +259,13 @@ def test_every_granularity_trains(make_setting, architecture, grain, kind):
 
 
 @pytest.mark.parametrize(
-    "precision", [Precision(weight_bits=4, act_bits=6), Precision(ssm_state=False, lm_head=False, embedding=False)]
+    "precision",
+    [
+        Precision(weight_bits=4, act_bits=6),
+        Precision(ssm_state=False, lm_head=False, embedding=False),
+        Precision.parse("mix[w8a16,w16a8]"),
+    ],
+    ids=lambda precision: precision.id,
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_float_sites_are_left_alone(make_setting, architecture, precision, refinement):
@@ -268,7 +274,9 @@ def test_float_sites_are_left_alone(make_setting, architecture, precision, refin
     found = setting.refined(refinement)
     trained = trained_sites(setting.quantized)
     states = () if precision.ssm_state else ("layers.1.ssm_state",)
-    assert set(setting.start.scales) - set(trained) == {*floats, *states, *(() if precision.lm_head else (HEAD,))}
+    heads = () if precision.lm_head else (HEAD,)
+    layer = {s for s in setting.start.scales if precision.layers and s.startswith("layers.0.")}
+    assert set(setting.start.scales) - set(trained) == {*floats, *states, *heads, *layer}
     for site, scale in setting.start.scales.items():
         assert torch.equal(found.calibration.scales[site], scale) or site in trained, site
     assert found.calibration.scales[floats[0]].numel() == 0
