@@ -39,6 +39,7 @@ ORDER = (
     {"evaluate"},
     {"models.zoo"},  # training: ends in a checkpoint, is judged by evaluation
     {"runner", "provenance"},
+    {"harness"},
     {"latency"},
     {"gate"},
     {"report"},
