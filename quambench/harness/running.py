@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,16 @@ from quambench.harness.items import digest
 from quambench.harness.subject import Subject
 
 FIRST_CHOICE = ("acc", "exact_match")  # what is judged of a task that reports several metrics; else its first
+# The harness makes these of all documents' log-likelihoods; document by document they are losses, in nats.
+LOSSES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
 class TaskResult:
     """One model on one task: I documents, in the task's order.
 
-    values           (I,) float64, the metric of each document; of a loss per byte or word, the document's sum
-    weights          (I,) float64, what a mean divides by: 1, or the bytes or words
+    values           (I,) float64, the metric of each document; of LOSSES nats, the document's sum
+    weights          (I,) float64, what a mean divides by: 1, or the document's bytes or words
     documents        (I,) int32, cluster labels: documents of one text share one; else each is its own
     log_likelihoods  (I,) float64 nats, of the right continuation; NaN where the task generates
     digest           of the documents asked
@@ -152,17 +156,16 @@ def _result(task: str, rows: Sequence[Mapping[str, Any]], higher_is_better: Mapp
     rows = sorted((row for row in rows if row["filter"] == first_filter), key=lambda row: row["doc_id"])
     reported = rows[0]["metrics"]
     metric = next((name for name in FIRST_CHOICE if name in reported), reported[0])
-    pairs = [_pair(row[metric]) for row in rows]
+    pairs = [_pair(metric, row[metric]) for row in rows]
     if None in pairs:
         raise BadParameter(f"{task} has no number for each document: {metric} is one of all documents together")
-    of_text = [row["doc"].get("document", row["doc_id"]) for row in rows]
+    of_text = [str(row["doc"].get("document", row["doc_id"])) for row in rows]
     label = {name: i for i, name in enumerate(dict.fromkeys(of_text))}
     values, weights = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    is_loss = isinstance(rows[0][metric], tuple | list)
     return TaskResult(
         task=task,
         metric=metric,
-        higher_is_better=bool(higher_is_better.get(metric, True)) and not is_loss,
+        higher_is_better=metric not in LOSSES and bool(higher_is_better.get(metric, True)),
         values=values,
         weights=weights,
         documents=torch.tensor([label[name] for name in of_text], dtype=torch.int32),
@@ -171,13 +174,12 @@ def _result(task: str, rows: Sequence[Mapping[str, Any]], higher_is_better: Mapp
     )
 
 
-def _pair(value: Any) -> tuple[float, float] | None:
-    """(value, weight). A document of text counts its log-likelihood and what it divides by: loss, in nats."""
-    if isinstance(value, bool | int | float):
-        return float(value), 1.0
-    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int | float) for v in value):
-        return -float(value[0]), float(value[1])
-    return None
+def _pair(metric: str, value: Any) -> tuple[float, float] | None:
+    """(value, weight): a loss and what it is divided by, or a score; None where it is no number of one document."""
+    if metric in LOSSES:
+        log_likelihood, weight = value if isinstance(value, tuple | list) else (value, 1.0)
+        return -float(log_likelihood), float(weight)
+    return (float(value), 1.0) if isinstance(value, Real) else None
 
 
 def _log_likelihood(row: Mapping[str, Any]) -> float:
@@ -191,8 +193,11 @@ def _log_likelihood(row: Mapping[str, Any]) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness' bars go where somebody watches; what it logs beneath an error nowhere."""
-    log = logging.getLogger("lm_eval")
+    """The harness' bars go where somebody watches; what it logs beneath an error nowhere.
+
+    It draws names from Python's stream of chance, which is put back.
+    """
+    log, drawn = logging.getLogger("lm_eval"), random.getstate()
     level = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -200,3 +205,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+        random.setstate(drawn)
