@@ -84,14 +84,7 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
 
 def test_eval_runs_tasks_of_the_harness(world, capsys):
     """A row for each task and case, the difference taken document by document."""
-    arguments = (
-        "--observer",
-        "running_max/quick",
-        "--observer",
-        "running_max/w4a4/quick",
-        "--corpus",
-        world / "corpus",
-    )
+    cases = ("--observer", "running_max/quick", "--observer", "running_max/w4a4/quick", "--corpus", world / "corpus")
     tasks = ("--task", "recall_induction_192,recall_selective_copy_8", "--task", "recall_induction_192", "--limit", 3)
     code, out, _ = call(capsys, "eval", world / "tiny", *cases, *tasks)
     assert code == 0

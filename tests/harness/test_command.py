@@ -12,8 +12,7 @@ import pytest
 
 from quambench.harness import tasks_folder
 from quambench.harness.__main__ import main
-
-pytestmark = pytest.mark.slow  # the harness indexes its own tasks first: ten seconds
+from quambench.harness.adapter import QuambenchLM
 
 
 def call(home: Path, *command: str) -> tuple[int, str, str]:
@@ -28,6 +27,7 @@ def accuracy(table: str, task: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.slow  # the harness indexes its own tasks first: ten seconds
 def test_a_task_named_by_its_file_brings_the_model_along(world: Path, tmp_path: Path) -> None:
     """lm_eval itself, which makes the model before it loads tasks by name; nothing is written on the way."""
     task = tasks_folder() / "prose_continuation.yaml"
@@ -42,6 +42,7 @@ def test_a_task_named_by_its_file_brings_the_model_along(world: Path, tmp_path: 
     assert not list(tasks_folder().rglob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_our_module_knows_model_and_tasks_by_name(world: Path, tmp_path: Path) -> None:
     arguments = ["run", "--model", "quambench", "--model_args", f"model={world / 'tiny-model'}"]
     code, out, err = call(tmp_path, "quambench.harness", *arguments, "--tasks", "recall_induction_192", "--limit", "2")
@@ -49,14 +50,27 @@ def test_our_module_knows_model_and_tasks_by_name(world: Path, tmp_path: Path) -
     assert accuracy(out, "recall_induction_192") == 0  # a model of prose
 
 
-def test_what_we_refuse_is_one_line_and_exit_code_2(world: Path, tmp_path: Path) -> None:
-    code, _, err = call(
-        tmp_path, "quambench.harness", "run", "--model", "quambench", "--model_args", f"model={world / 'tiny-model'}",
-        "--tasks", "prose_cloze", "--batch_size", "auto",
-    )  # fmt: skip
-    assert code == 2
-    assert err.splitlines()[-1].startswith("quambench: batch_size must be a whole number")
-    assert "Traceback" not in err
+def test_what_we_refuse_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever in the harness it is raised: here where its command line would make the model."""
+
+    def as_the_harness_would() -> None:
+        assert sys.argv[1:] == ["run", "--batch_size", "auto", "--include_path", str(tasks_folder())]
+        QuambenchLM.create_from_arg_obj({"model": "mamba2-tiny"}, {"batch_size": "auto"})
+
+    monkeypatch.setattr(sys, "argv", ["harness"])
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", as_the_harness_would)
+    assert main(["run", "--batch_size", "auto"]) == 2
+    assert capsys.readouterr().err == "quambench: batch_size must be a whole number of at least 1 (got 'auto')\n"
+
+
+def test_an_include_path_of_the_users_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (["--include_path", "mine"], ["--include_path=mine"]):
+        monkeypatch.setattr(sys, "argv", ["harness"])
+        monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: None)
+        assert main(["run", *given]) == 0
+        assert sys.argv[1:] == ["run", *given]
 
 
 def test_the_tasks_folder_is_told_without_the_harness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
