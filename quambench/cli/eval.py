@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, cases, progress)
         if options.task:
-            return eval_tasks.run(options, work)
+            return eval_tasks.run(options, work, progress)
         if options.calibration:
             found = {str(options.calibration): _with_saved(work, Calibration.load(options.calibration))}
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from tabulate import tabulate
 from torch import Tensor
@@ -15,7 +15,7 @@ from quambench.harness import check_installed
 from quambench.harness.subject import Subject, case_subject, float_subject, saved_subject
 from quambench.metrics import Measurement, Terms
 from quambench.models.checkpoint import bundled_names
-from quambench.runner import ModelRun
+from quambench.runner import ModelRun, Progress
 
 FLOAT = "float64"  # as in every comparison with float: the same on every machine
 
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N documents of each task alone")
 
 
-def run(options: argparse.Namespace, work: ModelRun) -> int:
+def run(options: argparse.Namespace, work: ModelRun, progress: Progress) -> int:
     """raises MissingExtra, UnknownName, BadParameter"""
     names = [name for given in options.task for name in given.split(",") if name]
     if not names:
@@ -40,9 +40,11 @@ def run(options: argparse.Namespace, work: ModelRun) -> int:
 
     tasks = load_tasks(names, corpus=options.corpus)
     starts = options.model in bundled_names()
+    progress("tasks of the float model", 0, 1)
     of_float = run_tasks(float_subject(work.checkpoint, starts, FLOAT), tasks, options.limit)
     compared = {}
-    for subject in _subjects(options, work, starts):
+    for i, subject in enumerate(_subjects(options, work, starts)):
+        progress("tasks of the quantized models", i, len(work.cases))
         found = run_tasks(subject, tasks, options.limit)
         evidence = task_evidence(found, of_float)
         compared[subject.name] = {r.task: (r.metric, r.higher_is_better, _compared(r.task, evidence)) for r in found}
@@ -50,10 +52,13 @@ def run(options: argparse.Namespace, work: ModelRun) -> int:
     return 0
 
 
-def _subjects(options: argparse.Namespace, work: ModelRun, starts: bool) -> list[Subject]:
+def _subjects(options: argparse.Namespace, work: ModelRun, starts: bool) -> Iterator[Subject]:
+    """One at a time: each is a model in memory."""
     if options.calibration:
-        return [saved_subject(work.checkpoint, options.calibration, starts)]
-    return [case_subject(work, case, starts) for case in work.cases]
+        yield saved_subject(work.checkpoint, options.calibration, starts)
+        return
+    for case in work.cases:
+        yield case_subject(work, case, starts)
 
 
 Compared = Mapping[str, Measurement]

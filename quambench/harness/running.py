@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -193,7 +192,7 @@ def _log_likelihood(row: Mapping[str, Any]) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness' bars go where somebody watches; what it logs beneath an error nowhere.
+    """Without the harness' bars, and without what it logs beneath an error.
 
     It draws names from Python's stream of chance, which is put back.
     """
@@ -201,7 +200,7 @@ def _quiet() -> Iterator[None]:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         log.setLevel(level)

@@ -22,7 +22,7 @@ def call(home: Path, *command: str) -> tuple[int, str, str]:
 
 
 def accuracy(table: str, task: str) -> float:
-    found = re.search(rf"\|{task} *\|.*\|acc +\|↑ +\| +([\d.]+)\|", table)
+    found = re.search(rf"\|{task} *\|.*\|acc\w* *\|↑ +\| +([\d.]+)\|", table)
     assert found, table
     return float(found[1])
 
