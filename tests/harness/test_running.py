@@ -118,6 +118,7 @@ def test_a_task_that_nobody_knows_is_one_line() -> None:
 # --- answers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_last_words_are_right_as_quambench_itself_has_them() -> None:
     """Two roads to one number: the harness' tokens, padding and greedy flag, and evaluate.last_word_correct."""
     subject = subject_of("mamba2-tiny", dtype="float64")
