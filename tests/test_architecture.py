@@ -39,6 +39,7 @@ ORDER = (
     {"evaluate"},
     {"models.zoo"},  # training: ends in a checkpoint, is judged by evaluation
     {"runner", "provenance"},
+    {"harness"},
     {"latency"},
     {"gate"},
     {"report"},
@@ -102,13 +103,16 @@ def test_kernels_stand_alone_and_shadow_nothing():
 
 
 def test_importing_the_package_is_free():
-    code = "import sys, quambench; print([m for m in ('torch', 'transformers', 'triton') if m in sys.modules])"
+    code = (
+        "import sys, quambench; print([m for m in ('torch', 'transformers', 'triton', 'lm_eval') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_using_the_package_needs_no_transformers_and_no_hub():
     code = (
-        "import sys, quambench.session, quambench.cli.main;"
-        "print([m for m in ('transformers', 'triton', 'huggingface_hub', 'pandas', 'sklearn') if m in sys.modules])"
+        "import sys, quambench.session, quambench.cli.main, quambench.cli.eval, quambench.cli.list;"
+        "names = ('transformers', 'triton', 'huggingface_hub', 'pandas', 'sklearn', 'lm_eval', 'datasets');"
+        "print([m for m in names if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

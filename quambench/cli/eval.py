@@ -11,9 +11,11 @@ from tabulate import tabulate
 
 from quambench.calibrate import Calibration
 from quambench.case import Case
+from quambench.cli import eval_tasks
 from quambench.cli.options import add_corpus, add_device, add_model, add_observers, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import TASKS
+from quambench.errors import BadParameter
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.runner import ModelRun
@@ -37,16 +39,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="use saved scales (quambench calibrate --out) instead of observers",
     )
+    eval_tasks.arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
 def run(options: argparse.Namespace) -> int:
     checked_device(options.device)
+    if options.limit is not None and not options.task:
+        raise BadParameter("--limit is of --task alone; a case measures on less as percentile/quick")
     specs = options.observer or ["percentile"]
     checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
     cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, cases, progress, device=options.device)
+        if options.task:
+            return eval_tasks.run(options, work, progress)
         if options.calibration:
             found = {str(options.calibration): work.with_saved(Calibration.load(options.calibration))}
         else:

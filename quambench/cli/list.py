@@ -11,6 +11,7 @@ from typing import cast
 from tabulate import tabulate
 
 from quambench.grouping import GROUPINGS, GroupingSpec
+from quambench.harness import offered_tasks
 from quambench.metrics import METRICS
 from quambench.models.checkpoint import bundled_names
 from quambench.models.sites import SITES
@@ -77,6 +78,10 @@ def _sites() -> Rows:
     ]
 
 
+def _tasks() -> Rows:
+    return [{"name": t.name, "metric": t.metric, "what": t.what, "file": str(t.file)} for t in offered_tasks()]
+
+
 KINDS = {
     "models": _models,
     "observers": lambda: _with_parameters(OBSERVERS),
@@ -85,6 +90,7 @@ KINDS = {
     "refinements": lambda: _with_parameters(REFINEMENTS),
     "metrics": _metrics,
     "sites": _sites,
+    "tasks": _tasks,
 }
 
 

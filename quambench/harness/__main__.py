@@ -17,7 +17,7 @@ python -m quambench.harness --path      where the tasks lie
 python -m quambench.harness run ...     `lm_eval run ...`, which then knows the model quambench and these tasks
 python -m quambench.harness ls tasks    likewise every other command of lm_eval
 
-example: python -m quambench.harness run --model quambench --model_args model=mamba2-tiny --tasks prose_lambada --limit 50
+example: python -m quambench.harness run --model quambench --model_args model=mamba2-tiny --tasks prose_lambada
 """
 
 

@@ -120,8 +120,8 @@ def _read(model: Model, tokens: Tensor, by_steps: bool) -> tuple[Tensor, list[La
     if not by_steps:
         return model(tokens)
     logits, state = model(tokens[:, :1])
-    for column in tokens[:, 1:].split(1, dim=1):
-        logits, state = model(column, state)
+    for t in range(1, tokens.shape[1]):
+        logits, state = model(tokens[:, t : t + 1], state)
     return logits, state
 
 

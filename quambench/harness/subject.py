@@ -46,10 +46,21 @@ def float_subject(checkpoint: Checkpoint, starts: bool, dtype: str = "float32") 
     return Subject(model, checkpoint.tokenizer, f"{checkpoint.name}/{dtype}", _hash(checkpoint.digest, dtype), starts)
 
 
-def quantized_subject(
+def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool) -> Subject:
+    """The INT8 model of scales that `quambench calibrate --out` wrote. raises BadArtefact"""
+    calibration = Calibration.load(folder)
+    _, model = saved_model(checkpoint, calibration)
+    return _quantized(checkpoint, model, calibration, f"{checkpoint.name}/{folder}", starts)
+
+
+def case_subject(run: ModelRun, case: Case, starts: bool) -> Subject:
+    """The INT8 model of one of a run's cases. raises what making its scales raises"""
+    return _quantized(run.checkpoint, run.quantized(case), run.calibration(case), case.id, starts)
+
+
+def _quantized(
     checkpoint: Checkpoint, model: QuantizedModel, calibration: Calibration, name: str, starts: bool
 ) -> Subject:
-    """name: what it was made by, for people."""
     weights = [f"{weight} {made.digest}" for weight, made in model.weights().items()]
     left_float = [site for site, grid in model.grids.items() if isinstance(grid, Unquantized)]
     digest = _hash(checkpoint.digest, calibration.digest, *weights, *left_float)
@@ -81,9 +92,7 @@ def subject_of(
     """
     parts = {"grouping": grouping, "policy": policy, "precision": precision}
     if observer is None and (lone := [name for name, part in parts.items() if part]):
-        raise BadParameter(
-            f"{lone[0]} needs an observer beside it, e.g. observer=percentile,{lone[0]}={parts[lone[0]]}"
-        )
+        raise BadParameter(f"{lone[0]} needs an observer beside it: observer=percentile,{lone[0]}={parts[lone[0]]}")
     if observer and calibration:
         raise BadParameter("give a saved calibration or an observer to calibrate with, not both")
     if dtype and (observer or calibration):
@@ -91,14 +100,11 @@ def subject_of(
     checkpoint = load_checkpoint(model)
     starts = model in bundled_names() if add_bos_token is None else add_bos_token
     if calibration:
-        scales = Calibration.load(Path(calibration))
-        _, made = saved_model(checkpoint, scales)
-        return quantized_subject(checkpoint, made, scales, f"{checkpoint.name}/{calibration}", starts)
+        return saved_subject(checkpoint, Path(calibration), starts)
     if observer is None:
         return float_subject(checkpoint, starts, dtype or "float32")
     case = Case.parse(checkpoint.name, "/".join([observer, *filter(None, parts.values())]))
-    run = ModelRun(checkpoint, load_corpus(corpus), [case])
-    return quantized_subject(checkpoint, run.quantized(case), run.calibration(case), case.id, starts)
+    return case_subject(ModelRun(checkpoint, load_corpus(corpus), [case]), case, starts)
 
 
 def _hash(*parts: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from quambench.case import Protocol
+from quambench.cli.eval_tasks import _compared, _json
 from quambench.cli.main import COMMANDS, main
 from quambench.data.tokenizer import Tokenizer
 from quambench.metrics import METRICS, Measurement
@@ -81,6 +82,45 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
     assert "another model" in err
 
 
+def test_eval_runs_tasks_of_the_harness(world, capsys):
+    """A row for each task and case, the difference taken document by document."""
+    cases = ("--observer", "running_max/quick", "--observer", "running_max/w4a4/quick", "--corpus", world / "corpus")
+    tasks = ("--task", "recall_induction_192,recall_selective_copy_8", "--task", "recall_induction_192", "--limit", 3)
+    code, out, _ = call(capsys, "eval", world / "tiny", *cases, *tasks)
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[2:]] == [
+        [task, f"running_max/1x1{bits}/quick", "acc"]
+        for task in ("recall_induction_192", "recall_selective_copy_8")
+        for bits in ("", "/w4a4")
+    ]
+
+
+def test_a_difference_is_taken_document_by_document():
+    """Worked by hand: two texts of two documents; float right 3 of 4, quantized 1 of 4."""
+    evidence = {
+        "task.t.value": torch.tensor([1.0, 0.0, 0.0, 0.0]).double(),
+        "task.t.value_float": torch.tensor([1.0, 1.0, 1.0, 0.0]).double(),
+        "task.t.log_likelihood": torch.tensor([-1.0, -2.0, -4.0, -1.0]).double(),
+        "task.t.log_likelihood_float": torch.tensor([-1.0, -1.0, -1.0, -1.0]).double(),
+        "task.t.weight": torch.ones(4).double(),
+        "task.t.document": torch.tensor([0, 0, 1, 1]),
+    }
+    found = _compared("t", evidence)
+    assert (found["float"].value, found["quantized"].value) == (0.75, 0.25)
+    assert found["difference"] == Measurement(-0.5, 0.0)  # one lost in each text
+    # Differences 0 -1 -3 0, mean -1: texts' residuals 1 and -1, sqrt(2 / 1 * 2) / 4.
+    assert found["log_likelihood_difference"] == Measurement(-1.0, 0.5)
+    assert json.loads(_json({"m/case": {"t": ("acc", True, found)}})) == {
+        "m/case": {
+            "t": {
+                "metric": "acc", "better": "higher", "documents": 4, "float": {"value": 0.75, "se": 0.25},
+                "quantized": {"value": 0.25, "se": 0.25}, "difference": {"value": -0.5, "se": 0.0},
+                "log_likelihood_difference": {"value": -1.0, "se": 0.5},
+            }
+        }
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -99,6 +139,9 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
         (("eval", "mamba2-tiny", "--observer", "maximum"), "no observer named 'maximum'"),
         (("eval", "mamba2-tiny", "--corpus", "nowhere"), "no such corpus"),
         (("eval", "mamba2-tiny", "--calibration", "nowhere"), "calibration.json is missing"),
+        (("eval", "mamba2-tiny", "--task", ","), "--task must name a task"),
+        (("eval", "mamba2-tiny", "--task", "prose_cloze", "--limit", "0"), "limit must be at least 1"),
+        (("eval", "mamba2-tiny", "--limit", "3"), "--limit is of --task alone"),
         (("report", "nowhere"), "holds no baseline"),
         (("zoo", "train", "mamba3-tiny"), "no bundled model named 'mamba3-tiny'"),
     ],

@@ -1,0 +1,207 @@
+"""The harness' tasks over a model, document by document: what a paired comparison needs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.task import Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from torch import Tensor
+
+from quambench.errors import BadParameter, UnknownName
+from quambench.harness import offered_tasks, tasks_folder
+from quambench.harness.adapter import BATCH, QuambenchLM
+from quambench.harness.items import digest
+from quambench.harness.subject import Subject
+
+FIRST_CHOICE = ("acc", "exact_match")  # what is judged of a task that reports several metrics; else its first
+# The harness makes these of all documents' log-likelihoods; document by document they are losses, in nats.
+LOSSES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One model on one task: I documents, in the task's order.
+
+    values           (I,) float64, the metric of each document; of LOSSES nats, the document's sum
+    weights          (I,) float64, what a mean divides by: 1, or the document's bytes or words
+    documents        (I,) int32, cluster labels: documents of one text share one; else each is its own
+    log_likelihoods  (I,) float64 nats, of the right continuation; NaN where the task generates
+    digest           of the documents asked
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    values: Tensor
+    weights: Tensor
+    documents: Tensor
+    log_likelihoods: Tensor
+    digest: str
+
+
+@dataclass(frozen=True)
+class LoadedTasks:
+    """The harness' tasks with their documents: loaded once, asked of any number of models."""
+
+    by_name: Mapping[str, Task]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.by_name)
+
+
+def load_tasks(tasks: Sequence[str], corpus: Path | None = None, include_path: Path | None = None) -> LoadedTasks:
+    """Each task, group or tag of the harness, flattened into its tasks.
+
+    tasks         ours by name, a YAML file, or what the harness knows by name (most of which it downloads)
+    corpus        texts in place of the pinned ones, of which our prose tasks make their documents
+    include_path  a folder with further tasks
+
+    raises UnknownName, BadCorpus
+    """
+    manager = _manager(tasks, corpus, include_path)
+    with _quiet():
+        found = manager.load(_resolved(tasks, manager))["tasks"]
+    for task in found.values():  # as lm_eval.simple_evaluate has them where nothing is said
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    return LoadedTasks(found)
+
+
+def run_tasks(
+    subject: Subject, tasks: LoadedTasks, limit: int | None = None, batch_size: int = BATCH
+) -> list[TaskResult]:
+    """The harness' own evaluation; what lm_eval.simple_evaluate adds is seeds for everybody and a list of packages.
+
+    limit  documents of each task: the first ones; ours take their texts in turn
+
+    raises BadParameter
+    """
+    if limit is not None and limit < 1:
+        raise BadParameter(f"limit must be at least 1 (got {limit})")
+    model = QuambenchLM(subject, batch_size=batch_size)
+    with _quiet():
+        found = evaluate(model, {"tasks": dict(tasks.by_name)}, limit=limit, bootstrap_iters=0, log_samples=True)
+    samples: Mapping[str, list[dict[str, Any]]] = found["samples"]
+    return [_result(task, samples[task], found["higher_is_better"][task]) for task in tasks.names]
+
+
+def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult]) -> dict[str, Tensor]:
+    """As quambench/metrics/tasks.py reads it, of two models' results on the same documents.
+
+    task.<name>.value, value_float            (I,) float64
+    task.<name>.log_likelihood, ..._float     (I,) float64
+    task.<name>.weight, document              (I,)
+    task.<name>.higher_is_better              () uint8
+    """
+    evidence: dict[str, Tensor] = {}
+    for ours, theirs in zip(quantized, of_float, strict=True):
+        assert (ours.task, ours.metric, ours.digest) == (theirs.task, theirs.metric, theirs.digest), "not the same task"
+        evidence |= {
+            f"task.{ours.task}.{name}": value
+            for name, value in (
+                ("value", ours.values),
+                ("value_float", theirs.values),
+                ("log_likelihood", ours.log_likelihoods),
+                ("log_likelihood_float", theirs.log_likelihoods),
+                ("weight", ours.weights),
+                ("document", ours.documents),
+                ("higher_is_better", torch.tensor(ours.higher_is_better, dtype=torch.uint8)),
+            )
+        }
+    return evidence
+
+
+def _manager(tasks: Sequence[str], corpus: Path | None, include_path: Path | None) -> TaskManager:
+    """The harness' own tasks take it seconds to index: only where one is asked for."""
+    ours = {t.name for t in offered_tasks()}
+    paths = [str(tasks_folder()), *([str(include_path)] if include_path else [])]
+    metadata = {"corpus": str(corpus)} if corpus else {}
+    small = TaskManager(include_path=paths, include_defaults=False, metadata=metadata)
+    if all(_is_file(name) or small.match_tasks([name]) for name in tasks):
+        return small
+    whole = TaskManager(include_path=paths, metadata=metadata)
+    for name in tasks:
+        if not _is_file(name) and not whole.match_tasks([name]):
+            raise UnknownName("task", name, ours)
+    return whole
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith((".yaml", ".yml")) and Path(task).is_file()
+
+
+def _resolved(tasks: Sequence[str], manager: TaskManager) -> list[str]:
+    """Names, patterns resolved; files as they are."""
+    named = (name for task in tasks for name in ([task] if _is_file(task) else manager.match_tasks([task])))
+    return list(dict.fromkeys(named))
+
+
+def _result(task: str, rows: Sequence[Mapping[str, Any]], higher_is_better: Mapping[str, bool]) -> TaskResult:
+    first_filter = rows[0]["filter"]
+    rows = sorted((row for row in rows if row["filter"] == first_filter), key=lambda row: row["doc_id"])
+    reported = rows[0]["metrics"]
+    metric = next((name for name in FIRST_CHOICE if name in reported), reported[0])
+    pairs = [_pair(metric, row[metric]) for row in rows]
+    if None in pairs:
+        raise BadParameter(f"{task} has no number for each document: {metric} is one of all documents together")
+    of_text = [str(row["doc"].get("document", row["doc_id"])) for row in rows]
+    label = {name: i for i, name in enumerate(dict.fromkeys(of_text))}
+    values, weights = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    return TaskResult(
+        task=task,
+        metric=metric,
+        higher_is_better=metric not in LOSSES and bool(higher_is_better.get(metric, True)),
+        values=values,
+        weights=weights,
+        documents=torch.tensor([label[name] for name in of_text], dtype=torch.int32),
+        log_likelihoods=torch.tensor([_log_likelihood(row) for row in rows], dtype=torch.float64),
+        digest=digest(row["doc"] for row in rows),
+    )
+
+
+def _pair(metric: str, value: Any) -> tuple[float, float] | None:
+    """(value, weight): a loss and what it is divided by, or a score; None where it is no number of one document."""
+    if metric in LOSSES:
+        log_likelihood, weight = value if isinstance(value, tuple | list) else (value, 1.0)
+        return -float(log_likelihood), float(weight)
+    return (float(value), 1.0) if isinstance(value, Real) else None
+
+
+def _log_likelihood(row: Mapping[str, Any]) -> float:
+    """Of the right answer: the only one, or the one that the target names among the choices."""
+    answers = [a[0] if isinstance(a, tuple | list) else a for a in row["filtered_resps"]]
+    if not all(isinstance(a, float) for a in answers):
+        return float("nan")
+    right = row["target"] if isinstance(row["target"], int) and len(answers) > 1 else 0
+    return answers[right] if 0 <= right < len(answers) else float("nan")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness' bars, and without what it logs beneath an error.
+
+    It draws names from Python's stream of chance, which is put back.
+    """
+    log, drawn = logging.getLogger("lm_eval"), random.getstate()
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+        random.setstate(drawn)
