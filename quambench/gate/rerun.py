@@ -22,6 +22,7 @@ from torch import Tensor
 from quambench.case import Case
 from quambench.data.corpus import load_corpus
 from quambench.evaluate import WINDOW_BATCH
+from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import load_checkpoint
 from quambench.runner import ModelRun
 
@@ -80,7 +81,8 @@ def main(job_file: Path, out: Path) -> None:
     """The other process."""
     torch.set_num_threads(int(conditions()["OMP_NUM_THREADS"]))
     job: Job = pickle.loads(job_file.read_bytes())  # written by our own parent process
-    run = ModelRun(load_checkpoint(job.model), load_corpus(job.corpus), job.cases, window_batch=OTHER_BATCH)
+    checkpoint, corpus, tasks = load_checkpoint(job.model), load_corpus(job.corpus), Tasks(job.corpus)
+    run = ModelRun(checkpoint, corpus, job.cases, window_batch=OTHER_BATCH, device=job.device, tasks=tasks)
     arrays = {}
     for index, case in enumerate(job.cases):
         for name, array in run.measure_again(case).items():

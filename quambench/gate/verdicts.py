@@ -19,7 +19,8 @@ from quambench.data.recall import TASKS
 from quambench.gate.noise import SITE_ROWS, site_moved, terms_of, unit_moved, unit_size
 from quambench.gate.record import Record, scale_steps_apart
 from quambench.gate.stats import Paired, holm, mcnemar, paired
-from quambench.metrics import METRICS, Measurement
+from quambench.metrics import Measurement, Terms, metrics_of
+from quambench.metrics.tasks import gated_tasks
 
 # Chance that a run of one baseline file calls any case changed in quality that is not, by sampling of
 # documents. Split evenly over the stored cases, so that a verdict depends neither on -k nor on cases
@@ -34,6 +35,12 @@ GATED = (*BY_DOCUMENT, *BY_ITEM)
 SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
 IN_NATS = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap")  # of their terms, per token
 COUNTED = {"scales.count": "n_scales", "scales.bytes": "scale_bytes", "model.bytes": "model_bytes"}
+
+
+def gated(evidence: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """GATED, and the metrics of the harness' tasks that were asked."""
+    return (*GATED, *gated_tasks(evidence))
+
 
 # How many times the floor is more than noise. Two machines are two draws of the noise, so their
 # difference is sqrt(2) times one draw's; draws measured on the bundled models differed among
@@ -149,23 +156,30 @@ def judge(
 
 def compare(old: Record, new: Record, level: float) -> tuple[Comparison, ...]:
     """Every gated metric that both measured, Holm's correction over them."""
-    pairs = {n: (terms_of(n, old.evidence), terms_of(n, new.evidence)) for n in GATED if n in old.metrics}
+    pairs = {n: (terms_of(n, old.evidence), terms_of(n, new.evidence)) for n in gated(old.evidence) if n in old.metrics}
     pairs = {n: (a, b) for n, (a, b) in pairs.items() if len(a.values) and len(a.values) == len(b.values)}
     share = level / max(len(pairs), 1)  # Holm's first step: what one metric alone must clear
     tests = {
-        n: (mcnemar(a.values, b.values, share) if n in BY_ITEM else paired(a, b, share)) for n, (a, b) in pairs.items()
+        n: (mcnemar(a.values, b.values, share) if _by_item(n, a) else paired(a, b, share))
+        for n, (a, b) in pairs.items()
     }
     sure = holm({n: test.p_value for n, test in tests.items()}, level)
-    made, least = [], least_change(old)
+    made, least, known = [], least_change(old), metrics_of(old.evidence)
     for name, test in tests.items():
         was, now = (terms.mean() for terms in pairs[name])
-        worse = now - was if METRICS[name].better == "lower" else was - now
+        worse = now - was if known[name].better == "lower" else was - now
         error = pairs[name][0].standard_error()
         margin = 0.0 if math.isnan(error) else error
         # Stored before this metric was gated: nothing says how much of it is noise.
         floor = max(BEYOND * old.noise.means[name], least[name]) if name in old.noise.means else margin
         made.append(Comparison(name, test, worse, floor, margin, name in sure and abs(worse) > floor))
     return tuple(made)
+
+
+def _by_item(name: str, terms: Terms) -> bool:
+    """Whether each item is right or wrong: what McNemar's test is of."""
+    right_or_wrong = bool(((terms.values == 0) | (terms.values == 1)).all())
+    return name in BY_ITEM or (name.startswith("task_") and right_or_wrong)
 
 
 def _decide(comparisons: Sequence[Comparison], changed: bool) -> tuple[Status, str]:
@@ -348,7 +362,7 @@ def least_change(old: Record) -> dict[str, float]:
     sizes = {name: unit_size(terms_of(name, old.evidence)) for name in SENSITIVE if name in old.metrics}
     in_nats = max((sizes[name] for name in ("kl", "decode_kl") if name in sizes), default=0.0)
     of = {name: max(size, in_nats) if name in IN_NATS else size for name, size in sizes.items()}
-    return {name: LEAST_CHANGE * of.get(name, 0.0) for name in GATED}
+    return {name: LEAST_CHANGE * of.get(name, 0.0) for name in gated(old.evidence)}
 
 
 def _say(found: Sequence[Comparison]) -> str:

@@ -28,7 +28,7 @@ from quambench.gate import probes
 from quambench.gate.baselines import write_baseline
 from quambench.gate.noise import disturbance, spread
 from quambench.gate.record import record_of
-from quambench.gate.verdicts import GATED
+from quambench.gate.verdicts import gated
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.provenance import provenance
 from quambench.runner import ModelRun
@@ -80,7 +80,7 @@ def _measure(work: ModelRun, number: int, out: Path) -> dict[str, Any]:
     record = record_of(work.result(case), provenance())
     disturbed = work.measure_again(case, disturb=disturbance(seed=0))
     path = out / str(number) / f"{case.model}.json"
-    write_baseline(path, {case.id: replace(record, noise=spread(record.evidence, disturbed, GATED))})
+    write_baseline(path, {case.id: replace(record, noise=spread(record.evidence, disturbed, gated(record.evidence)))})
     return {"file": str(path), "rests_on": _rests_on(case, work.checkpoint)}
 
 

@@ -15,7 +15,7 @@ from quambench.data.corpus import load_corpus
 from quambench.data.tokenizer import Tokenizer
 from quambench.decoding import Model
 from quambench.errors import BadParameter
-from quambench.models.checkpoint import Checkpoint, bundled_names, load_checkpoint
+from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.quant.quantized import QuantizedModel
 from quambench.quant.site_grid import Unquantized
 from quambench.runner import ModelRun, saved_model
@@ -50,21 +50,28 @@ def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool) -> Subject
     """The INT8 model of scales that `quambench calibrate --out` wrote. raises BadArtefact"""
     calibration = Calibration.load(folder)
     _, model = saved_model(checkpoint, calibration)
-    return _quantized(checkpoint, model, calibration, f"{checkpoint.name}/{folder}", starts)
+    digest = digest_of(checkpoint, model, calibration)
+    return quantized_subject(checkpoint, model, digest, f"{checkpoint.name}/{folder}", starts)
 
 
 def case_subject(run: ModelRun, case: Case, starts: bool) -> Subject:
     """The INT8 model of one of a run's cases. raises what making its scales raises"""
-    return _quantized(run.checkpoint, run.quantized(case), run.calibration(case), case.id, starts)
+    model = run.quantized(case)
+    return quantized_subject(
+        run.checkpoint, model, digest_of(run.checkpoint, model, run.calibration(case)), case.id, starts
+    )
 
 
-def _quantized(
-    checkpoint: Checkpoint, model: QuantizedModel, calibration: Calibration, name: str, starts: bool
-) -> Subject:
+def quantized_subject(checkpoint: Checkpoint, model: Model, digest: str, name: str, starts: bool) -> Subject:
+    """A quantized model, called from the host. digest: as `digest_of` makes it"""
+    return Subject(model, checkpoint.tokenizer, name, digest, starts)
+
+
+def digest_of(checkpoint: Checkpoint, model: QuantizedModel, calibration: Calibration) -> str:
+    """Of everything that decides a quantized model's answers."""
     weights = [f"{weight} {made.digest}" for weight, made in model.weights().items()]
     left_float = [site for site, grid in model.grids.items() if isinstance(grid, Unquantized)]
-    digest = _hash(checkpoint.digest, calibration.digest, *weights, *left_float)
-    return Subject(model, checkpoint.tokenizer, name, digest, starts)
+    return _hash(checkpoint.digest, calibration.digest, *weights, *left_float)
 
 
 def subject_of(
@@ -98,7 +105,7 @@ def subject_of(
     if dtype and (observer or calibration):
         raise BadParameter("dtype is the float model's; a quantized model computes as its runtime does")
     checkpoint = load_checkpoint(model)
-    starts = model in bundled_names() if add_bos_token is None else add_bos_token
+    starts = checkpoint.bundled if add_bos_token is None else add_bos_token
     if calibration:
         return saved_subject(checkpoint, Path(calibration), starts)
     if observer is None:

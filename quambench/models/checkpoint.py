@@ -61,6 +61,11 @@ class Checkpoint:
     recall: Mapping[str, int] = field(default_factory=dict)
     origin: str = ""  # "bundled", "folder", or "hub org/name@commit"
 
+    @property
+    def bundled(self) -> bool:
+        """Whether it came with quambench: trained with the start token before every text."""
+        return self.origin == "bundled"
+
 
 def bundled_names(language: str = "") -> tuple[str, ...]:
     """Models that come with quambench; those of one language, "prose" or "recall", where it is given."""

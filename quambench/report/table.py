@@ -41,7 +41,7 @@ def tables(verdicts: Sequence[Verdict]) -> list[tuple[list[str], list[list[str]]
 
 def _table(group: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
     """A number that was not measured is "-", never 0; columns that no row measured are left out."""
-    shown = [c for c in COLUMNS if any(_known((v.metrics or {}).get(c[1])) for v in group)]
+    shown = [c for c in (*COLUMNS, *_asked(group)) if any(_known((v.metrics or {}).get(c[1])) for v in group)]
     places, compared = any(v.unit or v.place for v in group), any(v.comparisons for v in group)
     headings = ["case", "verdict", *(["place"] if places else []), *(heading for heading, _, _ in shown)]
     headings += ["sees KL of\nmnat/token"] if compared else []  # the smallest change that would have been significant
@@ -54,6 +54,13 @@ def _table(group: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
         for v in group
     ]
     return headings, cells
+
+
+def _asked(group: Sequence[Verdict]) -> list[tuple[str, str, float]]:
+    """A column for each task of the harness."""
+    names = dict.fromkeys(name for v in group for name in v.metrics or {} if name.startswith("task_"))
+    scores = [name for name in names if not name.endswith(("_float", "_nats"))]
+    return [(f"{name.removeprefix('task_')}\nscore", name, 1.0) for name in scores]
 
 
 def _known(measured: Measurement | None) -> bool:
