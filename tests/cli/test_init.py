@@ -1,0 +1,72 @@
+"""quambench init: what it writes is a suite that runs, and nothing that is there is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from quambench.cli.main import main
+
+OBSERVER = """
+import torch
+
+class Mine:
+    def __init__(self, n_bits, clip_ratio, sym):
+        self.largest = torch.tensor(1e-5)
+
+    def update(self, w):
+        self.largest = torch.maximum(self.largest, w.abs().amax())
+
+    def get_quantization_parameters(self):
+        return self.largest / 127, torch.zeros(())
+"""
+
+
+def init(*arguments):
+    return main(["init", *map(str, arguments)])
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "calib_of_init.py").write_text(OBSERVER)
+    return tmp_path
+
+
+def test_what_is_written_is_collected(repository, capsys, pytester):
+    assert init("--observer", "calib_of_init:Mine") == 0
+    assert "pytest suites/ --qb-new-only" in capsys.readouterr().out
+    assert len((repository / "conftest.py").read_text().splitlines()) == 3
+    (pytester.path / "pytest.ini").write_text("[pytest]\n")
+    for name in ("conftest.py", "calib_of_init.py"):
+        (pytester.path / name).write_text((repository / name).read_text())
+    (pytester.path / "suites").mkdir()
+    text = (repository / "suites" / "test_observer.py").read_text()
+    (pytester.path / "suites" / "test_observer.py").write_text(text)
+    found = pytester.runpytest_subprocess("suites", "--collect-only", "-q", "-p", "no:cacheprovider")
+    assert "test_observer[mamba2-tiny/calib_of_init:Mine/1x1/quick]" in found.stdout.str()
+    assert "test_observer[mamba-tiny/percentile/1x1/quick]" in found.stdout.str()
+
+
+def test_nothing_that_is_there_is_replaced(repository, capsys):
+    (repository / "conftest.py").write_text("mine = 1\n")
+    assert init() == 2
+    assert "conftest.py" in capsys.readouterr().err
+    assert (repository / "conftest.py").read_text() == "mine = 1\n"
+    assert not (repository / "suites").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--observer", "calib_of_init:Nobody"], "no class in calib_of_init named 'Nobody'"),
+        (["--grouping", "calib_of_init:Mine"], "must be a function"),
+        (["--calibration", "not_there:f"], "cannot be imported"),
+        (["calib_of_init.py"], "no folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_writes_nothing(repository, capsys, arguments, says):
+    assert init(*arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in repository.iterdir() if p.name != "__pycache__") == ["calib_of_init.py"]
