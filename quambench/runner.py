@@ -132,6 +132,11 @@ class ModelRun:
             raise BadParameter(f"the cases of a run must share one protocol (got {len(protocols)})")
         (self.protocol,) = protocols
 
+    @property
+    def device(self) -> torch.device:
+        """Where models compute."""
+        return self._guest.device
+
     @cached_property
     def plain(self) -> LanguageModel:
         """Prepared, in the checkpoint's own order of channels."""
@@ -280,7 +285,7 @@ class ModelRun:
     def _refined(self, case: Case, start: Calibration) -> Calibration:
         if case.refinement is None:
             return start
-        if self._guest.device.type != "cpu":
+        if self.device.type != "cpu":
             raise BadParameter(f"{case.refinement.name} trains on a CPU alone: leave the device out")
         title = f"{case.id}: training scales"
         model = self._quantize(case, start)
@@ -311,7 +316,7 @@ class ModelRun:
     def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
         hessians = self.hessians(case) if case.weights.gptq else None
         return QuantizedModel(
-            self.prepared(case), calibration, case.precision, disturb, case.weights, hessians, self._guest.device
+            self.prepared(case), calibration, case.precision, disturb, case.weights, hessians, self.device
         )
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
@@ -331,7 +336,7 @@ class ModelRun:
 
     def measure_again(self, case: Case, disturb: Disturb = undisturbed) -> dict[str, Tensor]:
         """The measurement, not remembered: under other numerics."""
-        model, calibration = on_host(self.quantized(case, disturb), self._guest.device), self.calibration(case)
+        model, calibration = on_host(self.quantized(case, disturb), self.device), self.calibration(case)
         found = evaluate(model, self.answers, self.inside(case), self.data, calibration, self._window_batch)
         if case.tasks:
             self._progress(f"{case.id}: tasks", 0, 1)
@@ -346,7 +351,7 @@ class ModelRun:
 
     def with_saved(self, calibration: Calibration) -> dict[str, Measurement]:
         """What scales that were made before come to, weights in 8 bits. raises BadArtefact for another model's"""
-        device = self._guest.device
+        device = self.device
         prepared, model = saved_model(self.checkpoint, calibration, device)
         answers = self.answers
         inside = float_inside(self._guest.take(prepared), self.data)

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, work: ModelRun, progress: Progress) -> int:
     tasks = load_tasks(names, corpus=options.corpus)
     starts = work.checkpoint.bundled
     progress("tasks of the float model", 0, 1)
-    of_float = run_tasks(float_subject(work.checkpoint, starts, FLOAT), tasks, options.limit)
+    of_float = run_tasks(float_subject(work.checkpoint, starts, FLOAT, work.device), tasks, options.limit)
     compared = {}
     for i, subject in enumerate(_subjects(options, work, starts)):
         progress("tasks of the quantized models", i, len(work.cases))
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, work: ModelRun, progress: Progress) -> int:
 def _subjects(options: argparse.Namespace, work: ModelRun, starts: bool) -> Iterator[Subject]:
     """One at a time: each is a model in memory."""
     if options.calibration:
-        yield saved_subject(work.checkpoint, options.calibration, starts)
+        yield saved_subject(work.checkpoint, options.calibration, starts, work.device)
         return
     for case in work.cases:
         yield case_subject(work, case, starts)

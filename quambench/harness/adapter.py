@@ -41,7 +41,7 @@ class QuambenchLM(TemplateLM):
         batch_size: int | str | None = None,
         max_length: int | str = MAX_LENGTH,
         max_batch_size: int | None = None,  # of the harness' automatic search, which there is not
-        device: str | None = None,  # not heeded: the harness says cuda:0 where nobody said anything
+        device: str | None = None,
         **of_model: Any,
     ) -> None:
         """raises BadParameter, and what subject_of raises"""
@@ -51,12 +51,13 @@ class QuambenchLM(TemplateLM):
         if isinstance(model, Subject) and of_model:
             raise BadParameter(f"a model that is made takes no {', '.join(of_model)}")
         keep_freed_memory()
-        self.subject = model if isinstance(model, Subject) else _subject(model, of_model)
+        self.subject = model if isinstance(model, Subject) else _subject(model, of_model, device)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
         """As the harness calls it: what its command line says beside model_args counts where they are silent."""
         beside = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        beside.pop("device", None)  # the harness says cuda:0 where nobody said anything: model_args must
         if "model" not in arg_dict:
             raise BadParameter("model_args must name a model, e.g. --model_args model=mamba2-tiny")
         return cls(**(beside | arg_dict))
@@ -192,7 +193,7 @@ def _until(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-def _subject(model: str, of_model: Mapping[str, Any]) -> Subject:
+def _subject(model: str, of_model: Mapping[str, Any], device: str | None) -> Subject:
     """By model_args as the harness reads them: a word may have become a number, or true or false."""
     known = list(signature(subject_of).parameters)
     if unknown := sorted(set(of_model) - set(known)):
@@ -201,7 +202,7 @@ def _subject(model: str, of_model: Mapping[str, Any]) -> Subject:
     starts = given.pop("add_bos_token", "None").lower()
     if starts not in _TRUTH:
         raise BadParameter(f"add_bos_token must be true or false (got {starts!r})")
-    return subject_of(str(model), add_bos_token=_TRUTH[starts], **given)
+    return subject_of(str(model), add_bos_token=_TRUTH[starts], device=device or "cpu", **given)
 
 
 _TRUTH = {"true": True, "false": False, "none": None}

@@ -15,12 +15,14 @@ from quambench.data.corpus import load_corpus
 from quambench.data.tokenizer import Tokenizer
 from quambench.decoding import Model
 from quambench.errors import BadParameter
-from quambench.models.checkpoint import Checkpoint, load_checkpoint
+from quambench.models.checkpoint import DTYPES, Checkpoint, checked_device, load_checkpoint
+from quambench.models.host import on_host
 from quambench.quant.quantized import QuantizedModel
 from quambench.quant.site_grid import Unquantized
-from quambench.runner import ModelRun, saved_model
+from quambench.runner import CPU, ModelRun, saved_model
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+NARROW = DTYPES  # what a checkpoint is loaded to
+WIDE = "float64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +40,29 @@ class Subject:
     starts: bool
 
 
-def float_subject(checkpoint: Checkpoint, starts: bool, dtype: str = "float32") -> Subject:
-    """raises BadParameter"""
-    if dtype not in DTYPES:
-        raise BadParameter(f"dtype must be one of {', '.join(DTYPES)} (got {dtype!r})")
-    model = checkpoint.model if dtype == "float32" else copy.deepcopy(checkpoint.model).to(DTYPES[dtype])
-    return Subject(model, checkpoint.tokenizer, f"{checkpoint.name}/{dtype}", _hash(checkpoint.digest, dtype), starts)
+def float_subject(checkpoint: Checkpoint, starts: bool, dtype: str, device: torch.device = CPU) -> Subject:
+    """The float model of a checkpoint that was loaded to `dtype`, or in float64; on a device.
+
+    raises BadParameter
+    """
+    model = copy.deepcopy(checkpoint.model).double() if dtype == WIDE else checkpoint.model
+    there = on_host(model.to(device), device)
+    return Subject(there, checkpoint.tokenizer, f"{checkpoint.name}/{dtype}", _hash(checkpoint.digest, dtype), starts)
 
 
-def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool) -> Subject:
+def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: torch.device = CPU) -> Subject:
     """The INT8 model of scales that `quambench calibrate --out` wrote. raises BadArtefact"""
     calibration = Calibration.load(folder)
-    _, model = saved_model(checkpoint, calibration)
+    _, model = saved_model(checkpoint, calibration, device)
     digest = digest_of(checkpoint, model, calibration)
-    return quantized_subject(checkpoint, model, digest, f"{checkpoint.name}/{folder}", starts)
+    return quantized_subject(checkpoint, on_host(model, device), digest, f"{checkpoint.name}/{folder}", starts)
 
 
 def case_subject(run: ModelRun, case: Case, starts: bool) -> Subject:
     """The INT8 model of one of a run's cases. raises what making its scales raises"""
     model = run.quantized(case)
-    return quantized_subject(
-        run.checkpoint, model, digest_of(run.checkpoint, model, run.calibration(case)), case.id, starts
-    )
+    digest = digest_of(run.checkpoint, model, run.calibration(case))
+    return quantized_subject(run.checkpoint, on_host(model, run.device), digest, case.id, starts)
 
 
 def quantized_subject(checkpoint: Checkpoint, model: Model, digest: str, name: str, starts: bool) -> Subject:
@@ -84,11 +87,14 @@ def subject_of(
     corpus: str | None = None,
     dtype: str | None = None,
     add_bos_token: bool | None = None,
+    device: str = "cpu",
 ) -> Subject:
     """From the harness' model_args.
 
     calibration                  a folder that `quambench calibrate --out` wrote
     observer                     or what follows the model in a case's id: "percentile", "mse/channel/w8a4"
+    dtype                        of the float model: float32, float64, bfloat16 or float16
+    device                       cpu, cuda or cuda:N
     grouping, policy, precision  further parts of the case, where the observer does not name them
     add_bos_token                whether the start token stands first; by default before bundled models alone, which
                                  were trained so: others are asked as lm_eval asks them
@@ -104,14 +110,17 @@ def subject_of(
         raise BadParameter("give a saved calibration or an observer to calibrate with, not both")
     if dtype and (observer or calibration):
         raise BadParameter("dtype is the float model's; a quantized model computes as its runtime does")
-    checkpoint = load_checkpoint(model)
+    if dtype not in (None, WIDE, *NARROW):
+        raise BadParameter(f"dtype must be one of {', '.join([*NARROW, WIDE])} (got {dtype!r})")
+    there = checked_device(device)
+    checkpoint = load_checkpoint(model, dtype=NARROW.get(dtype or "", torch.float32))
     starts = checkpoint.bundled if add_bos_token is None else add_bos_token
     if calibration:
-        return saved_subject(checkpoint, Path(calibration), starts)
+        return saved_subject(checkpoint, Path(calibration), starts, there)
     if observer is None:
-        return float_subject(checkpoint, starts, dtype or "float32")
+        return float_subject(checkpoint, starts, dtype or "float32", there)
     case = Case.parse(checkpoint.name, "/".join([observer, *filter(None, parts.values())]))
-    return case_subject(ModelRun(checkpoint, load_corpus(corpus), [case]), case, starts)
+    return case_subject(ModelRun(checkpoint, load_corpus(corpus), [case], device=device), case, starts)
 
 
 def _hash(*parts: str) -> str:
