@@ -32,16 +32,12 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_is_written_is_collected(repository, capsys, pytester):
+def test_what_is_written_is_collected(pytester, capsys):
+    pytester.makepyfile(calib_of_init=OBSERVER)
+    pytester.makeini("[pytest]")
     assert init("--observer", "calib_of_init:Mine") == 0
     assert "pytest suites/ --qb-new-only" in capsys.readouterr().out
-    assert len((repository / "conftest.py").read_text().splitlines()) == 3
-    (pytester.path / "pytest.ini").write_text("[pytest]\n")
-    for name in ("conftest.py", "calib_of_init.py"):
-        (pytester.path / name).write_text((repository / name).read_text())
-    (pytester.path / "suites").mkdir()
-    text = (repository / "suites" / "test_observer.py").read_text()
-    (pytester.path / "suites" / "test_observer.py").write_text(text)
+    assert len((pytester.path / "conftest.py").read_text().splitlines()) == 3
     found = pytester.runpytest_subprocess("suites", "--collect-only", "-q", "-p", "no:cacheprovider")
     assert "test_observer[mamba2-tiny/calib_of_init:Mine/1x1/quick]" in found.stdout.str()
     assert "test_observer[mamba-tiny/percentile/1x1/quick]" in found.stdout.str()
