@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -49,7 +50,17 @@ OUTSIDE = "calibration="  # what the first part of an id starts with where scale
 QUICK = Protocol(quality_windows=24, decode_windows=20, error_windows=4, max_items=80)
 """Half the default: for suites of many cases, which compare strategies rather than guard one."""
 SIZES = {"full": FULL, "quick": QUICK}  # suffix of such a case's id -> its protocol
-FULL_SUFFIX = "full"
+_FULL, _TASKS = "full", "tasks="
+
+
+def is_full(case_id: str) -> bool:
+    """Whether an id is of one of --qb-full's cases."""
+    return _FULL in case_id.split("/")
+
+
+def asks_tasks(case_id: str) -> bool:
+    """Whether an id is of a case with tasks."""
+    return f"/{_TASKS}" in case_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +111,7 @@ class Case:
 
     @property
     def _asked(self) -> str:
-        return f"tasks={'+'.join(self.tasks)}" + (f":{self.task_limit}" if self.task_limit else "")
+        return f"{_TASKS}{'+'.join(self.tasks)}" + (f":{self.task_limit}" if self.task_limit else "")
 
     def calibrated_by(self, name: str) -> Case:
         """This with its scales from outside. raises UnknownName, BadParameter"""
@@ -123,10 +134,10 @@ class Case:
             case = replace(case, observer=ObserverSpec.parse(first))
         given: dict[str, Any] = {}
         for part in rest:
-            (field_name, value), *_ = _part(part).items()
-            if field_name in given:
-                raise BadParameter(f"a case has one {field_name} (got another, {part}, in {text!r})")
-            given[field_name] = value
+            found = _part(part)
+            if twice := next((name for name in found if name in given), ""):
+                raise BadParameter(f"a case has one {twice} (got another, {part}, in {text!r})")
+            given |= found
         return replace(case, **given)
 
     def settings(self) -> dict[str, object]:
@@ -178,15 +189,25 @@ def check_fit(case: Case) -> None:
         raise BadParameter(f"{case.policy.name} measures symmetric grids alone: leave asymmetric out")
 
 
+def may_come_from_outside(case: Case) -> bool:
+    """Whether Quamba's act_scales can be a case's: of one kind of grid, with a place for groups and nothing finer."""
+    return not _unlike_act_scales(replace(case, policy=QUAMBA))
+
+
 def _check_fit_of_outside(case: Case) -> None:
-    """Quamba's act_scales are of one kind of grid, and have a place for groups but for nothing else finer."""
     name = f"{OUTSIDE}{case.calibration}"
     if case.policy != QUAMBA:
         raise BadParameter(f"{name} chooses every scale itself: leave the policy {case.policy} out")
+    if unlike := _unlike_act_scales(case):
+        raise BadParameter(f"{name} {unlike}")
+
+
+def _unlike_act_scales(case: Case) -> str:
     if case.grouping != PER_TENSOR and case.groups_by is None:
-        raise BadParameter(f"{name} has one scale per tensor, or groups such as 4x4 (got {case.grouping})")
+        return f"has one scale per tensor, or groups such as 4x4 (got {case.grouping})"
     if case.precision.grid_bits != BITS or not case.precision.symmetric:
-        raise BadParameter(f"{name} makes scales of symmetric grids of {BITS} bits (got {case.precision.id})")
+        return f"makes scales of symmetric grids of {BITS} bits (got {case.precision.id})"
+    return ""
 
 
 def _idle(case: Case) -> str:
@@ -202,14 +223,16 @@ def _idle(case: Case) -> str:
     return "" if case.precision.symmetric else "asymmetric"
 
 
+def in_order(tasks: Iterable[str]) -> tuple[str, ...]:
+    """Names as a case has them: each once, sorted, so that one set of tasks is one case."""
+    return tuple(sorted(set(tasks)))
+
+
 def _part(text: str) -> dict[str, Any]:
     """One part of an id, recognised by its form -> the field that it sets."""
     name = text.partition("[")[0]
     if text in SIZES:
         return {"protocol": SIZES[text]}
-    if text in groupings() or is_clustering(text):
-        check_grouping(text)
-        return {"grouping": text}
     if name in POLICIES:
         return {"policy": PolicySpec.parse(text)}
     if name in REFINEMENTS:
@@ -218,6 +241,14 @@ def _part(text: str) -> dict[str, Any]:
         return {"weights": WeightRecipe.parse(text)}
     if (text[:1] == "w" and text[1:2].isdigit()) or name == "mix" or text.endswith(".json"):
         return {"precision": Precision.parse(text)}
+    if text.startswith(_TASKS):
+        names, _, limit = text.removeprefix(_TASKS).partition(":")
+        if not names or not (limit or "0").isdecimal():
+            raise BadParameter(f"tasks are written {_TASKS}name+name, with :N for N documents of each (got {text!r})")
+        return {"tasks": in_order(names.split("+")), "task_limit": int(limit or 0)}
+    if text in groupings() or is_clustering(text):
+        check_grouping(text)
+        return {"grouping": text}
     known = [*groupings(), "4x4", "adaptive", *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]
     raise UnknownName("part of a case", text, known)
 

@@ -95,9 +95,17 @@ def calling(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(at.filename).name}:{at.lineno}"
-        raise OutsideFailed(f"{name} failed at {place}: {one_line(error)}") from error
+        raise OutsideFailed(f"{name} failed at {place_of(error)}: {one_line(error)}") from error
+
+
+def place_of(error: BaseException) -> str:
+    """file:line where an error arose: the innermost frame that is nobody's library, if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    own = [frame for frame in frames if not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts)]
+    at = (own or frames)[-1]
+    return f"{Path(at.filename).name}:{at.lineno}"
 
 
 def one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def merged(own: dict[str, Any], others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A provenance, with what ran in other processes of the same run: code from outside, and kernels."""
+    for other in others:
+        for key in ("observers", "groupings", "calibrations"):
+            if found := own.get(key, {}) | other.get(key, {}):
+                own[key] = dict(sorted(found.items()))
+        for op, ran in other.get("kernels", {}).items():
+            both = {*own["kernels"].get(op, "").split("+"), *ran.split("+")} - {""}
+            own["kernels"][op] = "+".join(sorted(both))
+    return own
 
 
 @cache

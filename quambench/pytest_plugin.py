@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from quambench.case import FULL, QUICK, Case, Protocol
+from quambench.case import FULL, QUICK, Case, Protocol, in_order, may_come_from_outside
 from quambench.errors import BadArtefact, BadParameter, QuambenchError, check_writable
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
@@ -28,7 +28,7 @@ from quambench.models.checkpoint import bundled_names, checked_device
 from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec
 from quambench.policy.base import check_grouping
-from quambench.provenance import provenance
+from quambench.provenance import merged, provenance
 from quambench.quant.precision import Precision
 from quambench.report import REPORTS, check_report, format_of, terminal
 from quambench.session import INPUT_ERRORS, Session
@@ -39,6 +39,7 @@ PARTIAL = pytest.StashKey[bool]()  # not all that is stored could run: orphans a
 NARROWED = pytest.StashKey[bool]()  # not all cases of the suites and models asked for ran
 WRITTEN = pytest.StashKey[list[Path]]()  # baselines
 REPORTED = pytest.StashKey[list[Path]]()  # reports that were written
+RAN = pytest.StashKey[list[dict[str, Any]]]()  # xdist: the workers' provenance
 MISUSED = pytest.StashKey[list[str]]()  # xdist: what made the input useless, one line each
 # pytest's own options that leave tests out, some of them without telling
 NARROWING = ("keyword", "markexpr", "lf", "ignore", "ignore_glob", "deselect", "stepwise", "maxfail")
@@ -103,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
         allow_drift=option.qb_allow_drift,
     )
     config.stash[SESSION], config.stash[PRODUCED], config.stash[MISUSED] = session, {}, []
-    config.stash[WRITTEN], config.stash[REPORTED] = [], []
+    config.stash[WRITTEN], config.stash[REPORTED], config.stash[RAN] = [], [], []
     config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
     replaced = (
         option.qb_observer or option.qb_calibration or option.qb_grouping or option.qb_precision or option.qb_task
@@ -125,7 +126,10 @@ def pytest_configure(config: pytest.Config) -> None:
             check_grouping(grouping)
         if option.qb_precision:
             Precision.parse(option.qb_precision)
-        option.qb_task = tuple(name for given in option.qb_task for name in given.split(",") if name)
+        asked = bool(option.qb_task)
+        option.qb_task = in_order(name for given in option.qb_task for name in given.split(",") if name)
+        if asked and not option.qb_task:
+            raise BadParameter("--qb-task must name a task, e.g. --qb-task prose_lambada")
         if option.qb_limit < 0 or (option.qb_limit and not option.qb_task):
             raise BadParameter("--qb-limit is a number of documents of each --qb-task, 1 or more")
         if option.qb_task:
@@ -178,7 +182,9 @@ def _cases(
         observers = [ObserverSpec.parse(spec) for spec in option.qb_observer]
         cases = [replace(case, observer=o) for case in cases for o in observers]
     if option.qb_calibration:
-        cases = [case.calibrated_by(name) for case in cases for name in option.qb_calibration]
+        cases = [
+            case.calibrated_by(name) for case in cases if may_come_from_outside(case) for name in option.qb_calibration
+        ]
     if option.qb_grouping:
         cases = [replace(case, grouping=g) for case in cases for g in option.qb_grouping]
     if option.qb_precision:
@@ -277,7 +283,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state, produced = config.stash[SESSION], config.stash[PRODUCED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
         left_out = config.stash[PARTIAL], config.stash[NARROWED]
-        found = (state.verdicts, state.notes, state.to_write, produced, left_out, config.stash[MISUSED])
+        ran = provenance(state.device)
+        found = (state.verdicts, state.notes, state.to_write, produced, left_out, config.stash[MISUSED], ran)
         config.workeroutput["quambench"] = pickle.dumps(found)
         return
     if config.stash[MISUSED]:
@@ -300,9 +307,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config.stash[WRITTEN] = state.write(whole=not config.stash[NARROWED])
     if len(state.verdicts) > n_verdicts:  # something could not be stored
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    elsewhere: list[dict[str, Any]] = config.stash[RAN]
+    ran = merged(provenance(state.device), elsewhere)
     for path in config.option.qb_report if state.verdicts else ():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(REPORTS[format_of(path)](state.verdicts, provenance(state.device)))
+        path.write_text(REPORTS[format_of(path)](state.verdicts, ran))
         config.stash[REPORTED].append(path)
 
 
@@ -334,7 +343,8 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     if sent is None:
         return
     # from our own worker process
-    verdicts, notes, to_write, produced, (partial, narrowed), misused = pickle.loads(sent)
+    verdicts, notes, to_write, produced, (partial, narrowed), misused, ran = pickle.loads(sent)
+    node.config.stash[RAN].append(ran)
     state = node.config.stash[SESSION]
     state.verdicts += verdicts
     state.notes += notes

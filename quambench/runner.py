@@ -34,7 +34,7 @@ from quambench.evaluate import (
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.hessians import gather_hessians
 from quambench.interchange.outside import FloatModel, find_calibration
-from quambench.interchange.quamba import from_act_scales
+from quambench.interchange.quamba import from_act_scales, reorder_params_of
 from quambench.metrics import METRICS, Measurement, metrics_of
 from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
@@ -162,6 +162,7 @@ class ModelRun:
         order = order_of(groups)
         if self._arranged is None or self._arranged[0] != order:
             self._arranged = None  # before another is made
+            self._guest.clear()
             self._arranged = order, arrange(self.checkpoint.model, groups, self.plain)
         return self._arranged[1]
 
@@ -268,7 +269,7 @@ class ModelRun:
         with torch.no_grad(), calling(case.calibration):
             act_scales = calibrate_outside(model, list(sequences.clone().split(1)))
         made = from_act_scales(
-            act_scales, model.reorder_params, self.checkpoint.config, model_digest=self.checkpoint.digest,
+            act_scales, reorder_params_of(groups), self.checkpoint.config, model_digest=self.checkpoint.digest,
             data_digest=digest_of(sequences), observer=case.calibration,
         )  # fmt: skip
         return _saved_and_loaded(made)

@@ -28,5 +28,5 @@ def scope(nodeid: str, models: Collection[str]) -> str:
     model, _, rest = nodeid.partition("[")[2].removesuffix("]").partition("/")
     if model not in models:
         return nodeid
-    size = rest.rpartition("/")[2]
-    return f"{model}/{size}" if size in SIZES else model
+    size = next((part for part in rest.split("/") if part in SIZES), "")
+    return f"{model}/{size}" if size else model

@@ -5,14 +5,13 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from quambench.case import FULL_SUFFIX, Case, Protocol
+from quambench.case import Case, Protocol, asks_tasks, is_full
 from quambench.data.corpus import Corpus, load_corpus
 from quambench.errors import (
     BadArtefact,
@@ -33,6 +32,7 @@ from quambench.gate.rerun import Job, rerun
 from quambench.gate.verdicts import Finding, Status, Verdict, gated, judge
 from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
+from quambench.outside import place_of
 from quambench.provenance import machine_class, provenance
 from quambench.runner import Known, ModelRun, Progress
 
@@ -80,7 +80,7 @@ class Session:
         self._corpus: Corpus | None = None
         self._given: dict[str, str] = {}  # model name -> as it was asked for
         self._answers: dict[str, ProbeResult] = {}
-        self.tasks = Tasks(self.corpus_path)
+        self.tasks = Tasks(self.corpus_path, self.device)
 
     @property
     def corpus(self) -> Corpus:
@@ -213,7 +213,8 @@ class Session:
     def orphans(self, suite: str, produced: Sequence[str], full_size: bool = False) -> list[Verdict]:
         """Stored cases of a suite that a whole run did not produce; also kept as verdicts.
 
-        full_size  the run was of --qb-full's cases: those and the others are judged apart
+        full_size  the run was of --qb-full's cases: those and the others are judged apart; those with tasks never,
+                   being made on request alone
         """
         found = []
         models = {path.stem for path in (self.baselines / suite).glob("*/*.json")}
@@ -223,7 +224,9 @@ class Session:
             except BadArtefact as error:
                 found.append(Verdict(f"{suite}/{model}", Status.ERROR, str(error)))
                 continue
-            of_this_size = {i for i in stored.cases if i.endswith(f"/{FULL_SUFFIX}") == full_size} if stored else set()
+            of_this_size = (
+                {i for i in stored.cases if not asks_tasks(i) and is_full(i) == full_size} if stored else set()
+            )
             for case_id in sorted(of_this_size - set(produced)):
                 reason = "stored, but no case produces it any more; a full run with --qb-update removes it"
                 found.append(Verdict(case_id, Status.ORPHAN, reason, written=self.update))
@@ -306,11 +309,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _where(error: Exception) -> str:
-    """file:line of the innermost frame: the place of a crash; of what somebody else's code raised, in that code."""
+    """file:line: the place of a crash; of what somebody else's code raised, in that code."""
     if isinstance(error, OutsideFailed) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
-    last = frames[-1]
-    return f"{Path(last.filename).name}:{last.lineno}"
+    return place_of(error)

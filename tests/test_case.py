@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from quambench.case import Case, Protocol, check_fit, protocol_hash
+from quambench.case import Case, Protocol, asks_tasks, check_fit, is_full, protocol_hash
 from quambench.errors import BadParameter, UnknownName
 from quambench.observers import ObserverSpec
+from quambench.observers.running_max import RunningMax
 from quambench.policy import PolicySpec
 from quambench.quant.quantized import Precision
 from quambench.quant.recipe import WeightRecipe
@@ -167,3 +170,30 @@ def test_a_part_that_is_wrong_is_one_line(text, error, says):
         Case.parse("m", text)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_tasks_are_part_of_an_id_and_read_back():
+    case = Case.parse("m", "mse/1x1/tasks=b+a+b:20")
+    assert case.id == "m/mse/1x1/tasks=a+b:20"
+    assert (case.tasks, case.task_limit) == (("a", "b"), 20)
+    assert Case.parse("m", case.id.partition("/")[2]) == case
+    with pytest.raises(BadParameter, match="tasks are written"):
+        Case.parse("m", "mse/tasks=:3")
+    with pytest.raises(BadParameter, match="one tasks"):
+        Case.parse("m", "mse/tasks=a/tasks=b")
+
+
+def test_full_and_tasks_are_seen_wherever_they_stand():
+    assert is_full("m/mse/1x1/full")
+    assert is_full("m/mse/1x1/full/tasks=a")
+    assert not is_full("m/mse/1x1/quick")
+    assert asks_tasks("m/mse/1x1/full/tasks=a")
+    assert not asks_tasks("m/mse/1x1")
+
+
+def test_weights_by_an_observer_from_outside_read_back(monkeypatch):
+    theirs = SimpleNamespace(Mine=type("Mine", (RunningMax,), {}))
+    monkeypatch.setitem(sys.modules, "quambench_their_weights", theirs)
+    case = Case.parse("m", "mse/weights=quambench_their_weights:Mine@channel")
+    assert case.id == "m/mse/1x1/weights=quambench_their_weights:Mine@channel"
+    assert Case.parse("m", case.id.partition("/")[2]) == case

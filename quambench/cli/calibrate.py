@@ -13,10 +13,11 @@ from torch import Tensor
 from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_device, add_model, progress_bars
 from quambench.data.corpus import load_corpus
-from quambench.errors import check_writable
+from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
+from quambench.quant.weights import LARGEST
 from quambench.runner import ModelRun
 
 
@@ -47,6 +48,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     case = Case.parse("", options.observer)  # before the model is loaded
+    if replace(case, observer=LARGEST, calibration="") != Case(model="", observer=LARGEST):
+        raise BadParameter(
+            f"calibrate makes scales of 8 bits: --observer is an observer alone (got {options.observer!r});"
+            " --policy and --grouping say the rest, and quambench eval takes whole cases"
+        )
     check_grouping(options.grouping)
     checked_device(options.device)
     if options.out:

@@ -45,10 +45,12 @@ def run(options: argparse.Namespace) -> int:
     folder: Path = options.folder
     suites = _suites(options)
     files = {Path("conftest.py"): CONFTEST, **{Path("suites") / f"test_{n}.py": text for n, text in suites.items()}}
-    check_writable(folder)
-    if there := [str(name) for name in files if (folder / name).exists()]:
+    check_writable(folder / "suites")
+    if there := [str(name) for name, text in files.items() if not _free(folder / name, text)]:
         raise BadParameter(f"nothing was written: {', '.join(there)} in {folder} would be replaced; move it away first")
     for name, text in files.items():
+        if (folder / name).exists():
+            continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
         print(f"written: {folder / name}")
@@ -70,10 +72,14 @@ def _suites(options: argparse.Namespace) -> dict[str, str]:
     }
     if not any(asked.values()):
         asked["observer"] = ["percentile"]
-    if options.folder.is_dir():
-        with chdir(options.folder):  # where the suites will run
-            _check([text for cases in asked.values() for text in cases])
+    with chdir(options.folder if options.folder.is_dir() else Path()):  # where the suites will run
+        _check([text for cases in asked.values() for text in cases])
     return {name: _suite(name, cases) for name, cases in asked.items() if cases}
+
+
+def _free(path: Path, text: str) -> bool:
+    """Nothing is there, or what would be written."""
+    return not path.exists() or (path.is_file() and path.read_text(encoding="utf-8") == text)
 
 
 def _check(cases: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -65,6 +67,11 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         self._inner.save(str(path))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides how text is read."""
+        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -81,7 +81,7 @@ def main(job_file: Path, out: Path) -> None:
     """The other process."""
     torch.set_num_threads(int(conditions()["OMP_NUM_THREADS"]))
     job: Job = pickle.loads(job_file.read_bytes())  # written by our own parent process
-    checkpoint, corpus, tasks = load_checkpoint(job.model), load_corpus(job.corpus), Tasks(job.corpus)
+    checkpoint, corpus, tasks = load_checkpoint(job.model), load_corpus(job.corpus), Tasks(job.corpus, job.device)
     run = ModelRun(checkpoint, corpus, job.cases, window_batch=OTHER_BATCH, device=job.device, tasks=tasks)
     arrays = {}
     for index, case in enumerate(job.cases):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quambench.errors import BadParameter
-from quambench.grouping.base import ChannelStatistics, Grouping
+from quambench.grouping.base import GROUPINGS, ChannelStatistics, Grouping
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
 from quambench.outside import Kind, calling
@@ -28,7 +28,7 @@ RETURNED = ("channel_index", "head_groups", "head_index", "dim_groups")
 
 def is_outside(name: str) -> bool:
     """Whether a bare name, without parameters, is one from outside."""
-    return ":" in name or name in GROUPING.installed
+    return ":" in name or (name in GROUPING.installed and name not in GROUPINGS)
 
 
 def find_outside(name: str) -> type[Grouping]:
@@ -39,7 +39,10 @@ def find_outside(name: str) -> type[Grouping]:
     function = GROUPING.find(name, (), "quambench/grouping/", "function")
     if not inspect.isroutine(function):
         raise BadParameter(f"{name} must be a function (got {type(function).__name__})")
-    takes = inspect.signature(function).parameters
+    try:
+        takes = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of some builtins nobody knows
+        takes = []
     if missing := [p for p in PARAMETERS if p not in takes]:
         raise BadParameter(f"{name} must take {', '.join(PARAMETERS)}, as group_wise_sort_indices does"
                            f" (it lacks {', '.join(missing)})")  # fmt: skip
@@ -75,7 +78,15 @@ class FromOutside(Grouping):
                 mean_abs, config.head_dim, config.n_groups, group_heads=True,
                 nhead_groups=int(self.nhead_groups), ndim_groups=int(self.ndim_groups),
             )  # fmt: skip
-        return checked_groups(f"{self.name}: layer {layer}", found)
+        groups = checked_groups(f"{self.name}: layer {layer}", found)
+        ours = config.n_groups, config.n_heads, config.d_inner
+        theirs = len(groups.head_sizes), len(groups.head_index), len(groups.channel_index)
+        if theirs != ours:
+            raise BadParameter(
+                f"{self.name}: layer {layer}: must be of {ours[0]} SSD groups, {ours[1]} heads, {ours[2]} channels"
+                f" (got {theirs[0]}, {theirs[1]}, {theirs[2]})"
+            )
+        return groups
 
 
 def checked_groups(whose: str, found: Any) -> Groups:

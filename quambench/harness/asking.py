@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quambench.case import Case
@@ -21,10 +22,11 @@ FLOAT = "float64"  # as in every comparison with float: the same on every machin
 class Tasks:
     """Loaded once for all cases that ask the same; so are the float models' answers kept."""
 
-    def __init__(self, corpus: Path | None = None) -> None:
-        self._corpus = corpus
+    def __init__(self, corpus: Path | None = None, device: str = "cpu") -> None:
+        """device: of the float model; a quantized one is where it is"""
+        self._corpus, self._device = corpus, torch.device(device)
         self._loaded: dict[tuple[str, ...], Any] = {}
-        self._of_float: dict[tuple[str, tuple[str, ...], int], Sequence[Any]] = {}
+        self._of_float: dict[tuple[object, ...], Sequence[Any]] = {}
 
     def evidence(self, checkpoint: Checkpoint, case: Case, model: Model, digest: str) -> dict[str, Tensor]:
         """As quambench/metrics/tasks.py reads it.
@@ -58,8 +60,9 @@ class Tasks:
     def _float(self, checkpoint: Checkpoint, case: Case, loaded: Any) -> Sequence[Any]:
         from quambench.harness.running import run_tasks
 
-        key = checkpoint.digest, case.tasks, case.task_limit
+        # A folder's copy of a bundled model has its weights, and reads texts otherwise.
+        key = checkpoint.digest, checkpoint.bundled, checkpoint.tokenizer.digest, case.tasks, case.task_limit
         if key not in self._of_float:
-            subject: Subject = float_subject(checkpoint, checkpoint.bundled, FLOAT)
+            subject: Subject = float_subject(checkpoint, checkpoint.bundled, FLOAT, self._device)
             self._of_float[key] = run_tasks(subject, loaded, case.task_limit or None)
         return self._of_float[key]

@@ -35,12 +35,21 @@ class Guest:
             return model
         if self._there is None or self._there[0] is not model:
             self.clear()
-            self._there = model, copy.deepcopy(model).to(self.device)
+            self._there = model, _copied(model, self.device)
         return cast(N, on_host(self._there[1], self.device))
 
     def clear(self) -> None:
         """Nobody is there."""
         self._there = None
+
+
+def _copied(model: N, device: torch.device) -> N:
+    """A copy on a device, tensor by tensor: the host has no room for a second one."""
+    there: dict[int, object] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        moved = tensor.detach().to(device)
+        there[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    return copy.deepcopy(model, there)
 
 
 class _OnHost:

@@ -34,6 +34,13 @@ def world(tmp_path_factory):
     return root
 
 
+@pytest.mark.parametrize("spec", ["running_max/channel", "running_max/w4a8", "running_max/full", "running_max/gptq"])
+def test_calibrate_takes_an_observer_and_nothing_behind_it(world, capsys, spec):
+    code, _, error = call(capsys, "calibrate", world / "tiny", "--observer", spec)
+    assert code == 2
+    assert "--observer is an observer alone" in error
+
+
 def call(capsys, *arguments):
     code = main([str(a) for a in arguments])
     captured = capsys.readouterr()

@@ -43,6 +43,20 @@ def test_what_is_written_is_collected(pytester, capsys):
     assert "test_observer[mamba-tiny/percentile/1x1/quick]" in found.stdout.str()
 
 
+def test_another_kind_joins_later(repository, capsys):
+    (repository / "more_of_init.py").write_text("def calibrate(model, data):\n    return []\n")
+    assert init("--observer", "calib_of_init:Mine") == 0
+    assert init("--calibration", "more_of_init:calibrate") == 0
+    assert sorted(p.name for p in (repository / "suites").iterdir()) == ["test_calibration.py", "test_observer.py"]
+
+
+def test_a_file_in_the_way_is_one_line_before_anything_is_written(repository, capsys):
+    (repository / "suites").write_text("")
+    assert init() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (repository / "conftest.py").exists()
+
+
 def test_nothing_that_is_there_is_replaced(repository, capsys):
     (repository / "conftest.py").write_text("mine = 1\n")
     assert init() == 2

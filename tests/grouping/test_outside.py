@@ -110,6 +110,7 @@ def test_an_installed_package_gives_a_name(monkeypatch):
     [
         (f"{HERE}:in_thirds", UnknownName, "no function in .* named 'in_thirds'. Did you mean 'in_halves'"),
         (f"{HERE}:lacking", BadParameter, "it lacks group_heads, nhead_groups, ndim_groups"),
+        ("math:hypot", BadParameter, "it lacks tensor"),
         (f"{HERE}:NoFunction", BadParameter, "must be a function .got type."),
         ("not_there:f", BadParameter, "grouping not_there:f: 'not_there' cannot be imported"),
         (f"{HERE}:in_halves[ndim_groups=0]", BadParameter, "ndim_groups must be a whole number, 1 or more"),
@@ -148,6 +149,31 @@ def test_what_it_returns_is_checked_and_the_layer_named(found, says):
         checked_groups("theirs: layer 3", found)
     assert str(refused.value).startswith("theirs: layer 3: ")
     assert "\n" not in str(refused.value)
+
+
+def of_other_size(tensor, headdim, ssd_ngroups, group_heads=False, nhead_groups=4, ndim_groups=4):
+    """Sound in itself: of one SSD group, where the model has two."""
+    return in_halves(tensor, headdim, 1, group_heads, nhead_groups, ndim_groups)
+
+
+def of_fewer_heads(tensor, headdim, ssd_ngroups, group_heads=False, nhead_groups=4, ndim_groups=4):
+    return in_halves(tensor[: len(tensor) // 2], headdim, ssd_ngroups, group_heads, nhead_groups, ndim_groups)
+
+
+@pytest.mark.parametrize(("function", "got"), [(of_other_size, "1, 4, 32"), (of_fewer_heads, "2, 2, 16")])
+def test_what_fits_another_model_is_refused(function, got):
+    numbers = (2, 2) if function is of_other_size else (1, 2)
+    with pytest.raises(BadParameter, match=rf"layer 1: must be of 2 SSD groups, 4 heads, 32 channels .got {got}"):
+        adapted("theirs", function)(*numbers).groups({1: statistics(0)}, CONFIG)
+
+
+def test_no_package_takes_our_own_names(monkeypatch):
+    monkeypatch.setattr(
+        outside, "installed", lambda kind: dict.fromkeys(("adaptive", "quamba2", "gptq"), f"{HERE}:in_halves")
+    )
+    assert not issubclass(GroupingSpec.parse("adaptive").found(), FromOutside)
+    case = Case.parse("m", "running_max/4x4/quamba2/w4a8/gptq")
+    assert (case.grouping, case.policy.name, case.weights.gptq) == ("4x4", "quamba2", True)
 
 
 def test_lists_are_arrays_too():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Task, calibrate
 from quambench.case import Case, check_fit
 from quambench.errors import BadParameter, UnknownName
+from quambench.gate.probes import all_probes, rests_on
 from quambench.grouping import GroupingSpec
 from quambench.interchange.outside import FloatModel, find_calibration
 from quambench.interchange.quamba import HEAD_KEY, KEYS, from_act_scales
@@ -20,6 +22,7 @@ from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
 from quambench.provenance import provenance
 from quambench.quant.fuse import prepare
+from quambench.runner import ModelRun
 
 CONFIGS = {
     "mamba": ModelConfig(architecture="mamba", d_model=16, n_layers=2, vocab_size=24, d_state=4, dt_rank=2),
@@ -124,6 +127,40 @@ def test_in_groups_the_model_stands_in_their_order_and_says_so():
     ours = calibrate(arrange(model, groups, plain), SEQUENCES, {0: Task(plan, 8, groups=groups)}, "m")[0]
     for layer, entry in enumerate(grouped(given, DATA)[:-1]):
         assert torch.equal(entry["walked"], ours.scales[f"layers.{layer}.x_conv_out"])
+
+
+def turned_round(model, data):
+    """Meddles with the order that it is told."""
+    found = largest_over_127(model, data)
+    for index in (model.reorder_params or {}).get("channel_index", ()):
+        index.copy_(index.clone().view(-1, 4).flip(1).flatten())
+    return found
+
+
+def test_the_order_is_not_a_functions_to_change():
+    config = CONFIGS["mamba2"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        checkpoint = SimpleNamespace(
+            name="m", digest="m", config=config, recall={}, model=build(config).eval().requires_grad_(False)
+        )
+    made = {}
+    for name in ("largest_over_127", "turned_round"):
+        case = Case.parse("m", f"calibration={HERE}:{name}/2x2")
+        run = ModelRun(checkpoint, None, [case])
+        run.__dict__["calibration_sequences"] = SEQUENCES
+        made[name] = run.calibration(case)
+    assert made["turned_round"].digest == made["largest_over_127"].digest
+
+
+def test_probes_of_our_own_calibration_say_nothing_of_theirs():
+    theirs = Case.parse("m", f"calibration={HERE}:largest_over_127")
+    ours = Case.parse("m", "running_max/uniform")
+    names = [probe.name for probe in all_probes()]
+    units = {name.split("/")[0] for name in names if rests_on(name, "mamba2", theirs)}
+    assert units.isdisjoint({"policy", "granularity", "calibration"})
+    assert {"fuse", "step", "kernel"} <= units
+    assert {"policy", "calibration"} <= {name.split("/")[0] for name in names if rests_on(name, "mamba2", ours)}
 
 
 def test_a_planted_fault_shows(model):

@@ -78,6 +78,8 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     """Whether a case depends on the unit that the probe of this name asks."""
     unit, _, variant = name.partition("/")
     observers = {case.observer.name, case.weights.observer.name, "running_max"}  # weights and sites keep the last
+    if case.calibration and unit in ("policy", "granularity", "calibration"):
+        return False  # its scales are somebody else's
     finer = case.grouping != PER_TENSOR or case.policy.found().measures
     if unit in ("cluster", "adaptive"):
         return case.groups_by is not None and _clusters_by(case.groups_by, unit, variant)
