@@ -231,7 +231,7 @@ def test_eval_shows_what_some_case_measured(monkeypatch, capsys):
     trained = SimpleNamespace(summary="8 steps in 1.2 s")
     monkeypatch.setattr(
         "quambench.cli.eval.ModelRun",
-        lambda _, __, cases, *___: SimpleNamespace(
+        lambda _, __, cases, *___, **____: SimpleNamespace(
             result=lambda case: SimpleNamespace(metrics=measured[case.observer.name]), refined={cases[1]: trained}
         ),
     )

@@ -72,7 +72,7 @@ def test_a_measurement_takes_the_fastest_of_each_set(monkeypatch):
     monkeypatch.setattr(gate, "samples", lambda *_: taken)
     found = measured(lambda: (None, None))
     assert found.value == pytest.approx(6**0.5)
-    reach = 2.5706 * 0.5 * math.log(1.5) * (6 / 5) ** 0.5 / 6**0.5  # t of 5 degrees; the logs' deviation
+    reach = 2.2622 * 0.5 * math.log(1.5) * (10 / 9) ** 0.5 / 10**0.5  # t of 9 degrees; the logs' deviation
     assert math.log(found.high / found.value) == pytest.approx(reach, rel=1e-4)
     assert math.log(found.value / found.low) == pytest.approx(reach, rel=1e-4)
     assert (found.seconds, found.counterpart_seconds, found.rounds) == (2, 1, 4)

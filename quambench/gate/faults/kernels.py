@@ -74,14 +74,15 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("few rows are multiplied one input short", "kernel/int8_linear|step")
 def _() -> AbstractContextManager[Any]:
-    """Where one C++ kernel serves them, in that kernel alone; else wherever a product is."""
+    """Where one C++ kernel serves them, in that kernel alone; else in whatever multiplies."""
 
     def short(run: Any, x: Tensor, *rest: Any) -> Tensor:
-        return run(torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], dim=1), *rest)
+        few = x.shape[0] <= cpu.FEW
+        return run(torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], dim=1) if few else x, *rest)
 
-    if cpu.why_not_native():
-        return around("int8_linear", short)
-    return patch.object(cpu.few_rows, "fused", partial(short, cpu.few_rows_fused))
+    if dispatch.resolve("int8_linear", "auto", torch.device("cpu"), size=1) is cpu.few_rows:
+        return patch.object(cpu.few_rows, "fused", partial(short, cpu.few_rows_fused))
+    return around("int8_linear", short)
 
 
 @fault("a projection's outputs are truncated", "kernel/int8_linear", "layers.0.(in_proj:output|z)")
