@@ -66,7 +66,7 @@ def test_the_gate_is_drilled(capsys, monkeypatch):
     monkeypatch.setattr(drill, "SHAPES", ("mamba2-130m",))
     assert main(["bench", "gate"]) == 0
     said = capsys.readouterr().out
-    rows = sum("mamba2-130m" in row for row in drill.ROWS)
+    rows = sum("decode 1" in row for row in drill.ROWS)  # prefill is of another length here
     assert f"caught {20 * rows} of {20 * rows} planted slowdowns; 0 false alarms in {40 * rows} clean" in said
     assert f"{rows} rows" in f"{said.count('20 of 20')} rows"
 

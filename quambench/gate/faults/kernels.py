@@ -72,7 +72,7 @@ def _() -> AbstractContextManager[Any]:
     return around("int8_linear", lambda run, x, w: run(x, w).clamp(-32768, 32767))
 
 
-@fault("few rows are multiplied one input short", "kernel/int8_linear|step")
+@fault("few rows are multiplied one input short", "(kernel/)?int8_linear|step")
 def _() -> AbstractContextManager[Any]:
     """Where one C++ kernel serves them, in that kernel alone; else in whatever multiplies."""
 
