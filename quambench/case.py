@@ -122,8 +122,12 @@ class Case:
         else:
             case = replace(case, observer=ObserverSpec.parse(first))
         given: dict[str, Any] = {}
-        for part in rest:
-            (field_name, value), *_ = _part(part).items()
+        for i, part in enumerate(rest):
+            try:
+                (field_name, value), *_ = _part(part).items()
+            except UnknownName:
+                _refuse_cut_path(rest[i:])
+                raise
             if field_name in given:
                 raise BadParameter(f"a case has one {field_name} (got another, {part}, in {text!r})")
             given[field_name] = value
@@ -200,6 +204,14 @@ def _idle(case: Case) -> str:
     if case.refinement:
         return case.refinement.name
     return "" if case.precision.symmetric else "asymmetric"
+
+
+def _refuse_cut_path(parts: list[str]) -> None:
+    """raises BadParameter where the first parts are the path of a mix's file, cut at its slashes"""
+    end = next((n for n, part in enumerate(parts, 1) if part.endswith(".json")), 0)
+    if end > 1:
+        path = "/".join(parts[:end]).removeprefix("precision=")
+        raise BadParameter(f"the path of a mix stands in brackets, or its slashes part it: write mix[{path}]")
 
 
 def _part(text: str) -> dict[str, Any]:
