@@ -123,13 +123,22 @@ def _place(name: str) -> tuple[str, Place]:
     """What the model is called, and where its files are."""
     if name in bundled_names():
         return name, Folder(_zoo() / name, "bundled")
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    folder = _folder(name)
+    if folder is not None:
         return folder.resolve().name, Folder(folder)
     repository = Repository.parse(name)
     if repository is None:
         raise UnknownName("model", name, bundled_names())
     return repository.short, repository
+
+
+def _folder(name: str) -> Path | None:
+    """Where `name` is one; None too for what can be no path: of a user who is not there, or too long."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if name and folder.is_dir() else None
+    except (RuntimeError, OSError, ValueError):
+        return None
 
 
 def checked_device(name: str | torch.device) -> torch.device:

@@ -436,7 +436,9 @@ def test_a_bundled_name_wins_over_a_folder(
     assert load_checkpoint("./mamba-tiny").config == MAMBA2
 
 
-@pytest.mark.parametrize("name", ["mamba-tiyn", "", "/no/such/folder", "a/b/c", "../x"])
+@pytest.mark.parametrize(
+    "name", ["mamba-tiyn", "", "/no/such/folder", "a/b/c", "../x", "~nosuchuser/x", "x" * 300, "a\0b"]
+)
 def test_an_unknown_name_tells_the_known_ones(zoo: Path, name: str) -> None:
     with pytest.raises(UnknownName) as error:
         load_checkpoint(name)
