@@ -189,7 +189,7 @@ def _weight_file(place: Place) -> Path:
         for file in sorted({f for f in files.values() if isinstance(f, str)} if isinstance(files, dict) else ()):
             place.find(file)  # what it says otherwise, and what is missing, is for the reader to tell
         return source
-    raise place.lacks(f"weights: none of {', '.join(WEIGHT_FILES)}")
+    raise place.lacks(f"weights (none of {', '.join(WEIGHT_FILES)})")
 
 
 def _tokenizer_file(place: Place, raw: dict[str, Any], config: ModelConfig) -> Path:
