@@ -102,9 +102,10 @@ def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = tor
     its config says (prepared for quantization: rotated and untied)
     """
     config = model.config
-    tensors = {name: t.detach().to("cpu", dtype, copy=True).contiguous() for name, t in model.state_dict().items()}
-    for name, tensor in tensors.items():
-        _refuse_non_finite(f"{folder} as {dtype}", name, tensor)
+    tensors = {
+        name: _narrowed(str(folder), name, t.detach().to("cpu", copy=True), dtype).contiguous()
+        for name, t in model.state_dict().items()
+    }
     rotated = any(isinstance(m, Mixer) and not isinstance(m.out_rotation, nn.Identity) for m in model.modules())
     if rotated or (config.tie_embeddings and not torch.equal(tensors.pop(_HEAD), tensors[_EMBEDDING])):
         raise BadCheckpoint("a model prepared for quantization cannot be saved as a float checkpoint")
@@ -276,8 +277,7 @@ def _assemble(
         at = 0
         for piece in weights.pieces(stored_as):
             digest.update(piece.view(torch.uint8).numpy().data)
-            part = piece.to(kept)
-            _refuse_non_finite(str(source), name, part)
+            part = _narrowed(str(source), name, piece, kept)
             ready[name].view(-1)[at : at + len(part)].copy_(part)
             at += len(part)
             del piece, part  # or a mapping would live on beside the next
@@ -303,9 +303,21 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sourc
         raise BadParameter(f"{source} does not fit on {device}: no {needed:.2g} GiB more are free there") from None
 
 
-def _refuse_non_finite(place: str, name: str, tensor: Tensor) -> None:
-    if not all(x.isfinite() for x in torch.aminmax(tensor)):  # NaN is both; a tenth of the time of asking each
-        raise NonFinite(f"{place}: {name} holds NaN or infinity")
+def _narrowed(place: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """raises NonFinite where `tensor` is not finite, or is no longer in `dtype`"""
+    narrow = tensor.to(dtype)
+    if not all(x.isfinite() for x in torch.aminmax(narrow)):  # NaN is both; a tenth of the time of asking each
+        raise NonFinite(f"{place}: {name} {_why_not_finite(tensor.double().flatten(), dtype)}")
+    return narrow
+
+
+def _why_not_finite(wide: Tensor, dtype: torch.dtype) -> str:
+    if not wide.isfinite().all():
+        return "holds NaN or infinity"
+    largest = wide[wide.abs().argmax()]
+    wider = sorted(name for name, other in DTYPES.items() if largest.to(other).isfinite())
+    does_not_fit = f"does not fit {str(dtype).removeprefix('torch.')} ({largest.item():g})"
+    return f"{does_not_fit}; use {' or '.join(wider)}" if wider else does_not_fit
 
 
 @contextmanager

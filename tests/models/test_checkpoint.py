@@ -215,7 +215,7 @@ def test_saving_refuses_a_weight_that_overflows(tmp_path: Path) -> None:
         model.backbone.norm_f.weight[0] = 1e5  # float16 ends at 65504
     with pytest.raises(NonFinite) as error:
         save_checkpoint(tmp_path / "model", model)
-    assert_one_line(error, "backbone.norm_f.weight", "float16")
+    assert_one_line(error, "backbone.norm_f.weight does not fit float16 (100000); use bfloat16 or float32")
     assert not (tmp_path / "model").exists()
 
 
