@@ -102,10 +102,10 @@ def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = tor
     its config says (prepared for quantization: rotated and untied)
     """
     config = model.config
-    tensors = {
-        name: _narrowed(str(folder), name, t.detach().to("cpu", copy=True), dtype).contiguous()
-        for name, t in model.state_dict().items()
-    }
+    wide = {name: t.detach() for name, t in model.state_dict().items()}
+    tensors = {name: t.to("cpu", dtype, copy=True).contiguous() for name, t in wide.items()}
+    for name, tensor in tensors.items():
+        _check_finite(str(folder), name, tensor, wide[name])
     rotated = any(isinstance(m, Mixer) and not isinstance(m.out_rotation, nn.Identity) for m in model.modules())
     if rotated or (config.tie_embeddings and not torch.equal(tensors.pop(_HEAD), tensors[_EMBEDDING])):
         raise BadCheckpoint("a model prepared for quantization cannot be saved as a float checkpoint")
@@ -277,10 +277,11 @@ def _assemble(
         at = 0
         for piece in weights.pieces(stored_as):
             digest.update(piece.view(torch.uint8).numpy().data)
-            part = _narrowed(str(source), name, piece, kept)
-            ready[name].view(-1)[at : at + len(part)].copy_(part)
+            part = ready[name].view(-1)[at : at + len(piece)]
+            part.copy_(piece)  # straight there: copies between would leave malloc's heap full of holes
+            _check_finite(str(source), name, part, piece)
             at += len(part)
-            del piece, part  # or a mapping would live on beside the next
+            del piece  # or a mapping would live on beside the next
     model.load_state_dict(ready, strict=False, assign=True)  # not strict: a tied lm_head follows below
     if config.tie_embeddings:
         model.lm_head.weight = model.backbone.embedding.weight
@@ -303,12 +304,10 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sourc
         raise BadParameter(f"{source} does not fit on {device}: no {needed:.2g} GiB more are free there") from None
 
 
-def _narrowed(place: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """raises NonFinite where `tensor` is not finite, or is no longer in `dtype`"""
-    narrow = tensor.to(dtype)
+def _check_finite(place: str, name: str, narrow: Tensor, wide: Tensor) -> None:
+    """raises NonFinite where `wide` is not finite, or is no longer in the dtype of `narrow`, which was made of it"""
     if not all(x.isfinite() for x in torch.aminmax(narrow)):  # NaN is both; a tenth of the time of asking each
-        raise NonFinite(f"{place}: {name} {_why_not_finite(tensor.double().flatten(), dtype)}")
-    return narrow
+        raise NonFinite(f"{place}: {name} {_why_not_finite(wide.double().flatten(), narrow.dtype)}")
 
 
 def _why_not_finite(wide: Tensor, dtype: torch.dtype) -> str:

@@ -11,6 +11,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,7 +91,10 @@ class SafetensorsFile:
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         dtype, left = self.stored[name].dtype, math.prod(self.stored[name].shape)
-        buffer = torch.empty(min(left, PIECE) * dtype.itemsize, dtype=torch.uint8)
+        if not left:
+            return
+        # Of the kernel's, not malloc's, in whose heap a buffer for each tensor would leave a hole between weights.
+        buffer = torch.frombuffer(mmap(-1, min(left, PIECE) * dtype.itemsize), dtype=torch.uint8)
         with self._path.open("rb") as file:
             file.seek(self._begin[name])
             while left:
