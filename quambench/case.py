@@ -133,8 +133,12 @@ class Case:
         else:
             case = replace(case, observer=ObserverSpec.parse(first))
         given: dict[str, Any] = {}
-        for part in rest:
-            found = _part(part)
+        for i, part in enumerate(rest):
+            try:
+                found = _part(part)
+            except UnknownName:
+                _refuse_cut_path(rest[i:])
+                raise
             if twice := next((name for name in found if name in given), ""):
                 raise BadParameter(f"a case has one {twice} (got another, {part}, in {text!r})")
             given |= found
@@ -226,6 +230,14 @@ def _idle(case: Case) -> str:
 def in_order(tasks: Iterable[str]) -> tuple[str, ...]:
     """Names as a case has them: each once, sorted, so that one set of tasks is one case."""
     return tuple(sorted(set(tasks)))
+
+
+def _refuse_cut_path(parts: list[str]) -> None:
+    """raises BadParameter where the first parts are the path of a mix's file, cut at its slashes"""
+    end = next((n for n, part in enumerate(parts, 1) if part.endswith(".json")), 0)
+    if end > 1:
+        path = "/".join(parts[:end]).removeprefix("precision=")
+        raise BadParameter(f"the path of a mix stands in brackets, or its slashes part it: write mix[{path}]")
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -102,9 +102,10 @@ def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = tor
     its config says (prepared for quantization: rotated and untied)
     """
     config = model.config
-    tensors = {name: t.detach().to("cpu", dtype, copy=True).contiguous() for name, t in model.state_dict().items()}
+    wide = {name: t.detach() for name, t in model.state_dict().items()}
+    tensors = {name: t.to("cpu", dtype, copy=True).contiguous() for name, t in wide.items()}
     for name, tensor in tensors.items():
-        _refuse_non_finite(f"{folder} as {dtype}", name, tensor)
+        _check_finite(str(folder), name, tensor, wide[name])
     rotated = any(isinstance(m, Mixer) and not isinstance(m.out_rotation, nn.Identity) for m in model.modules())
     if rotated or (config.tie_embeddings and not torch.equal(tensors.pop(_HEAD), tensors[_EMBEDDING])):
         raise BadCheckpoint("a model prepared for quantization cannot be saved as a float checkpoint")
@@ -123,13 +124,22 @@ def _place(name: str) -> tuple[str, Place]:
     """What the model is called, and where its files are."""
     if name in bundled_names():
         return name, Folder(_zoo() / name, "bundled")
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    folder = _folder(name)
+    if folder is not None:
         return folder.resolve().name, Folder(folder)
     repository = Repository.parse(name)
     if repository is None:
         raise UnknownName("model", name, bundled_names())
     return repository.short, repository
+
+
+def _folder(name: str) -> Path | None:
+    """Where `name` is one; None too for what can be no path: of a user who is not there, or too long."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if name and folder.is_dir() else None
+    except (RuntimeError, OSError, ValueError):
+        return None
 
 
 def checked_device(name: str | torch.device) -> torch.device:
@@ -180,7 +190,7 @@ def _weight_file(place: Place) -> Path:
         for file in sorted({f for f in files.values() if isinstance(f, str)} if isinstance(files, dict) else ()):
             place.find(file)  # what it says otherwise, and what is missing, is for the reader to tell
         return source
-    raise place.lacks(f"weights: none of {', '.join(WEIGHT_FILES)}")
+    raise place.lacks(f"weights (none of {', '.join(WEIGHT_FILES)})")
 
 
 def _tokenizer_file(place: Place, raw: dict[str, Any], config: ModelConfig) -> Path:
@@ -267,11 +277,11 @@ def _assemble(
         at = 0
         for piece in weights.pieces(stored_as):
             digest.update(piece.view(torch.uint8).numpy().data)
-            part = piece.to(kept)
-            _refuse_non_finite(str(source), name, part)
-            ready[name].view(-1)[at : at + len(part)].copy_(part)
+            part = ready[name].view(-1)[at : at + len(piece)]
+            part.copy_(piece)  # straight there: copies between would leave malloc's heap full of holes
+            _check_finite(str(source), name, part, piece)
             at += len(part)
-            del piece, part  # or a mapping would live on beside the next
+            del piece  # or a mapping would live on beside the next
     model.load_state_dict(ready, strict=False, assign=True)  # not strict: a tied lm_head follows below
     if config.tie_embeddings:
         model.lm_head.weight = model.backbone.embedding.weight
@@ -294,9 +304,19 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sourc
         raise BadParameter(f"{source} does not fit on {device}: no {needed:.2g} GiB more are free there") from None
 
 
-def _refuse_non_finite(place: str, name: str, tensor: Tensor) -> None:
-    if not all(x.isfinite() for x in torch.aminmax(tensor)):  # NaN is both; a tenth of the time of asking each
-        raise NonFinite(f"{place}: {name} holds NaN or infinity")
+def _check_finite(place: str, name: str, narrow: Tensor, wide: Tensor) -> None:
+    """raises NonFinite where `wide` is not finite, or is no longer in the dtype of `narrow`, which was made of it"""
+    if not all(x.isfinite() for x in torch.aminmax(narrow)):  # NaN is both; a tenth of the time of asking each
+        raise NonFinite(f"{place}: {name} {_why_not_finite(wide.double().flatten(), narrow.dtype)}")
+
+
+def _why_not_finite(wide: Tensor, dtype: torch.dtype) -> str:
+    if not wide.isfinite().all():
+        return "holds NaN or infinity"
+    largest = wide[wide.abs().argmax()]
+    wider = sorted(name for name, other in DTYPES.items() if largest.to(other).isfinite())
+    does_not_fit = f"does not fit {str(dtype).removeprefix('torch.')} ({largest.item():g})"
+    return f"{does_not_fit}; use {' or '.join(wider)}" if wider else does_not_fit
 
 
 @contextmanager

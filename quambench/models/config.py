@@ -89,7 +89,8 @@ class ModelConfig:
         or a hybrid model (attention or MLP blocks), which quambench does not define.
         """
         try:
-            return _from_state_spaces(raw) if _is_state_spaces(raw) else _from_transformers(raw)
+            read = _from_state_spaces if _is_state_spaces(raw) else _from_transformers
+            return read(dict(raw))  # a copy: keys are taken from it
         except KeyError as missing:
             raise BadCheckpoint(f"the key {missing} is missing") from None
         except (TypeError, ValueError, OverflowError) as wrong:
@@ -127,12 +128,12 @@ def _is_state_spaces(raw: dict[str, Any]) -> bool:
 
 
 def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
-    ssm = dict(raw.get("ssm_cfg") or {})
+    ssm: dict[str, Any] = dict(raw.get("ssm_cfg") or {})
     if raw.get("attn_layer_idx") or raw.get("d_intermediate"):
         raise BadCheckpoint("hybrid models (attention or MLP blocks) are not supported")
-    if not raw.get("rms_norm", True):
+    if not _flag(raw, "rms_norm", True):
         raise BadCheckpoint("models with LayerNorm are not supported (rms_norm must be true)")
-    d_model, multiple = int(raw["d_model"]), int(raw.get("pad_vocab_size_multiple", 8))
+    d_model, multiple = _whole(raw, "d_model"), _whole(raw, "pad_vocab_size_multiple", 8)
     if multiple < 1:
         raise BadCheckpoint(f"pad_vocab_size_multiple must be at least 1 (got {multiple})")
     layer = ssm.get("layer", "Mamba1")
@@ -140,26 +141,25 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
         raise BadCheckpoint(f"ssm_cfg.layer must be 'Mamba1' or 'Mamba2' (got {layer!r})")
     common: dict[str, Any] = {
         "d_model": d_model,
-        "n_layers": int(raw["n_layer"]),
-        "vocab_size": -(-int(raw["vocab_size"]) // multiple) * multiple,
+        "n_layers": _whole(raw, "n_layer"),
+        "vocab_size": -(-_whole(raw, "vocab_size") // multiple) * multiple,
         "norm_eps": float(raw.get("norm_epsilon", 1e-5)),
-        "tie_embeddings": bool(raw.get("tie_embeddings", True)),
-        "expand": int(ssm.pop("expand", 2)),
-        "conv_width": int(ssm.pop("d_conv", 4)),
-        "conv_bias": bool(ssm.pop("conv_bias", True)),
-        "proj_bias": bool(ssm.pop("bias", False)),
+        "tie_embeddings": _flag(raw, "tie_embeddings", True),
+        "expand": _whole(ssm, "expand", 2),
+        "conv_width": _whole(ssm, "d_conv", 4),
+        "conv_bias": _flag(ssm, "conv_bias", True),
+        "proj_bias": _flag(ssm, "bias", False),
     }
     if layer == "Mamba1":
-        dt_rank = ssm.pop("dt_rank", "auto")
         config = ModelConfig(
             architecture="mamba",
-            d_state=int(ssm.pop("d_state", 16)),
-            dt_rank=math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank),
+            d_state=_whole(ssm, "d_state", 16),
+            dt_rank=_rank(ssm, "dt_rank", d_model),
             **common,
         )
     else:
         low, high = ssm.pop("dt_limit", (0.0, math.inf))
-        if not ssm.pop("rmsnorm", True):
+        if not _flag(ssm, "rmsnorm", True):
             raise BadCheckpoint("Mamba2 without its gated norm (rmsnorm false) is not supported")
         if ssm.pop("activation", "swish") not in ("swish", "silu"):
             raise BadCheckpoint("Mamba2 with an activation other than swish is not supported")
@@ -167,12 +167,12 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
             raise BadCheckpoint("Mamba2 with an MLP beside the state space (d_ssm) is not supported")
         config = ModelConfig(
             architecture="mamba2",
-            d_state=int(ssm.pop("d_state", 128)),
-            head_dim=int(ssm.pop("headdim", 64)),
-            n_groups=int(ssm.pop("ngroups", 1)),
-            chunk_size=int(ssm.pop("chunk_size", 256)),
-            d_per_channel=bool(ssm.pop("D_has_hdim", False)),
-            norm_before_gate=bool(ssm.pop("norm_before_gate", False)),
+            d_state=_whole(ssm, "d_state", 128),
+            head_dim=_whole(ssm, "headdim", 64),
+            n_groups=_whole(ssm, "ngroups", 1),
+            chunk_size=_whole(ssm, "chunk_size", 256),
+            d_per_channel=_flag(ssm, "D_has_hdim", False),
+            norm_before_gate=_flag(ssm, "norm_before_gate", False),
             dt_min=float(low),
             dt_max=float(high),
             **common,
@@ -189,41 +189,40 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
         raise BadCheckpoint(f"model_type must be 'mamba' or 'mamba2' (got {kind!r})")
     if raw.get("hidden_act", "silu") != "silu":
         raise BadCheckpoint(f"hidden_act must be 'silu' (got {raw['hidden_act']!r})")
-    if not raw.get("rms_norm", True):
+    if not _flag(raw, "rms_norm", True):
         raise BadCheckpoint("models with LayerNorm are not supported (rms_norm must be true)")
-    d_model, expand = int(raw["hidden_size"]), int(raw.get("expand", 2))
+    d_model, expand = _whole(raw, "hidden_size"), _whole(raw, "expand", 2)
     common: dict[str, Any] = {
         "d_model": d_model,
-        "n_layers": int(raw["num_hidden_layers"]),
-        "vocab_size": int(raw["vocab_size"]),
+        "n_layers": _whole(raw, "num_hidden_layers"),
+        "vocab_size": _whole(raw, "vocab_size"),
         "expand": expand,
-        "conv_width": int(raw.get("conv_kernel", 4)),
-        "conv_bias": bool(raw.get("use_conv_bias", True)),
-        "proj_bias": bool(raw.get("use_bias", False)),
+        "conv_width": _whole(raw, "conv_kernel", 4),
+        "conv_bias": _flag(raw, "use_conv_bias", True),
+        "proj_bias": _flag(raw, "use_bias", False),
         "norm_eps": float(raw.get("layer_norm_epsilon", 1e-5)),
     }
     if kind == "mamba":
-        dt_rank = raw.get("time_step_rank", "auto")
         return ModelConfig(
             architecture="mamba",
-            d_state=int(raw.get("state_size", 16)),
-            dt_rank=math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank),
-            tie_embeddings=bool(raw.get("tie_word_embeddings", True)),
+            d_state=_whole(raw, "state_size", 16),
+            dt_rank=_rank(raw, "time_step_rank", d_model),
+            tie_embeddings=_flag(raw, "tie_word_embeddings", True),
             **common,
         )
     low, high = raw.get("time_step_limit") or (0.0, math.inf)
     config = ModelConfig(
         architecture="mamba2",
-        d_state=int(raw.get("state_size", 128)),
-        head_dim=int(raw.get("head_dim", 64)),
-        n_groups=int(raw.get("n_groups", 8)),
-        chunk_size=int(raw.get("chunk_size", 256)),
+        d_state=_whole(raw, "state_size", 128),
+        head_dim=_whole(raw, "head_dim", 64),
+        n_groups=_whole(raw, "n_groups", 8),
+        chunk_size=_whole(raw, "chunk_size", 256),
         dt_min=_limit(low),
         dt_max=_limit(high),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tie_embeddings=_flag(raw, "tie_word_embeddings", False),
         **common,
     )
-    heads = int(raw.get("num_heads", config.n_heads))
+    heads = _whole(raw, "num_heads", config.n_heads)
     if heads != config.n_heads:
         raise BadCheckpoint(f"num_heads must be expand * hidden_size / head_dim = {config.n_heads} (got {heads})")
     return config
@@ -232,3 +231,26 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
 def _limit(value: Any) -> float:
     """transformers writes infinity as {"__float__": "Infinity"}; plain JSON writers as a string."""
     return float(value["__float__"]) if isinstance(value, dict) else float(value)
+
+
+def _flag(values: dict[str, Any], key: str, default: bool) -> bool:
+    """Takes it from `values`, as _whole and _rank do. raises BadCheckpoint"""
+    value = values.pop(key, default)
+    if not isinstance(value, bool):  # "false" would be true
+        raise BadCheckpoint(f"{key} must be true or false (got {value!r})")
+    return value
+
+
+def _whole(values: dict[str, Any], key: str, default: int | None = None) -> int:
+    """raises KeyError where it has no default and is missing; BadCheckpoint"""
+    value = values.pop(key) if default is None else values.pop(key, default)
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+        raise BadCheckpoint(f"{key} must be an integer (got {value!r})")
+    return int(value)
+
+
+def _rank(values: dict[str, Any], key: str, d_model: int) -> int:
+    if values.get(key, "auto") == "auto":
+        values.pop(key, None)
+        return math.ceil(d_model / 16)
+    return _whole(values, key)

@@ -7,7 +7,7 @@ The hub's own client does the fetching, so its cache (HF_HOME, HF_HUB_CACHE), it
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class Repository:
     name: str  # "org/name"
     revision: str = ""  # a branch, tag or commit; "" for the default branch
     _commit: str = ""
-    _unreachable: list[str] = field(default_factory=list)  # files neither in the cache nor to be had
+    _unreachable: bool = False  # a file was neither in the cache nor to be had
 
     @classmethod
     def parse(cls, text: str) -> Repository | None:
@@ -86,7 +86,7 @@ class Repository:
         try:
             path = Path(hf_hub_download(self.name, file, revision=self._commit or self.revision or None))
         except errors.LocalEntryNotFoundError:
-            self._unreachable.append(file)
+            self._unreachable = True
             return None
         except errors.EntryNotFoundError:
             return None
@@ -106,7 +106,7 @@ class Repository:
 
     def lacks(self, what: str) -> BadCheckpoint:
         if self._unreachable:
-            return self._failed(f"{self._unreachable[-1]} is not in the local cache, and the hub cannot be reached")
+            return self._failed(f"the local cache has no {what}, and the hub cannot be reached")
         return BadCheckpoint(f"{self} has no {what}{_CONVERT if what == 'config.json' else ''}")
 
     def _failed(self, why: str) -> BadCheckpoint:

@@ -11,6 +11,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ class Weights(Protocol):
         the next is asked for. raises BadCheckpoint"""
 
     def let_go(self) -> None:
-        """Of what is mapped; `pieces` takes it up again."""
+        """Of what is mapped or in memory; `pieces` takes it up again."""
 
 
 def open_weights(source: Path) -> Weights:
@@ -90,7 +91,10 @@ class SafetensorsFile:
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         dtype, left = self.stored[name].dtype, math.prod(self.stored[name].shape)
-        buffer = torch.empty(min(left, PIECE) * dtype.itemsize, dtype=torch.uint8)
+        if not left:
+            return
+        # Of the kernel's, not malloc's, in whose heap a buffer for each tensor would leave a hole between weights.
+        buffer = torch.frombuffer(mmap(-1, min(left, PIECE) * dtype.itemsize), dtype=torch.uint8)
         with self._path.open("rb") as file:
             file.seek(self._begin[name])
             while left:
@@ -114,7 +118,7 @@ def _dtype(name: str) -> torch.dtype:
 class TorchFile:
     """What torch.save wrote, through torch.load(weights_only=True): no checkpoint can run code.
 
-    Files of torch before 1.6 are no zip archives and cannot be mapped: they are in memory whole until `pieces` ends.
+    Files of torch before 1.6 are no zip archives and cannot be mapped: they are in memory whole until `let_go`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -151,8 +155,7 @@ class TorchFile:
                 self.let_go()
 
     def let_go(self) -> None:
-        if self._mapped:
-            self._tensors, self._touched = None, 0
+        self._tensors, self._touched = None, 0
 
 
 def _is_dense(value: object) -> bool:
@@ -167,7 +170,7 @@ class Shards:
         if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
             raise BadCheckpoint(f"{index}: weight_map must map tensor names to files of the same folder")
         self._of: dict[str, Weights] = {}
-        self._last: Weights | None = None  # where was read from last: one shard at a time is mapped
+        self._last: Weights | None = None  # where was read from last: one shard at a time is held
         for file in sorted(set(files.values())):
             shard = open_weights(index.parent / file)
             listed = {name for name, where in files.items() if where == file}

@@ -45,6 +45,7 @@ class Bits:
         return cls(int(match[1]), int(match[2]))
 
 
+_FLOAT = Bits(FLOAT_BITS, FLOAT_BITS)
 HEAD_OF_A_MIX, EMBEDDING_OF_A_MIX = Bits(4, 8), 4  # as Quamba2 has them beside its hybrid blocks
 
 
@@ -104,6 +105,13 @@ class Precision:
         return (self.of(None), *self.layers)
 
     @property
+    def _rounds_anything(self) -> bool:
+        """Whether a weight or an activation is of fewer bits than half precision has."""
+        embedding = self.weight_bits if self.embedding_bits is None else self.embedding_bits
+        rounded = {*self.layers, *((self.of(None),) if self.lm_head or not self.layers else ())} - {_FLOAT}
+        return bool(rounded) or (self.embedding and embedding < FLOAT_BITS)
+
+    @property
     def grid_bits(self) -> int:
         """Of all activations that are rounded at all; FLOAT_BITS where none is."""
         return min(bits.acts for bits in self.everywhere)
@@ -140,7 +148,10 @@ class Precision:
                 f" (got {text!r})"
             )
         off: dict[str, Any] = {fields[name]: False for name in named}
-        return replace(made, **off)
+        made = replace(made, **off)
+        if not made._rounds_anything:
+            raise BadParameter(f"{text} quantizes nothing: take fewer bits for weights or activations")
+        return made
 
     @classmethod
     def _bare(cls, text: str) -> Precision | None:
@@ -152,8 +163,6 @@ class Precision:
             bits = Bits.parse(text)
         except BadParameter:
             return None
-        if bits.weights == bits.acts == FLOAT_BITS:
-            raise BadParameter(f"{text} quantizes nothing: take fewer bits for weights or activations")
         return cls(weight_bits=bits.weights, act_bits=bits.acts)
 
 
@@ -165,6 +174,8 @@ def _spelled(inner: str, text: str) -> Precision:
         key, given, value = item.partition("=")
         if key == "layers":
             raise BadParameter(f"{text} says how many layers have which precision, not which: give the mix's file")
+        if key in top:
+            raise BadParameter(f"{text} says {key} twice: say it once")
         if given:
             top[key] = value
             continue
@@ -202,6 +213,13 @@ def _mix(layers: Sequence[object], top: Mapping[str, object], where: str) -> Pre
     if match is None:
         raise BadParameter(f"{where}: the embedding's precision is written W8, bits 2 to 8 or 16 (got {embedding!r})")
     head = _bits(top.get("lm_head", str(HEAD_OF_A_MIX)), f"{where}, lm_head")
+    widths = {bits.acts for bits in made} - {FLOAT_BITS}
+    if "lm_head" not in top and len(widths) == 1 and widths != {head.acts}:
+        acts = widths.pop()
+        raise BadParameter(
+            f"{where}: a mix rounds activations to one width, and its layers have {acts} bits, lm_head {head.acts}"
+            f" unless it is said: say lm_head={Bits(acts=acts)}"
+        )
     try:
         return Precision(weight_bits=head.weights, act_bits=head.acts, layers=tuple(made), embedding_bits=int(match[1]))
     except BadParameter as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -186,9 +187,9 @@ def mamba2(**ssm: Any) -> dict[str, Any]:
     [
         ({}, "the key 'd_model' is missing"),
         ({"model_type": "mamba"}, "the key 'hidden_size' is missing"),
-        (mamba(d_model="wide"), "not what its key needs"),
-        (mamba(d_model=None), "not what its key needs"),
-        (mamba(n_layer=math.inf), "not what its key needs"),
+        (mamba(d_model="wide"), "d_model must be an integer (got 'wide')"),
+        (mamba(d_model=None), "d_model must be an integer (got None)"),
+        (mamba(n_layer=math.inf), "n_layer must be an integer (got inf)"),
         (mamba(ssm_cfg=[1]), "not what its key needs"),
         (mamba(n_layer=0), "n_layers must be at least 1 (got 0)"),
         (mamba(pad_vocab_size_multiple=0), "pad_vocab_size_multiple must be at least 1 (got 0)"),
@@ -225,6 +226,53 @@ def test_refuses(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(BadCheckpoint) as refused:
         ModelConfig.from_json(raw)
     assert message in str(refused.value)
+
+
+WHOLE = ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple")
+WHOLE_SSM = ("d_state", "d_conv", "expand")
+FLAGS_SSM = ("conv_bias", "bias")
+COMMON = ("hidden_size", "num_hidden_layers", "vocab_size", "state_size", "expand", "conv_kernel")
+COMMON_FLAGS = ("rms_norm", "use_conv_bias", "use_bias", "tie_word_embeddings")
+# by layout and architecture -> keys of whole numbers, and of what is true or false
+KINDS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...], tuple[str, ...]]] = {
+    "mamba": (mamba, WHOLE, ("rms_norm", "tie_embeddings")),
+    "mamba's ssm_cfg": (lambda **ssm: mamba(ssm_cfg=ssm), (*WHOLE_SSM, "dt_rank"), FLAGS_SSM),
+    "mamba2's ssm_cfg": (mamba2, (*WHOLE_SSM, "headdim", "ngroups", "chunk_size"),
+                         (*FLAGS_SSM, "rmsnorm", "D_has_hdim", "norm_before_gate")),
+    "transformers' mamba": (lambda **c: TRANSFORMERS | c, (*COMMON, "time_step_rank"), COMMON_FLAGS),
+    "transformers' mamba2": (lambda **c: TRANSFORMERS2 | c,
+                             (*COMMON, "head_dim", "n_groups", "chunk_size", "num_heads"), COMMON_FLAGS),
+}  # fmt: skip
+
+
+def refused(raw: dict[str, Any]) -> str:
+    with pytest.raises(BadCheckpoint) as error:
+        ModelConfig.from_json(raw)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", ["false", "true", 0, 1, None])
+def test_what_is_true_or_false_is_nothing_else(kind: str, value: object) -> None:
+    """Not even "false", a string, which Python takes for true."""
+    made, _, flags = KINDS[kind]
+    for key in flags:
+        assert refused(made(**{key: value})) == f"{key} must be true or false (got {value!r})"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [2.5, "2", True, None, math.nan, [2]])
+def test_what_is_a_whole_number_is_nothing_else(kind: str, value: object) -> None:
+    made, whole, _ = KINDS[kind]
+    for key in whole:
+        assert refused(made(**{key: value})) == f"{key} must be an integer (got {value!r})"
+
+
+def test_a_whole_number_may_have_a_point_and_what_was_read_stays_as_it_is() -> None:
+    raw = mamba(d_model=768.0, ssm_cfg={"expand": 2.0})
+    before = json.dumps(raw)
+    assert ModelConfig.from_json(raw) == ModelConfig.from_json(MAMBA_130M)
+    assert json.dumps(raw) == before
 
 
 def test_accepts_keys_that_leave_the_function_alone() -> None:

@@ -188,7 +188,7 @@ def test_what_is_cached_serves_offline(hub: Hub, make: Callable[..., Path], monk
     assert hub.asked == []
     message = refusal("someone/else")
     assert "someone/else could not be fetched" in message
-    assert "config.json is not in the local cache, and the hub cannot be reached" in message
+    assert "the local cache has no config.json, and the hub cannot be reached" in message
 
 
 def test_weights_that_the_cache_lacks_offline(
@@ -197,15 +197,27 @@ def test_weights_that_the_cache_lacks_offline(
     folder = make("one")
     weights = (folder / "model.safetensors").rename(folder / "later")
     hub.publish("someone/mamba-x", folder)
-    assert "has no weights: none of model.safetensors, " in refusal("someone/mamba-x")
+    assert "has no weights (none of model.safetensors, " in refusal("someone/mamba-x")
     weights.rename(folder / "model.safetensors")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "not in the local cache, and the hub cannot be reached" in refusal("someone/mamba-x")
+    message = refusal("someone/mamba-x")
+    assert "the local cache has no weights (none of model.safetensors, " in message
+    assert "pytorch_model.bin.index.json), and the hub cannot be reached" in message
+
+
+def test_a_tokenizer_that_the_cache_lacks_offline(
+    hub: Hub, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, though tokenizer_config.json was looked for after it."""
+    hub.publish("someone/mamba-x", make("one", tokenizer=False))
+    assert refusal("someone/mamba-x").endswith("has no tokenizer.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "the local cache has no tokenizer.json, and the hub cannot be reached" in refusal("someone/mamba-x")
 
 
 def test_no_server_at_all(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     point_at("http://127.0.0.1:9", monkeypatch)
-    assert "config.json is not in the local cache, and the hub cannot be reached" in refusal("someone/mamba-x")
+    assert "the local cache has no config.json, and the hub cannot be reached" in refusal("someone/mamba-x")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +304,7 @@ def test_a_tokenizer_that_cannot_be_fetched(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     message = refusal(str(folder))
     assert message.startswith(f"{folder} has no tokenizer.json, and there is no getting {NEOX}'s")
-    assert "not in the local cache" in message
+    assert "the local cache has no tokenizer.json" in message
     assert message.endswith("put tokenizer.json there")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
@@ -133,14 +134,36 @@ def test_steps_go_on_from_a_narrow_prefill(
     assert its <= 2 * error
 
 
-def test_a_weight_that_the_dtype_cannot_hold(write: Callable[..., Path]) -> None:
+GAIN = "backbone.norm_f.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "dtype", "says"),
+    [
+        (7e4, torch.float32, torch.float16, "does not fit float16 (70000); use bfloat16 or float32"),
+        (-7e4, torch.float32, torch.float16, "does not fit float16 (-70000); use bfloat16 or float32"),
+        (3.4e38, torch.float32, torch.bfloat16, "does not fit bfloat16 (3.4e+38); use float32"),  # it ends at 3.39e38
+        (1e39, torch.float64, torch.float32, "does not fit float32 (1e+39)"),
+        (1e39, torch.float64, torch.float16, "does not fit float16 (1e+39)"),
+        (float("inf"), torch.float32, torch.float16, "holds NaN or infinity"),
+        (float("nan"), torch.float64, torch.float32, "holds NaN or infinity"),
+    ],
+)
+def test_a_weight_that_the_dtype_cannot_hold(
+    write: Callable[..., Path], value: float, stored: torch.dtype, dtype: torch.dtype, says: str
+) -> None:
     folder = write("mamba")
-    model = load_checkpoint(str(folder)).model
-    model.backbone.norm_f.weight[0] = 1e5  # float16 ends at 65504
-    save_checkpoint(folder, model, torch.float32)
-    with pytest.raises(NonFinite, match=r"backbone\.norm_f\.weight holds NaN or infinity"):
-        load_checkpoint(str(folder), dtype=torch.float16)
-    assert load_checkpoint(str(folder), dtype=torch.bfloat16).model.backbone.norm_f.weight[0] == 99840
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[GAIN] = tensors[GAIN].to(stored)
+    tensors[GAIN][0] = value
+    save_file(tensors, path)
+    with pytest.raises(NonFinite) as error:
+        load_checkpoint(str(folder), dtype=dtype)
+    assert str(error.value) == f"{path}: {GAIN} {says}"
+    if "use bfloat16" in says:
+        kept = load_checkpoint(str(folder), dtype=torch.bfloat16).model.get_parameter(GAIN)
+        assert kept[0] == torch.tensor(value, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "float16"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +102,37 @@ def test_shards_are_mapped_one_at_a_time(tmp_path: Path) -> None:
         for piece in opened.pieces(name):
             lines = Path("/proc/self/maps").read_text().splitlines()
             assert [n for n in "ab" if any(f"/{n}.bin" in line for line in lines)] == [name]
+            del piece
+
+
+@pytest.mark.parametrize("held", ["one at a time", "all"])
+def test_shards_that_cannot_be_mapped_are_in_memory_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """And the twin: what lets go of mappings alone holds them all."""
+    for i, name in enumerate("abc"):
+        torch.save({name: torch.arange(20.0) + i}, tmp_path / f"{name}.bin", _use_new_zipfile_serialization=False)
+    index = tmp_path / "x.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{name}.bin" for name in "abc"}}))
+    loaded: list[tuple[str, weakref.ref[Tensor]]] = []
+    load = torch.load
+
+    def noting(*args: Any, **named: Any) -> Any:
+        found = load(*args, **named)
+        loaded.extend((name, weakref.ref(tensor)) for name, tensor in found.items())
+        return found
+
+    monkeypatch.setattr(torch, "load", noting)
+    if held == "all":
+        monkeypatch.setattr(weights.TorchFile, "let_go", lambda self: None)
+    opened = open_weights(index)
+    alive = {name for name, tensor in loaded if tensor() is not None}
+    assert alive == (set() if held == "one at a time" else set("abc"))
+    for name in "abcab":
+        for n, piece in enumerate(opened.pieces(name)):
+            assert piece[0] == 7 * n + "abc".index(name)
+            alive = {name for name, tensor in loaded if tensor() is not None}
+            assert alive == ({name} if held == "one at a time" else set("abc"))
             del piece
 
 

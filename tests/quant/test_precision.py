@@ -27,7 +27,7 @@ def hybrid(*texts, embedding=4, lm_head="w4a8"):
 def test_an_id_reads_back(weights, acts, flags):
     made = Precision(weight_bits=weights, act_bits=acts, **flags)
     if weights == acts == 16:
-        with pytest.raises(BadParameter, match="w16a16 quantizes nothing"):
+        with pytest.raises(BadParameter, match=r"w16a16\S* quantizes nothing"):
             Precision.parse(made.id)
     else:
         assert Precision.parse(made.id) == made
@@ -40,8 +40,13 @@ RUNS = st.lists(st.tuples(st.sampled_from(["w4a8", "w4a16", "w8a8", "w16a8", "w1
 def test_a_mixs_id_reads_back(runs, embedding, lm_head, flags):
     texts = [bits for bits, n in runs for _ in range(n)]
     made = replace(hybrid(*texts, embedding=embedding, lm_head=lm_head), **flags)
-    assert Precision.parse(made.id) == made
     assert "/" not in made.id
+    kept = not made.lm_head and (embedding == 16 or not made.embedding)
+    if set(texts) == {"w16a16"} and kept:
+        with pytest.raises(BadParameter, match="quantizes nothing"):
+            Precision.parse(made.id)
+    else:
+        assert Precision.parse(made.id) == made
 
 
 def test_ids_read_as_a_person_would_write_them():
@@ -90,6 +95,8 @@ def test_a_file_is_read_in_either_form(tmp_path):
         ('{"layers": ["W4A8"], "lm_head": "W8"}', "lm_head: 'W8' is no precision"),
         ('{"layers": ["W4A8"], "embedding": "W8A8"}', "the embedding's precision is written W8"),
         ('["W8A8", "W8A4"]', "a mix rounds activations to one width (got 4 and 8 bits)"),
+        ('["W4A4", "W4A16"]', "its layers have 4 bits, lm_head 8 unless it is said: say lm_head=w8a4"),
+        ('{"layers": ["W16A16"], "embedding": "W16", "lm_head": "W16A16"}', "quantizes nothing"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path, content, says):
@@ -115,6 +122,13 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, content, says):
         ("mix[]", "layer 0: '' is no precision"),
         ("mix[w8a8,heads=w8]", "a mix says layers, embedding and lm_head (got 'heads')"),
         ("mix[w8a8,w8a6]", "a mix rounds activations to one width (got 6 and 8 bits)"),
+        ("mix[w4a4*4]", "its layers have 4 bits, lm_head 8 unless it is said: say lm_head=w8a4"),
+        ("mix[w4a4,lm_head=w4a8]", "a mix rounds activations to one width (got 4 and 8 bits)"),
+        ("mix[w16a16*4,embedding=w16,lm_head=w16a16]", "quantizes nothing"),
+        ("mix[w16a16*4,embedding=w16]-float_lm_head", "quantizes nothing"),
+        ("mix[w16a16*4]-float_embedding-float_lm_head", "quantizes nothing"),
+        ("mix[w4a8,embedding=w4,embedding=w8]", "says embedding twice: say it once"),
+        ("mix[w4a8,lm_head=w8a8,lm_head=w8a8]", "says lm_head twice: say it once"),
     ],
 )
 def test_what_is_wrong_with_an_id_is_one_line(text, says):
@@ -145,6 +159,15 @@ def test_a_layer_read_from_its_neighbour_is_seen(monkeypatch):
     monkeypatch.setattr(Precision, "of", lambda self, layer: original(self, layer and layer - 1))
     with pytest.raises(AssertionError):
         test_each_layer_is_asked_for_itself()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["mix[w16a16*4,embedding=w16]", "mix[w16a16*4]-float_lm_head", "mix[w16a16,w16a8]-float_lm_head-float_embedding",
+     "mix[w4a4*4,lm_head=w8a4]", "mix[w4a16*4]"],
+)  # fmt: skip
+def test_a_mix_that_rounds_something_is_one(text):
+    assert Precision.parse(text).layers
 
 
 @pytest.mark.parametrize(
