@@ -26,11 +26,17 @@ from quambench.harness import offered_tasks, tasks_folder
 from quambench.harness.adapter import BATCH, QuambenchLM
 from quambench.harness.items import digest
 from quambench.harness.subject import Subject
+from quambench.metrics.tasks import SCORE, UNITS
 from quambench.outside import one_line
 
 FIRST_CHOICE = ("acc", "exact_match")  # what is judged of a task that reports several metrics; else its first
 # The harness makes these of all documents' log-likelihoods; document by document they are losses, in nats.
-LOSSES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+LOSSES = {
+    "perplexity": "nats/document",
+    "word_perplexity": "nats/word",
+    "byte_perplexity": "nats/byte",
+    "bits_per_byte": "nats/byte",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ class TaskResult:
     documents: Tensor
     log_likelihoods: Tensor
     digest: str
+
+    @property
+    def unit(self) -> str:
+        """Of values over weights."""
+        return LOSSES.get(self.metric, SCORE)
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult
     task.<name>.log_likelihood, ..._float     (I,) float64
     task.<name>.weight, document              (I,)
     task.<name>.higher_is_better              () uint8
+    task.<name>.unit                          () uint8, its place in UNITS
     """
     evidence: dict[str, Tensor] = {}
     for ours, theirs in zip(quantized, of_float, strict=True):
@@ -128,6 +140,7 @@ def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult
                 ("weight", ours.weights),
                 ("document", ours.documents),
                 ("higher_is_better", torch.tensor(ours.higher_is_better, dtype=torch.uint8)),
+                ("unit", torch.tensor(UNITS.index(ours.unit), dtype=torch.uint8)),
             )
         }
     return evidence

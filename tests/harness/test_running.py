@@ -172,8 +172,10 @@ def test_recall_tasks_see_the_int8_state_and_prefill_would_not(
 
 # --- results --------------------------------------------------------------------------------------
 
-JSONL = [{"context": f"The nation of the {i}", "word": "people", "document": "ab"[i % 2]} for i in range(6)]
-GENERIC = {
+JSONL: list[dict[str, Any]] = [
+    {"context": f"The nation of the {i}", "word": "people", "document": "ab"[i % 2]} for i in range(6)
+]
+GENERIC: dict[str, Any] = {
     "output_type": "loglikelihood",
     "dataset_path": "json",
     "test_split": "test",
@@ -224,7 +226,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, JSONL)))
-    tasks = {"mine": GENERIC, "rolling": ROLLING, "perplexity_alone": PERPLEXITY, "together": TOGETHER}
+    tasks: dict[str, dict[str, Any]] = {
+        "mine": GENERIC,
+        "rolling": ROLLING,
+        "perplexity_alone": PERPLEXITY,
+        "together": TOGETHER,
+    }
     tasks |= {"labels": LABELS, "outside": OUTSIDE, "winogrande_like": WINOGRANDE, "fewshot": FEWSHOT}
     tasks |= {"other_prompt": GENERIC | {"doc_to_text": "Behold: {{context}}"}}
     tasks |= {"no_data": GENERIC | {"dataset_path": "nobody/has_this"}, "broken": GENERIC | {"output_type": "dance"}}
@@ -253,6 +260,7 @@ def test_a_loss_per_byte_is_nats_over_bytes(world: Path, folder: Path) -> None:
     """Lower is better, each document weighs its bytes."""
     subject = subject_of(str(world / "tiny-model"), dtype="float64")
     (found,) = run_tasks(subject, load_tasks(["rolling"], include_path=folder))
+    assert found.unit == "nats/byte"
     assert (found.metric, found.higher_is_better) == ("bits_per_byte", False)
     assert found.weights.tolist() == [len(row["context"].encode()) for row in JSONL]
     assert (found.values > 0).all()
@@ -263,7 +271,7 @@ def test_a_perplexity_is_a_loss_in_nats(world: Path, folder: Path) -> None:
     """The harness keeps a log-likelihood, which is the better the higher, under a name that is the better the lower."""
     subject = subject_of(str(world / "tiny-model"), dtype="float64")
     (found,) = run_tasks(subject, load_tasks(["perplexity_alone"], include_path=folder))
-    assert (found.metric, found.higher_is_better) == ("perplexity", False)
+    assert (found.metric, found.unit, found.higher_is_better) == ("perplexity", "nats/document", False)
     assert torch.equal(found.values, -found.log_likelihoods)
     assert (found.values > 0).all()
 
@@ -307,7 +315,7 @@ def test_of_contexts_the_right_one_is_what_the_text_names(world: Path, folder: P
     """Winogrande's shape: one continuation behind one of several contexts."""
     subject = subject_of(str(world / "tiny-model"), dtype="float64")
     (found,) = run_tasks(subject, load_tasks(["winogrande_like"], include_path=folder))
-    expected = [nats(subject, str(row["contexts"][row["label"]]), " people") for row in JSONL]
+    expected = [nats(subject, row["contexts"][row["label"]], " people") for row in JSONL]
     assert found.log_likelihoods.tolist() == pytest.approx(expected, rel=1e-9)
 
 
@@ -376,9 +384,10 @@ def test_a_task_that_draws_has_the_same_documents_in_every_process(drawing: Path
     def documents(*names: str, seed: int) -> list[Any]:
         random.seed(seed)
         np.random.seed(seed)
-        state = random.getstate(), np.random.get_state()[1].tolist()
+        state = random.getstate(), np.random.rand(3).tolist()
+        np.random.seed(seed)
         found = list(load_tasks(names, include_path=drawing).by_name["draws_once"].eval_docs)
-        assert (random.getstate(), np.random.get_state()[1].tolist()) == state
+        assert (random.getstate(), np.random.rand(3).tolist()) == state
         return found
 
     first = documents("draws_once", seed=1)
@@ -418,6 +427,7 @@ def test_evidence_of_two_models_is_metrics(world: Path) -> None:
     evidence = task_evidence(int8, of_float)
     assert torch.equal(evidence["task.prose_continuation.value_float"], of_float[0].values)
     assert not torch.equal(evidence["task.prose_continuation.log_likelihood"], of_float[0].log_likelihoods)
+    assert task_metrics(evidence)["task_prose_continuation"].unit == int8[0].unit == "score"
     found = {name: metric.measure(evidence) for name, metric in task_metrics(evidence).items()}
     assert found["task_prose_continuation"].value == int8[0].values.mean()
     with pytest.raises(AssertionError, match="not the same task"):
