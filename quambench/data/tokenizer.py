@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -69,6 +70,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self._inner.get_vocab_size()
+
+    @property
+    def digest(self) -> str:
+        """Of the vocabulary and of all that decides how text becomes tokens."""
+        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special token added."""

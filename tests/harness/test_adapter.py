@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -327,6 +328,20 @@ def test_saved_scales_and_calibrating_on_the_spot_are_one_model(world: Path, sca
     digests = [m.get_model_info()["quambench_digest"] for m in (saved, made, parts, coarse, plain)]
     assert digests[0] == digests[1] == digests[2]
     assert len(set(digests)) == 3
+
+
+def test_the_digest_is_of_all_that_decides_the_answers(world: Path, tmp_path: Path) -> None:
+    """Beside the model: how text becomes tokens, and whether the start token stands first."""
+    model = world / "tiny-model"
+    shutil.copytree(model, tmp_path / "tiny-model")
+    spelling = json.loads((model / "tokenizer.json").read_text())
+    spelling["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tiny-model" / "tokenizer.json").write_text(json.dumps(spelling))
+    ways = [(model, False), (model, True), (tmp_path / "tiny-model", False)]
+    for more in ({}, {"observer": "running_max/quick", "corpus": str(world / "corpus")}):
+        digests = [subject_of(str(m), add_bos_token=starts, **more).digest for m, starts in ways]
+        assert len(set(digests)) == 3
+    assert subject_of(str(model)).digest == subject_of(str(model)).digest
 
 
 # --- no answers of another model ------------------------------------------------------------------
