@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import yaml
 
 from quambench.case import Case, Protocol
 from quambench.data import recall
+from quambench.data.choices import cloze
 from quambench.data.corpus import load_corpus
-from quambench.data.tasks import last_word_items, passages
+from quambench.data.tasks import endings, last_word_items, passages
 from quambench.decoding import answers_right
 from quambench.errors import BadCorpus, BadParameter, OutsideFailed, UnknownName
 from quambench.evaluate import last_word_correct
@@ -84,6 +86,17 @@ def test_the_chance_that_a_task_states_is_its_own() -> None:
         if name.startswith("recall"):
             assert about(name)["metadata"]["chance"] == pytest.approx(1 / recall.N_SYMBOLS, abs=5e-4)
     assert all(about(f"prose_{name}")["metadata"]["chance"] == 1 / 4 for name in ("cloze", "continuation"))
+
+
+def test_what_frequency_alone_gets_right_is_stated() -> None:
+    """Of prose_cloze, by whoever takes the word that most often ends passages; of several, any of them."""
+    documents = load_corpus().part("test")
+    counts = Counter(p.word for d in documents for p in endings(d.text))
+    shares = []
+    for item in cloze(documents):
+        often = [counts[word] for word in item.choices]
+        shares.append((often[item.right] == max(often)) / often.count(max(often)))
+    assert about("prose_cloze")["metadata"]["most_frequent"] == pytest.approx(sum(shares) / len(shares), abs=5e-4)
 
 
 def test_recall_documents_are_no_calibration_and_no_metric() -> None:
