@@ -6,7 +6,9 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
+import torch
 from tabulate import tabulate
 from torch import Tensor
 
@@ -15,7 +17,11 @@ from quambench.harness import check_installed
 from quambench.harness.asking import FLOAT
 from quambench.harness.subject import Subject, case_subject, float_subject, saved_subject
 from quambench.metrics import Measurement, Terms
+from quambench.metrics.tasks import SCORE
 from quambench.runner import ModelRun, Progress
+
+if TYPE_CHECKING:
+    from quambench.harness.running import TaskResult  # which imports the harness, seconds long
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +51,14 @@ def run(options: argparse.Namespace, work: ModelRun, progress: Progress) -> int:
         progress("tasks of the quantized models", i, len(work.cases))
         found = run_tasks(subject, tasks, options.limit)
         evidence = task_evidence(found, of_float)
-        compared[subject.name] = {r.task: (r.metric, r.higher_is_better, _compared(r.task, evidence)) for r in found}
+        compared[subject.name] = {r.task: (_named(r), r.higher_is_better, _compared(r.task, evidence)) for r in found}
     print(_json(compared) if options.json else _table(compared))
     return 0
+
+
+def _named(result: TaskResult) -> str:
+    """The metric; of a loss, which the harness calls a perplexity, also what it is here."""
+    return result.metric if result.unit == SCORE else f"{result.metric} ({result.unit})"
 
 
 def _subjects(options: argparse.Namespace, work: ModelRun, starts: bool) -> Iterator[Subject]:
@@ -68,16 +79,18 @@ def _compared(task: str, evidence: Mapping[str, Tensor]) -> Compared:
     prefix = f"task.{task}."
     of = {name.removeprefix(prefix): value for name, value in evidence.items() if name.startswith(prefix)}
 
-    def measured(values: Tensor) -> Measurement:
-        terms = Terms(values, of["weight"], of["document"])
+    def measured(values: Tensor, weights: Tensor) -> Measurement:
+        terms = Terms(values, weights, of["document"])
         return Measurement(terms.mean(), terms.standard_error())
 
+    weight = of["weight"]
+    gain = of["log_likelihood"] - of["log_likelihood_float"]
     return {
         "documents": Measurement(float(len(of["value"])), math.nan),
-        "float": measured(of["value_float"]),
-        "quantized": measured(of["value"]),
-        "difference": measured(of["value"] - of["value_float"]),
-        "log_likelihood_difference": measured(of["log_likelihood"] - of["log_likelihood_float"]),
+        "float": measured(of["value_float"], weight),
+        "quantized": measured(of["value"], weight),
+        "difference": measured(of["value"] - of["value_float"], weight),
+        "log_likelihood_difference": measured(gain, torch.ones_like(gain)),  # a document each, whatever its length
     }
 
 

@@ -4,9 +4,10 @@ cloze          the last word of a passage, among words of the same length that e
 continuations  the next sentence, among sentences of the same document and like length (after HellaSwag,
                Zellers et al. 2019, arXiv:1905.07830, with the author's own sentences in place of made ones)
 
-The author's choice and the others come from one block of likes, so that neither length nor frequency
-tells them apart; which of a block stand beside it, and in which order, a hash of the passage decides:
-equal documents give equal items.
+The author's choice and the others come from one block of likes. Length tells a block's words not apart at all,
+frequency somewhat: who takes the word that ends passages most often is right in 0.315 of the pinned texts' cloze
+items, where chance is 0.25. Which of a block stand beside the author's, and in which
+order, a hash of the passage decides: equal documents give equal items.
 """
 
 from __future__ import annotations

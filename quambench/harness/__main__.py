@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from quambench.errors import QuambenchError
+from quambench.errors import BadParameter, QuambenchError
 from quambench.harness import check_installed, tasks_folder
 
 USAGE = """\
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _harness(arguments: list[str]) -> None:
+    _refuse_stored_requests(arguments)
     from lm_eval.__main__ import cli_evaluate
 
     from quambench.harness import adapter  # noqa: F401  (registers the model)
@@ -47,6 +48,15 @@ def _harness(arguments: list[str]) -> None:
         arguments += ["--include_path", str(tasks_folder())]
     sys.argv[1:] = arguments
     cli_evaluate()
+
+
+def _refuse_stored_requests(arguments: Sequence[str]) -> None:
+    """lm_eval keys them by the task's name and number of examples: other texts, and a later version's documents, would
+    be asked the stored prompts. Deleting them is fine."""
+    for given, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = given.partition("=")
+        if name == "--cache_requests" and (value or after) != "delete":
+            raise BadParameter("leave --cache_requests out: its stored prompts do not say of which texts they are")
 
 
 if __name__ == "__main__":

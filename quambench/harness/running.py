@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import random
@@ -12,22 +13,30 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.api.task import Task
-from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from torch import Tensor
 
-from quambench.errors import BadParameter, UnknownName
+from quambench.errors import BadCorpus, BadParameter, OutsideFailed, QuambenchError, UnknownName
 from quambench.harness import offered_tasks, tasks_folder
 from quambench.harness.adapter import BATCH, QuambenchLM
 from quambench.harness.items import digest
 from quambench.harness.subject import Subject
+from quambench.metrics.tasks import SCORE, UNITS
+from quambench.outside import one_line
 
 FIRST_CHOICE = ("acc", "exact_match")  # what is judged of a task that reports several metrics; else its first
 # The harness makes these of all documents' log-likelihoods; document by document they are losses, in nats.
-LOSSES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+LOSSES = {
+    "perplexity": "nats/document",
+    "word_perplexity": "nats/word",
+    "byte_perplexity": "nats/byte",
+    "bits_per_byte": "nats/byte",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class TaskResult:
     weights          (I,) float64, what a mean divides by: 1, or the document's bytes or words
     documents        (I,) int32, cluster labels: documents of one text share one; else each is its own
     log_likelihoods  (I,) float64 nats, of the right continuation; NaN where the task generates
-    digest           of the documents asked
+    digest           of what is asked: documents, prompts, metric, and whether the start token stands first
     """
 
     task: str
@@ -49,6 +58,11 @@ class TaskResult:
     documents: Tensor
     log_likelihoods: Tensor
     digest: str
+
+    @property
+    def unit(self) -> str:
+        """Of values over weights."""
+        return LOSSES.get(self.metric, SCORE)
 
 
 @dataclass(frozen=True)
@@ -69,15 +83,15 @@ def load_tasks(tasks: Sequence[str], corpus: Path | None = None, include_path: P
     corpus        texts in place of the pinned ones, of which our prose tasks make their documents
     include_path  a folder with further tasks
 
-    raises UnknownName, BadCorpus
+    raises UnknownName, BadCorpus, OutsideFailed
     """
     manager = _manager(tasks, corpus, include_path)
-    with _quiet():
-        found = manager.load(_resolved(tasks, manager))["tasks"]
+    found: dict[str, Task] = {}
+    for name in _resolved(tasks, manager):
+        found |= _load(manager, name)
     for task in found.values():  # as lm_eval.simple_evaluate has them where nothing is said
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     return LoadedTasks(found)
 
 
@@ -90,13 +104,18 @@ def run_tasks(
 
     raises BadParameter
     """
+    for task in tasks.by_name.values():  # anew for each model, which else would be shown other examples
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     if limit is not None and limit < 1:
         raise BadParameter(f"limit must be at least 1 (got {limit})")
     model = QuambenchLM(subject, batch_size=batch_size)
     with _quiet():
         found = evaluate(model, {"tasks": dict(tasks.by_name)}, limit=limit, bootstrap_iters=0, log_samples=True)
     samples: Mapping[str, list[dict[str, Any]]] = found["samples"]
-    return [_result(task, samples[task], found["higher_is_better"][task]) for task in tasks.names]
+    return [
+        _result(name, task, samples[name], found["higher_is_better"][name], subject.starts)
+        for name, task in tasks.by_name.items()
+    ]
 
 
 def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult]) -> dict[str, Tensor]:
@@ -106,6 +125,7 @@ def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult
     task.<name>.log_likelihood, ..._float     (I,) float64
     task.<name>.weight, document              (I,)
     task.<name>.higher_is_better              () uint8
+    task.<name>.unit                          () uint8, its place in UNITS
     """
     evidence: dict[str, Tensor] = {}
     for ours, theirs in zip(quantized, of_float, strict=True):
@@ -120,6 +140,7 @@ def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult
                 ("weight", ours.weights),
                 ("document", ours.documents),
                 ("higher_is_better", torch.tensor(ours.higher_is_better, dtype=torch.uint8)),
+                ("unit", torch.tensor(UNITS.index(ours.unit), dtype=torch.uint8)),
             )
         }
     return evidence
@@ -140,6 +161,22 @@ def _manager(tasks: Sequence[str], corpus: Path | None, include_path: Path | Non
     return whole
 
 
+def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
+    """One at a time, so that what a task draws does not depend on those before it."""
+    try:
+        with _quiet():
+            return manager.load([name])["tasks"]
+    except QuambenchError:
+        raise
+    except OSError as error:  # among them what the hub's client raises without a network
+        raise BadCorpus(
+            f"the data of the task {name} cannot be had: {one_line(error)}; without a network there are the tasks that"
+            " `quambench list tasks` prints, those over files of this machine, and what was downloaded before"
+        ) from error
+    except Exception as error:
+        raise OutsideFailed(f"the task {name} cannot be loaded: {one_line(error)}") from error
+
+
 def _is_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml")) and Path(task).is_file()
 
@@ -150,27 +187,41 @@ def _resolved(tasks: Sequence[str], manager: TaskManager) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def _result(task: str, rows: Sequence[Mapping[str, Any]], higher_is_better: Mapping[str, bool]) -> TaskResult:
+def _result(
+    name: str, task: Any, rows: Sequence[Mapping[str, Any]], higher_is_better: Mapping[str, bool], starts: bool
+) -> TaskResult:
     first_filter = rows[0]["filter"]
     rows = sorted((row for row in rows if row["filter"] == first_filter), key=lambda row: row["doc_id"])
     reported = rows[0]["metrics"]
     metric = next((name for name in FIRST_CHOICE if name in reported), reported[0])
     pairs = [_pair(metric, row[metric]) for row in rows]
     if None in pairs:
-        raise BadParameter(f"{task} has no number for each document: {metric} is one of all documents together")
+        raise BadParameter(f"{name} has no number for each document: {metric} is one of all documents together")
     of_text = [str(row["doc"].get("document", row["doc_id"])) for row in rows]
-    label = {name: i for i, name in enumerate(dict.fromkeys(of_text))}
+    asked = {request.doc_id: request.doc for request in task.instances}
+    if any(repr(asked[row["doc_id"]]) != repr(row["doc"]) for row in rows):
+        raise BadParameter(f"{name} draws its documents anew whenever they are read: seed what its process_docs draws")
+    label = {text: i for i, text in enumerate(dict.fromkeys(of_text))}
     values, weights = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     return TaskResult(
-        task=task,
+        task=name,
         metric=metric,
         higher_is_better=metric not in LOSSES and bool(higher_is_better.get(metric, True)),
         values=values,
         weights=weights,
-        documents=torch.tensor([label[name] for name in of_text], dtype=torch.int32),
-        log_likelihoods=torch.tensor([_log_likelihood(row) for row in rows], dtype=torch.float64),
-        digest=digest(row["doc"] for row in rows),
+        documents=torch.tensor([label[text] for text in of_text], dtype=torch.int32),
+        log_likelihoods=torch.tensor([_log_likelihood(task, row) for row in rows], dtype=torch.float64),
+        digest=_digest(rows, metric, starts),
     )
+
+
+def _digest(rows: Sequence[Mapping[str, Any]], metric: str, starts: bool) -> str:
+    """Equal for two models that were asked the same; the prompts say what a task made of its documents."""
+    h = hashlib.sha256(digest(row["doc"] for row in rows).encode())
+    for row in rows:
+        h.update(repr((row["arguments"], row["target"])).encode())
+    h.update(repr((metric, rows[0]["filter"], starts)).encode())
+    return h.hexdigest()
 
 
 def _pair(metric: str, value: Any) -> tuple[float, float] | None:
@@ -181,27 +232,45 @@ def _pair(metric: str, value: Any) -> tuple[float, float] | None:
     return (float(value), 1.0) if isinstance(value, Real) else None
 
 
-def _log_likelihood(row: Mapping[str, Any]) -> float:
-    """Of the right answer: the only one, or the one that the target names among the choices."""
+def _log_likelihood(task: Any, row: Mapping[str, Any]) -> float:
+    """Of the right answer; NaN where the task generates, and where no answer or several are right."""
     answers = [a[0] if isinstance(a, tuple | list) else a for a in row["filtered_resps"]]
-    if not all(isinstance(a, float) for a in answers):
+    right = _right(task, row["doc"], len(answers))
+    if right is None or not all(isinstance(a, float) for a in answers):
         return float("nan")
-    right = row["target"] if isinstance(row["target"], int) and len(answers) > 1 else 0
-    return answers[right] if 0 <= right < len(answers) else float("nan")
+    return answers[right]
+
+
+def _right(task: Any, doc: Mapping[str, Any], n_answers: int) -> int | None:
+    """Which answer is the right one, as the harness' own process_results has it: the only one, or the choice that the
+    target names by its place or by its words; of contexts to choose from, the one that doc_to_text names."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return 0 if n_answers == 1 else None
+    if callable(task.config.process_results):
+        return None  # the task's own secret
+    choices = task.doc_to_choice(doc)
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str) and gold in choices:
+        gold = choices.index(gold)
+    return gold if isinstance(gold, int) and 0 <= gold < len(choices) else None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the harness' bars, and without what it logs beneath an error.
 
-    It draws names from Python's stream of chance, which is put back.
+    Chance is what lm_eval.simple_evaluate makes it, so that a task that draws has the same documents in every
+    process; for everybody else it goes on as if nothing had been drawn.
     """
-    log, drawn = logging.getLogger("lm_eval"), random.getstate()
+    log, drawn, drawn_by_numpy = logging.getLogger("lm_eval"), random.getstate(), np.random.get_state()
     level = log.level
     log.setLevel(logging.ERROR)
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         log.setLevel(level)
         random.setstate(drawn)
+        np.random.set_state(drawn_by_numpy)

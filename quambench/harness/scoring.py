@@ -17,6 +17,7 @@ from quambench.errors import NonFinite
 from quambench.models.backbone import LayerState
 
 Ids = Sequence[int]
+AT_ONCE = 256  # positions whose logits are in memory: of 50,280 words each 50 MB in float32, and twice that in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,14 @@ def _score(model: Model, asked: Sequence[Asked]) -> list[Answer]:
         tokens[row, : len(ids)] = torch.tensor(ids)
         targets[row, len(a.context) - 1 : len(ids)] = torch.tensor(a.continuation, dtype=torch.int64)
     hidden, _ = model.hidden(tokens)
-    scored = targets >= 0
-    logits = _finite(model.head(hidden[scored]))
-    wanted, owner = targets[scored], scored.nonzero()[:, 0]
-    log_probs = torch.log_softmax(logits.double(), -1).gather(-1, wanted[:, None])[:, 0]
-    sums = torch.zeros(len(asked), dtype=torch.float64).index_add_(0, owner, log_probs)
+    scored = (targets >= 0).nonzero()
+    sums = torch.zeros(len(asked), dtype=torch.float64)
     greedy = torch.ones(len(asked), dtype=torch.bool)
-    greedy[owner[logits.argmax(-1) != wanted]] = False
+    for owner, place in (piece.unbind(1) for piece in scored.split(AT_ONCE)):
+        wanted = targets[owner, place]
+        logits = _finite(model.head(hidden[owner, place]))
+        sums.index_add_(0, owner, torch.log_softmax(logits.double(), -1).gather(-1, wanted[:, None])[:, 0])
+        greedy[owner[logits.argmax(-1) != wanted]] = False
     return [Answer(s, g) for s, g in zip(sums.tolist(), greedy.tolist(), strict=True)]
 
 
@@ -117,8 +119,10 @@ def _write(
 
 
 def _read(model: Model, tokens: Tensor, by_steps: bool) -> tuple[Tensor, list[LayerState]]:
+    """(B, 1, vocab_size) logits behind the last token, and the state."""
     if not by_steps:
-        return model(tokens)
+        hidden, state = model.hidden(tokens)
+        return model.head(hidden[:, -1:]), state
     logits, state = model(tokens[:, :1])
     for t in range(1, tokens.shape[1]):
         logits, state = model(tokens[:, t : t + 1], state)

@@ -29,7 +29,7 @@ WIDE = "float64"
 class Subject:
     """A model that answers, and how it reads text.
 
-    digest  of everything that decides its answers: another calibration is another digest
+    digest  of everything that decides its answers: the model, with its calibration, the tokenizer and `starts`
     starts  whether the start token stands before every text, as it did in training
     """
 
@@ -47,7 +47,7 @@ def float_subject(checkpoint: Checkpoint, starts: bool, dtype: str, device: torc
     """
     model = copy.deepcopy(checkpoint.model).double() if dtype == WIDE else checkpoint.model
     there = on_host(model.to(device), device)
-    return Subject(there, checkpoint.tokenizer, f"{checkpoint.name}/{dtype}", _hash(checkpoint.digest, dtype), starts)
+    return _subject(checkpoint, there, _hash(checkpoint.digest, dtype), f"{checkpoint.name}/{dtype}", starts)
 
 
 def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: torch.device = CPU) -> Subject:
@@ -67,11 +67,11 @@ def case_subject(run: ModelRun, case: Case, starts: bool) -> Subject:
 
 def quantized_subject(checkpoint: Checkpoint, model: Model, digest: str, name: str, starts: bool) -> Subject:
     """A quantized model, called from the host. digest: as `digest_of` makes it"""
-    return Subject(model, checkpoint.tokenizer, name, digest, starts)
+    return _subject(checkpoint, model, digest, name, starts)
 
 
 def digest_of(checkpoint: Checkpoint, model: QuantizedModel, calibration: Calibration) -> str:
-    """Of everything that decides a quantized model's answers."""
+    """Of everything that decides what a quantized model answers to given tokens."""
     weights = [f"{weight} {made.digest}" for weight, made in model.weights().items()]
     left_float = [site for site, grid in model.grids.items() if isinstance(grid, Unquantized)]
     return _hash(checkpoint.digest, calibration.digest, *weights, *left_float)
@@ -121,6 +121,11 @@ def subject_of(
         return float_subject(checkpoint, starts, dtype or "float32", there)
     case = Case.parse(checkpoint.name, "/".join([observer, *filter(None, parts.values())]))
     return case_subject(ModelRun(checkpoint, load_corpus(corpus), [case], device=device), case, starts)
+
+
+def _subject(checkpoint: Checkpoint, model: Model, digest: str, name: str, starts: bool) -> Subject:
+    tokenizer = checkpoint.tokenizer
+    return Subject(model, tokenizer, name, _hash(digest, tokenizer.digest, f"starts={starts}"), starts)
 
 
 def _hash(*parts: str) -> str:

@@ -6,12 +6,16 @@ the evidence. A case without tasks has none.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from quambench.metrics.base import Evidence, Measurement, Metric, Terms
 
-_PREFIX, _VALUE, _NATS = "task.", ".value", "_nats"
+_PREFIX, _VALUE, _FLOAT, _NATS = "task.", ".value", "_float", "_nats"
 HIGHER, LOWER = "higher", "lower"
+SCORE = "score"
+UNITS = (SCORE, "nats/document", "nats/word", "nats/byte")  # evidence has the place: only ever add at the end
 
 
 def tasks_in(evidence: Evidence) -> list[str]:
@@ -26,21 +30,27 @@ def task_metrics(evidence: Evidence) -> dict[str, Metric]:
     task_<name>_nats: the log-likelihood of the right continuation, which shows what right and wrong hide; of a task
     that generates there is none.
     """
-    made = {}
-    for task in tasks_in(evidence):
-        better = HIGHER if bool(evidence[f"{_PREFIX}{task}.higher_is_better"]) else LOWER
-        for column, suffix in (("value", ""), ("value_float", "_float")):
-            name = f"task_{task}{suffix}"
-            made[name] = _metric(name, "score", better, task, column)
-        if not bool(evidence[f"{_PREFIX}{task}.log_likelihood"].isnan().any()):
-            name = f"task_{task}{_NATS}"
-            made[name] = _metric(name, "nats/document", HIGHER, task, "log_likelihood")
-    return made
+    return {metric.name: metric for metric, _ in _made(evidence)}
 
 
 def gated_tasks(evidence: Evidence) -> tuple[str, ...]:
     """Those of `task_metrics` whose change decides."""
-    return tuple(name for name in task_metrics(evidence) if not name.endswith("_float"))
+    return tuple(metric.name for metric, decides in _made(evidence) if decides)
+
+
+def _made(evidence: Evidence) -> Iterator[tuple[Metric, bool]]:
+    """Each metric, and whether it decides. A task may be named as another's twin is: then it is the task's own."""
+    tasks = tasks_in(evidence)
+    own = {f"task_{task}" for task in tasks}
+    for task in tasks:
+        name, key = f"task_{task}", f"{_PREFIX}{task}."
+        better = HIGHER if bool(evidence[key + "higher_is_better"]) else LOWER
+        unit = UNITS[int(evidence[key + "unit"])] if key + "unit" in evidence else SCORE
+        yield _metric(name, unit, better, task, "value"), True
+        if name + _FLOAT not in own:
+            yield _metric(name + _FLOAT, unit, better, task, "value_float"), False
+        if name + _NATS not in own and not bool(evidence[key + "log_likelihood"].isnan().any()):
+            yield _metric(name + _NATS, "nats/document", HIGHER, task, "log_likelihood"), True
 
 
 def _metric(name: str, unit: str, better: str, task: str, column: str) -> Metric:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -244,7 +245,8 @@ def test_what_generation_does_not_know_is_refused(talker: QuambenchLM) -> None:
         ("model=mamba2-tiny,batch_size=0", BadParameter, "batch_size"),
         ("model=mamba2-tiny,max_length=-3", BadParameter, "max_length"),
         ("model=mamba2-tiny,pretrained=x", BadParameter, "no model argument 'pretrained'"),
-        ("model=mamba2-tiny,dtype=float16", BadParameter, "dtype must be one of float32, float64"),
+        ("model=mamba2-tiny,dtype=int8", BadParameter, "dtype must be one of float32, bfloat16, float16, float64 (got"),
+        ("model=mamba2-tiny,device=tpu", BadParameter, "device must be cpu, cuda or cuda:N"),
         ("model=mamba2-tiny,add_bos_token=maybe", BadParameter, "true or false"),
         ("model=mamba2-tiny,precision=w8a4", BadParameter, "precision needs an observer"),
         ("model=mamba2-tiny,observer=mse,calibration=x", BadParameter, "not both"),
@@ -258,6 +260,29 @@ def test_what_is_wrong_with_model_args_is_one_line(arguments: str, error: type[E
         QuambenchLM.create_from_arg_string(arguments)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_one_line(device: str) -> None:
+    with pytest.raises(BadParameter, match=f"there is no device {device}: .*; use cpu") as raised:
+        QuambenchLM.create_from_arg_string(f"model=mamba2-tiny,device={device}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_narrow_float_model_answers_within_its_formats_error(world: Path, dtype: str) -> None:
+    """Roundings of either sign cancel for the most part, so that a logit is off by an eps or two of the largest, and a
+    likelihood by as much for each of its tokens; but narrow it is, and not the float64 model under another name."""
+    wide, narrow = (
+        QuambenchLM.create_from_arg_string(f"model={world / 'tiny-model'},dtype={name},device=cpu")
+        for name in ("float64", dtype)
+    )
+    exactly, found = likelihood(wide, *ASKED)[0], likelihood(narrow, *ASKED)[0]
+    logits = wide.subject.model(torch.tensor([wide.tok_encode("".join(ASKED))]))[0]
+    n_tokens = len(wide.tok_encode(ASKED[1]))
+    allowed = 2 * torch.finfo(getattr(torch, dtype)).eps * float(logits.abs().max()) * n_tokens
+    assert 0 < abs(found - exactly) <= allowed
 
 
 def test_arguments_keep_their_brackets() -> None:
@@ -303,6 +328,20 @@ def test_saved_scales_and_calibrating_on_the_spot_are_one_model(world: Path, sca
     digests = [m.get_model_info()["quambench_digest"] for m in (saved, made, parts, coarse, plain)]
     assert digests[0] == digests[1] == digests[2]
     assert len(set(digests)) == 3
+
+
+def test_the_digest_is_of_all_that_decides_the_answers(world: Path, tmp_path: Path) -> None:
+    """Beside the model: how text becomes tokens, and whether the start token stands first."""
+    model = world / "tiny-model"
+    shutil.copytree(model, tmp_path / "tiny-model")
+    spelling = json.loads((model / "tokenizer.json").read_text())
+    spelling["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tiny-model" / "tokenizer.json").write_text(json.dumps(spelling))
+    ways = [(model, False), (model, True), (tmp_path / "tiny-model", False)]
+    for more in ({}, {"observer": "running_max/quick", "corpus": str(world / "corpus")}):
+        digests = [subject_of(str(m), add_bos_token=starts, **more).digest for m, starts in ways]
+        assert len(set(digests)) == 3
+    assert subject_of(str(model)).digest == subject_of(str(model)).digest
 
 
 # --- no answers of another model ------------------------------------------------------------------

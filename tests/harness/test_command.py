@@ -65,6 +65,24 @@ def test_what_we_refuse_is_one_line_and_exit_code_2(
     assert capsys.readouterr().err == "quambench: batch_size must be a whole number of at least 1 (got 'auto')\n"
 
 
+@pytest.mark.parametrize("given", [["--cache_requests"], ["--cache_requests", "true"], ["--cache_requests=refresh"]])
+def test_stored_prompts_are_refused(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: pytest.fail("the harness was run"))
+    assert main(["run", *given, "--tasks", "prose_lambada"]) == 2
+    assert capsys.readouterr().err.startswith("quambench: leave --cache_requests out: ")
+
+
+@pytest.mark.parametrize("given", [["--cache_requests", "delete"], ["--cache_requests=delete"]])
+def test_stored_prompts_may_be_deleted(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(sys, "argv", ["harness"])
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: called.append(sys.argv[1:]))
+    assert main(["run", *given]) == 0
+    assert called[0][: 1 + len(given)] == ["run", *given]
+
+
 def test_an_include_path_of_the_users_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in (["--include_path", "mine"], ["--include_path=mine"]):
         monkeypatch.setattr(sys, "argv", ["harness"])

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import random
 import socket
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from quambench.case import Case, Protocol
 from quambench.data import recall
+from quambench.data.choices import cloze
 from quambench.data.corpus import load_corpus
-from quambench.data.tasks import last_word_items, passages
+from quambench.data.tasks import endings, last_word_items, passages
 from quambench.decoding import answers_right
-from quambench.errors import BadCorpus, BadParameter, UnknownName
+from quambench.errors import BadCorpus, BadParameter, OutsideFailed, UnknownName
 from quambench.evaluate import last_word_correct
 from quambench.harness import offered_tasks, tasks_folder
 from quambench.harness.items import digest
@@ -83,6 +86,17 @@ def test_the_chance_that_a_task_states_is_its_own() -> None:
         if name.startswith("recall"):
             assert about(name)["metadata"]["chance"] == pytest.approx(1 / recall.N_SYMBOLS, abs=5e-4)
     assert all(about(f"prose_{name}")["metadata"]["chance"] == 1 / 4 for name in ("cloze", "continuation"))
+
+
+def test_what_frequency_alone_gets_right_is_stated() -> None:
+    """Of prose_cloze, by whoever takes the word that most often ends passages; of several, any of them."""
+    documents = load_corpus().part("test")
+    counts = Counter(p.word for d in documents for p in endings(d.text))
+    shares = []
+    for item in cloze(documents):
+        often = [counts[word] for word in item.choices]
+        shares.append((often[item.right] == max(often)) / often.count(max(often)))
+    assert about("prose_cloze")["metadata"]["most_frequent"] == pytest.approx(sum(shares) / len(shares), abs=5e-4)
 
 
 def test_recall_documents_are_no_calibration_and_no_metric() -> None:
@@ -171,8 +185,10 @@ def test_recall_tasks_see_the_int8_state_and_prefill_would_not(
 
 # --- results --------------------------------------------------------------------------------------
 
-JSONL = [{"context": f"The nation of the {i}", "word": "people", "document": "ab"[i % 2]} for i in range(6)]
-GENERIC = {
+JSONL: list[dict[str, Any]] = [
+    {"context": f"The nation of the {i}", "word": "people", "document": "ab"[i % 2]} for i in range(6)
+]
+GENERIC: dict[str, Any] = {
     "output_type": "loglikelihood",
     "dataset_path": "json",
     "test_split": "test",
@@ -197,6 +213,24 @@ ROLLING = GENERIC | {
 }
 
 
+CHOICES = GENERIC | {
+    "output_type": "multiple_choice",
+    "doc_to_text": "The nation of the",
+    "doc_to_choice": ["people", "union", "law"],
+}
+LABELS = CHOICES | {"doc_to_target": "{{['people', 'union', 'law'][label]}}"}
+OUTSIDE = CHOICES | {"doc_to_target": "{{['nobody', 'union', 'law'][label]}}"}
+WINOGRANDE = CHOICES | {  # the text says which context is right, all of which one target follows
+    "doc_to_text": "label",
+    "doc_to_choice": "{{contexts}}",
+    "doc_to_target": "{{ending}}",
+}
+FEWSHOT = GENERIC | {"num_fewshot": 2, "fewshot_split": "test"}
+for i, row in enumerate(JSONL):
+    row |= {"label": i % 3, "contexts": [f"The {word} of the {i}" for word in ("nation", "state", "law")]}
+    row |= {"ending": "people"}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Tasks as a user writes them: YAML over a file of JSON lines."""
@@ -205,7 +239,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, JSONL)))
-    tasks = {"mine": GENERIC, "rolling": ROLLING, "perplexity_alone": PERPLEXITY, "together": TOGETHER}
+    tasks: dict[str, dict[str, Any]] = {
+        "mine": GENERIC,
+        "rolling": ROLLING,
+        "perplexity_alone": PERPLEXITY,
+        "together": TOGETHER,
+    }
+    tasks |= {"labels": LABELS, "outside": OUTSIDE, "winogrande_like": WINOGRANDE, "fewshot": FEWSHOT}
+    tasks |= {"other_prompt": GENERIC | {"doc_to_text": "Behold: {{context}}"}}
+    tasks |= {"no_data": GENERIC | {"dataset_path": "nobody/has_this"}, "broken": GENERIC | {"output_type": "dance"}}
     for name, config in tasks.items():
         whole = config | {"task": name, "dataset_kwargs": {"data_files": {"test": str(data)}}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(whole))
@@ -231,6 +273,7 @@ def test_a_loss_per_byte_is_nats_over_bytes(world: Path, folder: Path) -> None:
     """Lower is better, each document weighs its bytes."""
     subject = subject_of(str(world / "tiny-model"), dtype="float64")
     (found,) = run_tasks(subject, load_tasks(["rolling"], include_path=folder))
+    assert found.unit == "nats/byte"
     assert (found.metric, found.higher_is_better) == ("bits_per_byte", False)
     assert found.weights.tolist() == [len(row["context"].encode()) for row in JSONL]
     assert (found.values > 0).all()
@@ -241,7 +284,7 @@ def test_a_perplexity_is_a_loss_in_nats(world: Path, folder: Path) -> None:
     """The harness keeps a log-likelihood, which is the better the higher, under a name that is the better the lower."""
     subject = subject_of(str(world / "tiny-model"), dtype="float64")
     (found,) = run_tasks(subject, load_tasks(["perplexity_alone"], include_path=folder))
-    assert (found.metric, found.higher_is_better) == ("perplexity", False)
+    assert (found.metric, found.unit, found.higher_is_better) == ("perplexity", "nats/document", False)
     assert torch.equal(found.values, -found.log_likelihoods)
     assert (found.values > 0).all()
 
@@ -265,6 +308,130 @@ def test_a_choices_likelihood_is_the_right_ones(world: Path) -> None:
         assert log_likelihood.item() == pytest.approx(log_probs[-n:].sum().item(), rel=1e-9)
 
 
+def nats(subject: Any, context: str, continuation: str) -> float:
+    """By the definition, of one sequence."""
+    ids, start = subject.tokenizer.encode(context + continuation), len(subject.tokenizer.encode(context))
+    log_probs = torch.log_softmax(subject.model(torch.tensor([ids]))[0][0], -1)
+    return sum(log_probs[i - 1, ids[i]].item() for i in range(start, len(ids)))
+
+
+def test_a_target_may_name_its_choice_by_words(world: Path, folder: Path) -> None:
+    subject = subject_of(str(world / "tiny-model"), dtype="float64")
+    (found,) = run_tasks(subject, load_tasks(["labels"], include_path=folder))
+    of_words = [nats(subject, "The nation of the", f" {word}") for word in ("people", "union", "law")]
+    assert found.log_likelihoods.tolist() == pytest.approx(of_words * 2, rel=1e-9)
+    assert len(set(of_words)) == 3
+    assert found.values.tolist() == [float(i == max(range(3), key=of_words.__getitem__)) for i in (0, 1, 2)] * 2
+
+
+def test_of_contexts_the_right_one_is_what_the_text_names(world: Path, folder: Path) -> None:
+    """Winogrande's shape: one continuation behind one of several contexts."""
+    subject = subject_of(str(world / "tiny-model"), dtype="float64")
+    (found,) = run_tasks(subject, load_tasks(["winogrande_like"], include_path=folder))
+    expected = [nats(subject, row["contexts"][row["label"]], " people") for row in JSONL]
+    assert found.log_likelihoods.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_target_that_is_no_choice_has_no_likelihood(world: Path, folder: Path) -> None:
+    (found,) = run_tasks(subject_of(str(world / "tiny-model")), load_tasks(["outside"], include_path=folder))
+    assert found.log_likelihoods.isnan().tolist() == [True, False, False] * 2
+    assert found.values[0] == found.values[3] == 0
+
+
+def test_every_model_is_shown_the_same_examples(world: Path, folder: Path) -> None:
+    """The sampler's stream runs on through a run: two runs of one model, and one of another."""
+    subject, tasks = subject_of(str(world / "tiny-model")), load_tasks(["fewshot"], include_path=folder)
+    (first,), (second,) = run_tasks(subject, tasks), run_tasks(subject, tasks)
+    assert torch.equal(first.log_likelihoods, second.log_likelihoods)
+    (other,) = run_tasks(subject_of(str(world / "tiny-model"), dtype="float64"), tasks)
+    assert first.digest == second.digest == other.digest
+    prompts = {request.args[0] for request in tasks.by_name["fewshot"].instances}
+    assert len(prompts) == 6
+    assert all(prompt.count("people") == 2 for prompt in prompts)
+
+
+def test_what_is_asked_is_in_the_digest(world: Path, folder: Path) -> None:
+    """The same documents behind another prompt, with another number of examples, behind the start token."""
+    subject = subject_of(str(world / "tiny-model"))
+
+    def of(name: str, starts: bool = False) -> str:
+        (found,) = run_tasks(replace(subject, starts=starts), load_tasks([name], include_path=folder))
+        return found.digest
+
+    assert of("mine") == of("mine")
+    assert len({of("mine"), of("other_prompt"), of("fewshot"), of("perplexity_alone"), of("mine", starts=True)}) == 5
+
+
+DRAWS = """
+import random
+
+import datasets
+import numpy as np
+
+
+def drawn(**about):
+    rows = [{"context": f"{i} {np.random.rand()}", "word": "people"} for i in range(40)]
+    random.shuffle(rows)
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def anew(docs):
+    return docs.select(random.sample(range(len(docs)), len(docs)))
+"""
+
+
+@pytest.fixture
+def drawing(folder: Path) -> Path:
+    """A task that draws while it is loaded, and one that draws whenever its documents are read."""
+    (folder / "draws.py").write_text(DRAWS)
+    config = {k: v for k, v in GENERIC.items() if k != "dataset_path"}
+    text = yaml.safe_dump(config) + "custom_dataset: !function draws.drawn\n"
+    (folder / "draws_once.yaml").write_text(text + "task: draws_once\n")
+    (folder / "draws_anew.yaml").write_text(text + "task: draws_anew\nprocess_docs: !function draws.anew\n")
+    return folder
+
+
+def test_a_task_that_draws_has_the_same_documents_in_every_process(drawing: Path) -> None:
+    """Whatever was drawn before, and whichever tasks are loaded with it."""
+
+    def documents(*names: str, seed: int) -> list[Any]:
+        random.seed(seed)
+        np.random.seed(seed)
+        state = random.getstate(), np.random.rand(3).tolist()
+        np.random.seed(seed)
+        found = list(load_tasks(names, include_path=drawing).by_name["draws_once"].eval_docs)
+        assert (random.getstate(), np.random.rand(3).tolist()) == state
+        return found
+
+    first = documents("draws_once", seed=1)
+    assert first == documents("draws_once", seed=2) == documents("draws_anew", "draws_once", seed=3)
+
+
+def test_a_task_whose_documents_change_under_its_answers_is_refused(world: Path, drawing: Path) -> None:
+    with pytest.raises(BadParameter, match="draws_anew draws its documents anew") as raised:
+        run_tasks(subject_of(str(world / "tiny-model")), load_tasks(["draws_anew"], include_path=drawing))
+    assert "\n" not in str(raised.value)
+
+
+def test_data_that_cannot_be_had_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*arguments: Any, **options: Any) -> None:
+        raise ConnectionError("Couldn't reach 'nobody/has_this' on the Hub\n(LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(BadCorpus, match="the data of the task no_data cannot be had: ConnectionError") as raised:
+        load_tasks(["no_data"], include_path=folder)
+    assert "quambench list tasks" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_task_that_cannot_be_loaded_is_one_line(folder: Path) -> None:
+    with pytest.raises(OutsideFailed, match="the task broken cannot be loaded: ") as raised:
+        load_tasks(["broken"], include_path=folder)
+    assert "\n" not in str(raised.value)
+
+
 def test_evidence_of_two_models_is_metrics(world: Path) -> None:
     tasks = load_tasks(["prose_continuation"], corpus=world / "corpus")
     model, corpus = str(world / "tiny-model"), str(world / "corpus")
@@ -273,6 +440,7 @@ def test_evidence_of_two_models_is_metrics(world: Path) -> None:
     evidence = task_evidence(int8, of_float)
     assert torch.equal(evidence["task.prose_continuation.value_float"], of_float[0].values)
     assert not torch.equal(evidence["task.prose_continuation.log_likelihood"], of_float[0].log_likelihoods)
+    assert task_metrics(evidence)["task_prose_continuation"].unit == int8[0].unit == "score"
     found = {name: metric.measure(evidence) for name, metric in task_metrics(evidence).items()}
     assert found["task_prose_continuation"].value == int8[0].values.mean()
     with pytest.raises(AssertionError, match="not the same task"):

@@ -101,6 +101,40 @@ def test_logits_that_are_not_finite_are_refused(float_model: LanguageModel) -> N
         generate(float_model, [[1, 2]], 2, lambda ids: False, 1)
 
 
+def positions_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Whose logits each call of the head makes."""
+    right, seen = LanguageModel.head, []
+
+    def counts(self: LanguageModel, hidden: Tensor, *args: Any) -> Tensor:
+        seen.append(hidden.shape[:-1].numel())
+        return right(self, hidden, *args)
+
+    monkeypatch.setattr(LanguageModel, "head", counts)
+    return seen
+
+
+def test_logits_of_few_positions_are_in_memory_at_once(
+    float_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a piece that ends within a sequence changes nothing but rounding."""
+    expected = log_likelihoods(float_model, asked(), 100)
+    monkeypatch.setattr("quambench.harness.scoring.AT_ONCE", 4)
+    seen = positions_at_once(monkeypatch)
+    found = log_likelihoods(float_model, asked(), 100)
+    assert max(seen) == 4
+    assert sum(seen) == sum(continuation for _, continuation in LENGTHS)
+    assert [f.log_likelihood for f in found] == pytest.approx([e.log_likelihood for e in expected], rel=1e-12)
+    assert [f.greedy for f in found] == [e.greedy for e in expected]
+
+
+def test_of_a_context_that_is_written_on_only_the_last_logits_are_made(
+    float_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = positions_at_once(monkeypatch)
+    generate(float_model, [[1, 2, 3, 4], [5, 6, 7, 8]], 3, lambda ids: False, 2)
+    assert seen == [2, 2, 2]
+
+
 # --- transformers ---------------------------------------------------------------------------------
 
 

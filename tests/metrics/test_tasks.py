@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from quambench.cli.eval_tasks import _compared
 from quambench.gate.stats import mcnemar, paired
 from quambench.metrics import METRICS
-from quambench.metrics.tasks import task_metrics, tasks_in
+from quambench.metrics.tasks import UNITS, gated_tasks, task_metrics, tasks_in
 
 
 def column(*values: float) -> torch.Tensor:
@@ -26,19 +27,47 @@ EVIDENCE = {
     "task.arc.easy.higher_is_better": torch.tensor(1, dtype=torch.uint8),
     "task.wiki.value": column(30.0, 10.0),
     "task.wiki.value_float": column(20.0, 10.0),
+    "task.wiki.log_likelihood": column(-30.0, -10.0),
+    "task.wiki.log_likelihood_float": column(-20.0, -10.0),
     "task.wiki.weight": column(3.0, 2.0),
     "task.wiki.document": torch.tensor([0, 1]),
     "task.wiki.higher_is_better": torch.tensor(0, dtype=torch.uint8),
+    "task.wiki.unit": torch.tensor(UNITS.index("nats/byte"), dtype=torch.uint8),
 }
 
 
 def test_each_task_is_a_metric_and_its_float_twin() -> None:
     made = task_metrics(EVIDENCE)
     assert tasks_in(EVIDENCE) == ["arc.easy", "wiki"]
-    assert list(made) == ["task_arc.easy", "task_arc.easy_float", "task_wiki", "task_wiki_float"]
-    assert {name: metric.better for name, metric in made.items()} == {
-        "task_arc.easy": "higher", "task_arc.easy_float": "higher", "task_wiki": "lower", "task_wiki_float": "lower",
-    }  # fmt: skip
+    assert {name: (metric.better, metric.unit) for name, metric in made.items()} == {
+        "task_arc.easy": ("higher", "score"),
+        "task_arc.easy_float": ("higher", "score"),
+        "task_arc.easy_nats": ("higher", "nats/document"),
+        "task_wiki": ("lower", "nats/byte"),
+        "task_wiki_float": ("lower", "nats/byte"),
+        "task_wiki_nats": ("higher", "nats/document"),
+    }
+    assert gated_tasks(EVIDENCE) == ("task_arc.easy", "task_arc.easy_nats", "task_wiki", "task_wiki_nats")
+
+
+def renamed(name: str) -> dict[str, torch.Tensor]:
+    """The evidence of arc.easy under another name."""
+    return {key.replace("arc.easy", name): value for key, value in EVIDENCE.items() if key.startswith("task.arc.easy.")}
+
+
+@pytest.mark.parametrize("name", ["mine_float", "arc.easy_float"])
+def test_a_task_named_as_a_twin_is_gated_all_the_same(name: str) -> None:
+    """Also where the twin's name is taken: it is the task's own."""
+    alone = renamed(name)
+    assert gated_tasks(alone) == (f"task_{name}", f"task_{name}_nats")
+    both = EVIDENCE | alone
+    assert {f"task_{name}", f"task_{name}_nats", "task_arc.easy"} <= set(gated_tasks(both))
+    assert task_metrics(both)[f"task_{name}"].measure(both).value == 0.25  # the twin of arc.easy has 0.75
+
+
+def test_evidence_without_a_likelihood_has_no_metric_of_it() -> None:
+    generated = EVIDENCE | {"task.wiki.log_likelihood": column(float("nan"), float("nan"))}
+    assert "task_wiki_nats" not in task_metrics(generated)
 
 
 def test_values_and_errors_by_hand() -> None:
@@ -50,6 +79,14 @@ def test_values_and_errors_by_hand() -> None:
     assert found["task_wiki"].value == pytest.approx(40 / 5)  # loss per byte, of sums
     # Residuals 30 - 8 * 3 = 6 and 10 - 8 * 2 = -6: sqrt(2 / 1 * 72) / 5.
     assert found["task_wiki"].standard_error == pytest.approx(math.sqrt(2 * 72) / 5)
+    assert found["task_wiki_nats"].value == -20  # a document each, not a byte
+
+
+def test_the_command_lines_difference_of_likelihoods_is_by_document() -> None:
+    """As the gate's metric has it; the task's own difference is by byte."""
+    found = _compared("wiki", EVIDENCE)
+    assert found["log_likelihood_difference"].value == -5  # (-10 + 0) / 2
+    assert found["difference"].value == pytest.approx(10 / 5)
 
 
 def test_two_results_pair_by_document() -> None:
