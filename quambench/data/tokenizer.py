@@ -77,11 +77,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._inner.get_vocab_size()
 
-    @property
-    def digest(self) -> str:
-        """Of the vocabulary and of all that decides how text becomes tokens."""
-        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
-
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, no special token added."""
         return self._inner.encode(text, add_special_tokens=False).ids
