@@ -33,11 +33,10 @@ def machine_class(device: str = "cpu") -> str:
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """What a stored result says about how it was made, models being on a device. No path, host or user name."""
-    return sources() | {
+    return ran_here() | {
         "machine": machine_class(device),
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in _NUMERICS if name in os.environ},
-        "kernels": dict(sorted(chosen().items())),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -45,6 +44,11 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def ran_here() -> dict[str, Any]:
+    """What this process ran: code from outside, and which implementation of each kernel."""
+    return sources() | {"kernels": chosen()}
 
 
 def merged(own: dict[str, Any], others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

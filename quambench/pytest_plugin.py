@@ -28,7 +28,7 @@ from quambench.models.checkpoint import bundled_names, checked_device
 from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec
 from quambench.policy.base import check_grouping
-from quambench.provenance import merged, provenance
+from quambench.provenance import merged, provenance, ran_here
 from quambench.quant.precision import Precision
 from quambench.report import REPORTS, check_report, format_of, terminal
 from quambench.session import INPUT_ERRORS, Session
@@ -39,7 +39,7 @@ PARTIAL = pytest.StashKey[bool]()  # not all that is stored could run: orphans a
 NARROWED = pytest.StashKey[bool]()  # not all cases of the suites and models asked for ran
 WRITTEN = pytest.StashKey[list[Path]]()  # baselines
 REPORTED = pytest.StashKey[list[Path]]()  # reports that were written
-RAN = pytest.StashKey[list[dict[str, Any]]]()  # xdist: the workers' provenance
+RAN = pytest.StashKey[list[dict[str, Any]]]()  # xdist: what the workers ran
 MISUSED = pytest.StashKey[list[str]]()  # xdist: what made the input useless, one line each
 # pytest's own options that leave tests out, some of them without telling
 NARROWING = ("keyword", "markexpr", "lf", "ignore", "ignore_glob", "deselect", "stepwise", "maxfail")
@@ -283,8 +283,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state, produced = config.stash[SESSION], config.stash[PRODUCED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
         left_out = config.stash[PARTIAL], config.stash[NARROWED]
-        ran = provenance(state.device)
-        found = (state.verdicts, state.notes, state.to_write, produced, left_out, config.stash[MISUSED], ran)
+        found = (state.verdicts, state.notes, state.to_write, produced, left_out, config.stash[MISUSED], ran_here())
         config.workeroutput["quambench"] = pickle.dumps(found)
         return
     if config.stash[MISUSED]:
@@ -307,9 +306,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config.stash[WRITTEN] = state.write(whole=not config.stash[NARROWED])
     if len(state.verdicts) > n_verdicts:  # something could not be stored
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    reports = config.option.qb_report if state.verdicts else ()
     elsewhere: list[dict[str, Any]] = config.stash[RAN]
-    ran = merged(provenance(state.device), elsewhere)
-    for path in config.option.qb_report if state.verdicts else ():
+    ran = merged(provenance(state.device), elsewhere) if reports else {}
+    for path in reports:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(REPORTS[format_of(path)](state.verdicts, ran))
         config.stash[REPORTED].append(path)

@@ -32,7 +32,7 @@ from quambench.gate.rerun import Job, rerun
 from quambench.gate.verdicts import Finding, Status, Verdict, gated, judge
 from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
-from quambench.outside import place_of
+from quambench.outside import one_line, place_of
 from quambench.provenance import machine_class, provenance
 from quambench.runner import Known, ModelRun, Progress
 
@@ -139,7 +139,7 @@ class Session:
         probe = None
         with suppress(Exception):
             probe = self._broken_probe(case)
-        reason = "; ".join(filter(None, [str(probe or ""), _one_line(error)]))
+        reason = "; ".join(filter(None, [str(probe or ""), one_line(error)]))
         return Verdict(case.id, Status.ERROR, reason, unit=probe.place if probe else "", place=_where(error))
 
     def _judge(self, suite: str, case: Case) -> Verdict:
@@ -302,10 +302,6 @@ class Session:
 
 def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} probes (the first: {names[0]})" if len(names) > 1 else f"the probe {names[0]}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _where(error: Exception) -> str:
