@@ -49,6 +49,8 @@ QUAMBA = PolicySpec("quamba")
 OUTSIDE = "calibration="  # what the first part of an id starts with where scales come from outside
 QUICK = Protocol(quality_windows=24, decode_windows=20, error_windows=4, max_items=80)
 """Half the default: for suites of many cases, which compare strategies rather than guard one."""
+LARGER = {Protocol(): FULL, QUICK: FULL}
+"""Protocol -> the larger one whose rest a row that is suspicious is measured again on."""
 SIZES = {"full": FULL, "quick": QUICK}  # suffix of such a case's id -> its protocol
 _FULL, _TASKS = "full", "tasks="
 

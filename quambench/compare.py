@@ -21,8 +21,9 @@ from typing import IO, Any
 from quambench.errors import BadArtefact, BadParameter
 from quambench.gate import probes
 from quambench.gate.baselines import read_baseline
+from quambench.gate.findings import Finding
 from quambench.gate.record import Record
-from quambench.gate.verdicts import Finding, Status, Verdict, judge
+from quambench.gate.verdicts import Status, Verdict, judge
 from quambench.gate.worker import Task
 
 Progress = Callable[[str, int, int], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,10 @@ from quambench.data.recall import RecallSequences, long_sequences
 from quambench.data.recall import sequences as recall_sequences
 from quambench.data.tasks import LastWordItems, last_word_items
 from quambench.data.tokenizer import Tokenizer
-from quambench.data.windows import Windows, sequence_windows, spread_windows
+from quambench.data.windows import Windows, rest_windows, sequence_windows, spread_windows
 from quambench.decoding import answers_right, decode, states_along
 from quambench.errors import NonFinite
-from quambench.models.backbone import LanguageModel, LayerState
+from quambench.models.backbone import LanguageModel, LayerState, no_tap
 from quambench.models.sites import sites_of
 from quambench.quant.quantized import QuantizedModel
 from quambench.quant.site_grid import SiteScales
@@ -33,6 +33,7 @@ Evidence = Mapping[str, Tensor]
 
 WINDOW_BATCH = 16
 ITEM_BATCH = 16  # items are sorted by length: the fewer at once, the less padding
+REST_SEED = 10  # the first of the streams of recall sequences that a second look draws from
 KL_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -63,15 +64,53 @@ class EvalData:
             quality_bytes=tokenizer.byte_lengths()[quality.targets].sum(1).double(),
         )
 
+    def rest_of_prose(
+        self, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol, larger: Protocol
+    ) -> EvalData | None:
+        """What `larger` measures answers on and `protocol`, which made this, does not; None where a part is empty.
+
+        It has no windows for errors inside the model: those are looked at once.
+        """
+        length = protocol.decode_prefix + protocol.decode_steps
+        quality = rest_windows(
+            documents, tokenizer, protocol.quality_length, larger.quality_windows, protocol.quality_windows
+        )
+        decode = rest_windows(documents, tokenizer, length, larger.decode_windows, protocol.decode_windows)
+        if quality is None or decode is None:
+            return None
+        return replace(
+            self,
+            quality=quality,
+            decode=decode,
+            error=self.error.none,
+            items=last_word_items(documents, tokenizer, protocol.max_items or None, rest=True),
+            quality_bytes=tokenizer.byte_lengths()[quality.targets].sum(1).double(),
+        )
+
+    def rest_of_recall(self, rungs: Mapping[str, int], protocol: Protocol, larger: Protocol) -> EvalData | None:
+        """As `rest_of_prose`, of streams that no first look draws from."""
+        counts = [
+            getattr(larger, name) - getattr(protocol, name)
+            for name in ("quality_windows", "decode_windows", "recall_sequences")
+        ]
+        if min(counts) < 1:
+            return None
+        quality, decode = _as_windows(rungs, counts[:2], first_seed=REST_SEED)
+        return replace(
+            self,
+            quality=quality,
+            decode=decode,
+            error=self.error.none,
+            quality_bytes=torch.full((counts[0],), torch.nan, dtype=torch.float64),
+            recall={t: recall_sequences(t, rung, counts[2], "test", seed=REST_SEED) for t, rung in rungs.items()},
+            long=None,
+        )
+
     @classmethod
     def of_recall(cls, rungs: Mapping[str, int], protocol: Protocol) -> EvalData:
         """Sequences of the tasks at `rungs`; the associative ones also serve as text, each its own document."""
-        quality, decode, error = (
-            sequence_windows(recall_sequences("associative", rungs["associative"], count, "test", seed))
-            for seed, count in enumerate(
-                (protocol.quality_windows, protocol.decode_windows, protocol.error_windows), start=2
-            )
-        )
+        counts = (protocol.quality_windows, protocol.decode_windows, protocol.error_windows)
+        quality, decode, error = _as_windows(rungs, counts, first_seed=2)
         return cls(
             quality=quality,
             decode=decode,
@@ -90,6 +129,14 @@ class EvalData:
         if self.long is not None:
             h.update(self.long.numpy().tobytes())
         return h.hexdigest()
+
+
+def _as_windows(rungs: Mapping[str, int], counts: Sequence[int], first_seed: int) -> list[Windows]:
+    """Associative sequences as text, one set for each count, each from a stream of its own."""
+    return [
+        sequence_windows(recall_sequences("associative", rungs["associative"], count, "test", seed))
+        for seed, count in enumerate(counts, start=first_seed)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +199,7 @@ def evaluate(
     prefill.* and decode.*  nll, nll_float, kl, agree, tokens: sums per window (W,); document (W,);
                             prefill.bytes (W,)
                             kl_quantiles: (4, 2) the KL_QUANTILES over tokens, their standard errors
+                            kl_left_out: (4, D) the same without each document in turn, in order of `document`
     decode.kl_prefill       (W,) and
     decode.kl_by_step       (steps,): KL of this model's own decoding to its own prefill, summed and by position
     decode.accumulated      (S, W): as sites.accumulated, at the last decoding step
@@ -164,16 +212,45 @@ def evaluate(
 
     raises NonFinite when the model's output is not finite
     """
+    found: dict[str, Tensor] = {}
+    at_last_step: dict[str, Tensor] = {}
+    evidence = evaluate_answers(model, answers, data, window_batch, at_last_step)
+    evidence["decode.accumulated"] = _accumulated(model, at_last_step, inside.decode_sites)
+    if data.long is not None and inside.long_states is not None:
+        evidence["long.state_error"] = _state_errors(model, states_along(model, data.long, step=1), inside.long_states)
+    evidence |= _local_errors(inside.sites, model)
+    model(data.error.inputs, tap=_recorder(found))
+    evidence["sites.accumulated"] = _accumulated(model, found, inside.sites)
+    evidence["scales.count"] = torch.tensor(sum(s.numel() for s in calibration.scales.values()))
+    evidence["scales.bytes"] = torch.tensor(sum(s.nbytes for s in calibration.scales.values()))
+    evidence["model.bytes"] = torch.tensor(model.n_bytes)
+    return evidence
+
+
+@torch.inference_mode()
+def evaluate_answers(
+    model: QuantizedModel,
+    answers: FloatAnswers,
+    data: EvalData,
+    window_batch: int = WINDOW_BATCH,
+    at_last_step: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """What the model answers: of `evaluate`'s arrays prefill.*, decode.*, items.* and recall.*.
+
+    at_last_step  takes up the sites of the last decoding step
+
+    raises NonFinite when the model's output is not finite
+    """
     pieces = (model(rows)[0] for rows in data.quality.inputs.split(window_batch))
     evidence = _compare("prefill", pieces, answers.quality_log_probs, data.quality)
     evidence["prefill.bytes"] = data.quality_bytes
-    at_last_step: dict[str, Tensor] = {}
-    logits = decode(model, data.decode.inputs, data.decode_prefix, _recorder(at_last_step))
+    logits = decode(
+        model, data.decode.inputs, data.decode_prefix, no_tap if at_last_step is None else _recorder(at_last_step)
+    )
     evidence |= _compare(
         "decode", logits.split(window_batch), answers.decode_log_probs, data.decode, skip=data.decode_prefix
     )
     evidence |= _decode_against_prefill(model, logits, data)
-    evidence["decode.accumulated"] = _accumulated(model, at_last_step, inside.decode_sites)
     if data.items is not None:
         evidence["items.correct"] = _items_correct(model, data).to(torch.uint8)
         evidence["items.correct_float"] = answers.correct.to(torch.uint8)
@@ -182,15 +259,6 @@ def evaluate(
         evidence[f"recall.{task}.right"] = answers_right(model, asked, by_steps=True)
         evidence[f"recall.{task}.right_float"] = answers.recall_right[task]
         evidence[f"recall.{task}.asked"] = asked.answers.sum(1).int()
-    if data.long is not None and inside.long_states is not None:
-        evidence["long.state_error"] = _state_errors(model, states_along(model, data.long, step=1), inside.long_states)
-    evidence |= _local_errors(inside.sites, model)
-    found: dict[str, Tensor] = {}
-    model(data.error.inputs, tap=_recorder(found))
-    evidence["sites.accumulated"] = _accumulated(model, found, inside.sites)
-    evidence["scales.count"] = torch.tensor(sum(s.numel() for s in calibration.scales.values()))
-    evidence["scales.bytes"] = torch.tensor(sum(s.nbytes for s in calibration.scales.values()))
-    evidence["model.bytes"] = torch.tensor(model.n_bytes)
     return evidence
 
 
@@ -265,13 +333,16 @@ def _compare(
         "nll_float": nll_float.sum(-1),
         "tokens": torch.full((n_windows,), float(length), dtype=torch.float64),
         "document": windows.documents.to(torch.int32),
-        "kl_quantiles": _quantiles_with_errors(found["kl"], windows.documents, list(KL_QUANTILES.values())),
     }
+    sums["kl_quantiles"], sums["kl_left_out"] = _quantiles_with_errors(
+        found["kl"], windows.documents, list(KL_QUANTILES.values())
+    )
     return {f"{phase}.{name}": value for name, value in sums.items()}
 
 
-def _quantiles_with_errors(values: Tensor, documents: Tensor, quantiles: Sequence[float]) -> Tensor:
-    """values (W, L) -> (Q, 2): quantiles over all tokens, and their delete-one-document jackknife standard errors.
+def _quantiles_with_errors(values: Tensor, documents: Tensor, quantiles: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """values (W, L) -> (Q, 2): quantiles over all tokens, and their delete-one-document jackknife standard errors;
+    (Q, D): the quantiles without each document, of which those errors are made.
 
     Sorted once: what is left when a document goes is still in order.
     """
@@ -281,10 +352,10 @@ def _quantiles_with_errors(values: Tensor, documents: Tensor, quantiles: Sequenc
     groups = documents.unique()
     n = len(groups)
     if n < 2:
-        return torch.stack([whole, torch.full_like(whole, torch.nan)], dim=1)
-    left_out = torch.stack([_quantiles_of_sorted(ordered[owner != g], quantiles) for g in groups])
-    spread = ((left_out - left_out.mean(0)).square().sum(0) * (n - 1) / n).sqrt()
-    return torch.stack([whole, spread], dim=1)
+        return torch.stack([whole, torch.full_like(whole, torch.nan)], dim=1), whole[:, None].clone()
+    left_out = torch.stack([_quantiles_of_sorted(ordered[owner != g], quantiles) for g in groups], dim=1)
+    spread = ((left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (n - 1) / n).sqrt()
+    return torch.stack([whole, spread], dim=1), left_out
 
 
 def _quantiles_of_sorted(ordered: Tensor, quantiles: Sequence[float]) -> Tensor:

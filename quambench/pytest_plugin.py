@@ -302,9 +302,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         probed = any(v.case_id.startswith("probe/") for v in state.verdicts)
         if probed and any(not v.passes(state.allow_drift) for v in state.gone_probes()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    n_verdicts = len(state.verdicts)
     config.stash[WRITTEN] = state.write(whole=not config.stash[NARROWED])
-    if len(state.verdicts) > n_verdicts:  # something could not be stored
+    if state.refused:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     reports = config.option.qb_report if state.verdicts else ()
     elsewhere: list[dict[str, Any]] = config.stash[RAN]

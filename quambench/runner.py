@@ -17,7 +17,7 @@ from torch import Tensor
 from quambench.allocator import keep_freed_memory
 from quambench.arrange import arrange, channel_statistics, groups_of, order_of
 from quambench.calibrate import Calibration, Task, calibrate, digest_of, each
-from quambench.case import Case, Protocol, check_fit, protocol_hash
+from quambench.case import LARGER, Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
@@ -28,6 +28,7 @@ from quambench.evaluate import (
     FloatAnswers,
     FloatInside,
     evaluate,
+    evaluate_answers,
     float_answers,
     float_inside,
 )
@@ -75,6 +76,7 @@ class Known:
     data: dict[tuple[str, str, Protocol], EvalData] = field(default_factory=dict)
     sequences: dict[tuple[str, str, Protocol], Tensor] = field(default_factory=dict)
     answers: dict[tuple[str, str], FloatAnswers] = field(default_factory=dict)  # (model, evaluation data)
+    rest: dict[tuple[str, str, Protocol], EvalData | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class ModelRun:
         self._progress = progress
         self._window_batch = window_batch
         self._measured: dict[tuple[object, ...], dict[str, Tensor]] = {}
+        self._measured_rest: dict[tuple[object, ...], dict[str, Tensor]] = {}
         self._sensitivity: dict[tuple[ObserverSpec, Precision, int], Sensitivity] = {}
         self._failed: dict[Case, Exception] = {}
         self._groups: dict[GroupingSpec, Mapping[int, Groups]] = {}
@@ -181,6 +184,39 @@ class ModelRun:
             return EvalData.of_recall(self.checkpoint.recall, self.protocol)
         return EvalData.of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol)
 
+    @property
+    def rest_data(self) -> EvalData | None:
+        """What a second look is judged on: nothing that the first has seen. None where the protocol has no second."""
+        if self._key not in self._known.rest:
+            self._known.rest[self._key] = self._make_rest()
+        return self._known.rest[self._key]
+
+    @property
+    def rest_digest(self) -> str:
+        """Which windows and items a second look is judged on; "" where there is none."""
+        return self.rest_data.digest if self.rest_data else ""
+
+    def _make_rest(self) -> EvalData | None:
+        larger = LARGER.get(self.protocol)
+        if larger is None:
+            return None
+        if self.checkpoint.recall:
+            return self.data.rest_of_recall(self.checkpoint.recall, self.protocol, larger)
+        return self.data.rest_of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol, larger)
+
+    def rest(self, case: Case) -> dict[str, Tensor]:
+        """Evidence of a second look: what the case answers on `rest_data`; none where there is no second."""
+        data = self.rest_data
+        if data is None:
+            return {}
+        key = self._evidence_key(case)
+        if key not in self._measured_rest:
+            answers = self._answers_on(data)
+            self._progress(f"{case.id}: a second look", 0, 1)
+            model = on_host(self.quantized(case), self.device)
+            self._measured_rest[key] = evaluate_answers(model, answers, data, self._window_batch)
+        return self._measured_rest[key]
+
     @cached_property
     def calibration_sequences(self) -> Tensor:
         """(S, L) int64, in the order in which observers see them."""
@@ -198,11 +234,14 @@ class ModelRun:
     @cached_property
     def answers(self) -> FloatAnswers:
         """Of the untouched float checkpoint."""
-        key = (self.checkpoint.digest, self.data.digest)
+        return self._answers_on(self.data)
+
+    def _answers_on(self, data: EvalData) -> FloatAnswers:
+        key = (self.checkpoint.digest, data.digest)
         if key not in self._known.answers:
             self._progress(f"{self.checkpoint.name}: float reference", 0, 1)
             untouched = copy.deepcopy(self.checkpoint.model).double()
-            self._known.answers[key] = float_answers(self._guest.take(untouched), self.data)
+            self._known.answers[key] = float_answers(self._guest.take(untouched), data)
             self._guest.clear()
         return self._known.answers[key]
 
@@ -322,12 +361,16 @@ class ModelRun:
 
     def evidence(self, case: Case) -> dict[str, Tensor]:
         """The measurement. Cases whose scales and precision are equal are the same model, measured once."""
-        key = (self.calibration(case).digest, case.precision, case.weights, case.tasks, case.task_limit)
+        key = (*self._evidence_key(case), case.tasks, case.task_limit)
         if key not in self._measured:
             self._measured[key] = self.measure_again(case)
         return self._measured[key]
 
-    def _training(self, case: Case) -> dict[str, Tensor]:
+    def _evidence_key(self, case: Case) -> tuple[object, ...]:
+        """What decides a model's answers."""
+        return self.calibration(case).digest, case.precision, case.weights
+
+    def training(self, case: Case) -> dict[str, Tensor]:
         """refinement.losses (4,) float64: train start, train end, validation start, validation end."""
         if case not in self.refined:
             return {}
@@ -375,7 +418,7 @@ class ModelRun:
         calibration, _, _ = self.calibration(case), self.answers, self.inside(case)
         started = time.perf_counter()
         self._progress(f"{case.id}: evaluation", 0, 1)
-        evidence = self.evidence(case) | self._training(case) | _order(calibration)
+        evidence = self.evidence(case) | self.training(case) | _order(calibration)
         return Result(
             case=case,
             settings=self.settings(case),

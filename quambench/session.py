@@ -5,10 +5,10 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from quambench.case import Case, Protocol, asks_tasks, is_full
@@ -20,16 +20,20 @@ from quambench.errors import (
     BadParameter,
     MissingExtra,
     NewerSchema,
+    NonFinite,
     OutsideFailed,
 )
 from quambench.evaluate import WINDOW_BATCH
 from quambench.gate import probes
+from quambench.gate.arrays import Evidence
 from quambench.gate.baselines import BaselineStore, Stored
-from quambench.gate.noise import DISTURBANCES, Evidence, disturbance, largest, spread
+from quambench.gate.comparisons import gated
+from quambench.gate.findings import Finding
+from quambench.gate.noise import DISTURBANCES, disturbance, implausible, largest, spread
 from quambench.gate.probes import ProbeResult
 from quambench.gate.record import Record, record_of
-from quambench.gate.rerun import Job, rerun
-from quambench.gate.verdicts import Finding, Status, Verdict, gated, judge
+from quambench.gate.rerun import Job, in_words, rerun
+from quambench.gate.verdicts import Status, Verdict, judge
 from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.outside import one_line, place_of
@@ -69,6 +73,7 @@ class Session:
     known: Known = field(default_factory=Known)
     verdicts: list[Verdict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a reader should know beside the verdicts
+    refused: bool = False  # something was to be stored and was not
     # (suite, model name) -> what --qb-update or --qb-new-only will write
     to_write: dict[tuple[str, str], list[tuple[Case, Record]]] = field(default_factory=dict)
     to_remove: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # orphaned case ids
@@ -151,7 +156,10 @@ class Session:
         old = stored.cases[case.id] if stored else None
         n_cases = len(stored.cases) if stored else 1
         portable = bool(stored and stored.portable)
-        verdict = judge(record, old, n_cases, portable, self._broken_probe(case))
+        probe = self._broken_probe(case)
+        verdict = judge(record, old, n_cases, portable, probe)
+        if old is not None and verdict.suspicious:
+            verdict = self._second_look(run, case, record, old, partial(judge, record, old, n_cases, portable, probe))
         if not (self.update or (self.new_only and (old is None or portable))):
             return verdict
         worse = verdict.status in (Status.REGRESSED, Status.INCONCLUSIVE)
@@ -163,9 +171,30 @@ class Session:
             spread(record.evidence, run.measure_again(case, disturb=disturbance(seed)), gated(record.evidence))
             for seed in range(DISTURBANCES)
         ]
-        record = replace(record, noise=largest(apart), accepted=self.accept if worse else "")
+        record = replace(
+            record,
+            noise=largest(apart),
+            accepted=self.accept if worse else "",
+            rest=run.rest(case),
+            rest_digest=run.rest_digest,
+        )
+        if why := implausible("a repetition with disturbed rounding", record.noise, record.evidence, "this process"):
+            return replace(verdict, status=Status.ERROR, reason=why)
         self.to_write.setdefault((suite, case.model), []).append((case, record))
         return replace(verdict, written=True)
+
+    def _second_look(
+        self, run: ModelRun, case: Case, record: Record, old: Record, judged: Callable[..., Verdict]
+    ) -> Verdict:
+        """The verdict on a suspicious row, by windows and items that the first look left out."""
+        if run.rest_digest != old.rest_digest:
+            changed = f"data of the second look {old.rest_digest[:12]} -> {run.rest_digest[:12] or 'absent'}"
+            reason = f"the stored result measured something else: {changed}"
+            return Verdict(case.id, Status.STALE, reason, metrics=record.metrics, stored=old.metrics)
+        verdict = judged(rest=run.rest(case))
+        if verdict.status is Status.SAME:
+            self.notes.append(f"{case.id}: suspicious at first, and a second look on other data found nothing")
+        return verdict
 
     @cached_property
     def probes(self) -> dict[str, ProbeResult]:
@@ -259,12 +288,10 @@ class Session:
         self._runs.clear()  # the other process needs the memory
         again = self._measured_elsewhere()
         for (suite, model), found in sorted(self.to_write.items()):
-            records = [
-                replace(r, noise=largest([r.noise, spread(r.evidence, again[case], gated(r.evidence))]))
-                if case in again
-                else r
-                for case, r in found
-            ]
+            floored = (self._with_floor(case, record, again.get(case)) for case, record in found)
+            records = [record for record in floored if record]
+            if not records:
+                continue
             try:
                 paths.append(self.store.write(suite, model, records))
             except NewerSchema as error:
@@ -276,11 +303,30 @@ class Session:
                     self._refuse(suite, model, f"{error}; replacing it takes all its cases: leave -k and the like out")
         return paths
 
+    def _with_floor(self, case: Case, record: Record, again: Evidence | None) -> Record | None:
+        """A record with the noise floor that the other process gives it; None where that cannot be noise."""
+        if again is None:
+            return record
+        try:
+            apart = spread(record.evidence, again, gated(record.evidence))
+            why = implausible(in_words(), apart, record.evidence, "this process")
+        except NonFinite as error:
+            why = str(error)
+        if not why:
+            return replace(record, noise=largest([record.noise, apart]))
+        self.verdicts = [
+            replace(v, written=False, status=Status.ERROR, reason=why) if v.case_id == case.id and v.written else v
+            for v in self.verdicts
+        ]
+        self.refused = True
+        return None
+
     def _refuse(self, suite: str, model: str, reason: str) -> None:
         """Cases that were to be stored and are not."""
         ids = {case.id for case, _ in self.to_write[suite, model]}
         self.verdicts = [replace(v, written=False) if v.case_id in ids else v for v in self.verdicts]
         self.verdicts.append(Verdict(f"{suite}/{model}", Status.ERROR, f"not stored: {reason}"))
+        self.refused = True
 
     def _measured_elsewhere(self) -> dict[Case, Evidence]:
         """Each case to be written, once more, under other numerics (gate/rerun.py)."""

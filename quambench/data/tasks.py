@@ -93,16 +93,23 @@ def _ending(passage: str) -> Passage | None:
     return Passage(passage[: last.start() - 1], last[0], hits / len(earlier) if hits else 0.0)
 
 
-def last_word_items(documents: Sequence[Document], tokenizer: Tokenizer, max_items: int | None = None) -> LastWordItems:
+def last_word_items(
+    documents: Sequence[Document], tokenizer: Tokenizer, max_items: int | None = None, rest: bool = False
+) -> LastWordItems:
     """All items of `documents`, or `max_items` of them spaced evenly.
+
+    rest  those instead that a first look at `max_items` leaves out
 
     Context and word are tokenized apart and joined, as a reader would type the word after the
     context; a byte-level BPE that splits words off with their space gives the same tokens.
     Text without such a passage (code, another script) gives no item: its accuracy is then unknown.
     """
     found = [(index, p) for index, document in enumerate(documents) for p in passages(document.text)]
-    if max_items is not None and len(found) > max_items:
-        found = [found[i * len(found) // max_items] for i in range(max_items)]
+    n = len(found)
+    taken = range(n) if max_items is None or n <= max_items else [i * n // max_items for i in range(max_items)]
+    if rest:
+        taken = sorted(set(range(n)).difference(taken))
+    found = [found[i] for i in taken]
     encoded = [(i, tokenizer.encode(p.context), tokenizer.encode(" " + p.word), p.chance) for i, p in found]
     encoded.sort(key=lambda item: len(item[1]) + len(item[2]))  # stable: ties stay in document order
     length = len(encoded[-1][1]) + len(encoded[-1][2]) if encoded else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,11 @@ class Windows:
     n_bytes: int
 
     @property
+    def none(self) -> Windows:
+        """The same without a window."""
+        return replace(self, inputs=self.inputs[:0], targets=self.targets[:0], documents=self.documents[:0], n_bytes=0)
+
+    @property
     def digest(self) -> str:
         """Hash of inputs, targets and document names: which tokens are judged."""
         h = hashlib.sha256("\n".join(self.names).encode())
@@ -59,22 +64,51 @@ def spread_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: 
 
     raises BadCorpus when the documents together have fewer complete windows than one.
     """
+    encoded = _encoded(documents, tokenizer, length)
+    return _cut(encoded, _spread(encoded, length, count), documents, tokenizer, length)
+
+
+def rest_windows(
+    documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int, seen: int
+) -> Windows | None:
+    """Those of `spread_windows` of `count` that are not among its windows of `seen`; None where there are none.
+
+    raises BadCorpus as `spread_windows` does
+    """
+    encoded = _encoded(documents, tokenizer, length)
+    first = set(_spread(encoded, length, seen))
+    left = [place for place in _spread(encoded, length, count) if place not in first]
+    return _cut(encoded, left, documents, tokenizer, length) if left else None
+
+
+def _encoded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> list[list[int]]:
+    """Token ids of each document. raises BadCorpus where none fills a window"""
     _positive(length)
-    _positive(count)
     encoded = [tokenizer.encode(d.text) for d in documents]
-    room = [len(ids) // length for ids in encoded]
-    if sum(room) == 0:
-        longest = max((len(ids) for ids in encoded), default=0)
+    longest = max((len(ids) for ids in encoded), default=0)
+    if longest < length:
         raise BadCorpus(f"no document is as long as a window of {length} tokens (the longest has {longest})")
+    return encoded
+
+
+def _spread(encoded: Sequence[Sequence[int]], length: int, count: int) -> list[tuple[int, int]]:
+    """(document, first token) of `count` windows, or of as many as there are."""
+    _positive(count)
+    room = [len(ids) // length for ids in encoded]
     quota = _quotas(room, min(count, sum(room)))
-    rows, owners = [], []
-    for index, (ids, n) in enumerate(zip(encoded, quota, strict=True)):
-        for k in range(n):
-            start = (room[index] * k // n) * length
-            rows.append(ids[start : start + length])
-            owners.append(index)
+    return [(i, (room[i] * k // n) * length) for i, n in enumerate(quota) for k in range(n)]
+
+
+def _cut(
+    encoded: Sequence[list[int]],
+    places: Sequence[tuple[int, int]],
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    length: int,
+) -> Windows:
+    rows = [encoded[index][start : start + length] for index, start in places]
     n_bytes = sum(len(tokenizer.decode(row).encode()) for row in rows)
-    return _windows(rows, owners, documents, tokenizer, length, n_bytes)
+    return _windows(rows, [index for index, _ in places], documents, tokenizer, length, n_bytes)
 
 
 def sequence_windows(made: RecallSequences) -> Windows:

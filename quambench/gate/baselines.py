@@ -28,6 +28,8 @@ from quambench.gate.record import Artefacts, Record
 from quambench.metrics import Measurement, Metric, metrics_of
 
 _SEPARATOR = "//"  # between case id and array name
+_REST = "rest."  # before the names of a second look's arrays
+_FLOORS = ("means", "units", "arrays")  # of Noise, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,7 @@ def _replace(path: Path, content: bytes) -> None:
 def _arrays(record: Record) -> dict[str, torch.Tensor]:
     scales = record.artefacts.scales
     named = dict(record.evidence) | {f"noise.{rows}": array for rows, array in record.noise.sites.items()}
+    named |= {f"{_REST}{name}": array for name, array in record.rest.items()}
     named |= {
         "artefacts.scales": torch.cat(list(scales.values())),
         "artefacts.sizes": torch.tensor([s.numel() for s in scales.values()], dtype=torch.int32),
@@ -216,8 +219,10 @@ def _entry(record: Record) -> dict[str, Any]:
         "metrics": {n: [_number(m.value), _number(m.standard_error)] for n, m in sorted(record.metrics.items())},
         "noise": {
             kind: {n: _number(v) for n, v in sorted(values.items())}
-            for kind, values in (("means", record.noise.means), ("units", record.noise.units))
+            for kind in _FLOORS
+            for values in (getattr(record.noise, kind),)
         },
+        "rest": record.rest_digest,
         "settings": dict(sorted(record.settings.items())),
         "provenance": dict(record.provenance),
         "weights": dict(record.artefacts.digests),
@@ -230,14 +235,19 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(f"{value:.9g}")
 
 
-def _numbers(stored: Mapping[str, Any]) -> dict[str, float]:
-    return {name: math.nan if value is None else float(value) for name, value in stored.items()}
+def _floors(stored: Mapping[str, Any]) -> dict[str, float]:
+    """raises ValueError for what no repetition can come to: a floor that is no number would make everything noise"""
+    floors = {name: math.nan if value is None else float(value) for name, value in stored.items()}
+    if wrong := next((name for name, floor in floors.items() if not 0 <= floor < math.inf), ""):
+        raise ValueError(f"the noise of {wrong} must be a number of 0 or more (got {floors[wrong]})")
+    return floors
 
 
 def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Record:
     prefix = case_id + _SEPARATOR
     own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
+    rest = {name.removeprefix(_REST): own.pop(name) for name in list(own) if name.startswith(_REST)}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
     known = metrics_of(own)
@@ -250,8 +260,11 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
         evidence=own,
         artefacts=Artefacts(scales, dict(entry["weights"])),
         provenance=dict(entry["provenance"]),
-        noise=Noise(_numbers(entry["noise"]["means"]), _numbers(entry["noise"]["units"]), noise),
+        noise=Noise(sites=noise, **{kind: _floors(entry["noise"][kind]) for kind in _FLOORS}),
         accepted=str(entry.get("accepted", "")),
+        rest=rest,
+        rest_digest=str(entry["rest"]),
+        gone=tuple(n for n in entry["metrics"] if n not in known),
     )
     if record.protocol != entry["protocol"] or record.artefact_digest != entry["artefacts"]:
         raise ValueError(f"{case_id}: settings or artefacts were edited by hand")
@@ -268,15 +281,25 @@ def _measured(metric: Metric, entry: Mapping[str, Any], evidence: Mapping[str, t
 
 def _restated(
     entry: Mapping[str, Any], metrics: Mapping[str, Measurement], known: Mapping[str, Metric]
-) -> dict[str, tuple[float, float]]:
-    """Metrics of unchanged version whose stored value is not what the stored evidence gives today."""
+) -> dict[str, tuple[str, str]]:
+    """Metrics of unchanged version that the stored evidence gives otherwise today: (as stored, today)."""
     found = {}
     for name, measured in metrics.items():
-        was = entry["metrics"][name][0]
+        was = tuple(math.nan if number is None else float(number) for number in entry["metrics"][name])
+        now = (measured.value, measured.standard_error)
         same_formula = entry["settings"].get(f"metric.{name}") == known[name].version
-        if was is not None and same_formula and not math.isclose(was, measured.value, rel_tol=1e-6, abs_tol=1e-12):
-            found[name] = (float(was), measured.value)
+        if same_formula and not all(_as_stored(a, b) for a, b in zip(was, now, strict=True)):
+            found[name] = (_told(*was), _told(*now))
     return found
+
+
+def _as_stored(was: float, now: float) -> bool:
+    """Equal to the digits that are stored; a number that there was none of is another thing."""
+    return math.isclose(was, now, rel_tol=1e-6, abs_tol=1e-12) or (math.isnan(was) and math.isnan(now))
+
+
+def _told(value: float, error: float) -> str:
+    return f"{value:.6g}" if math.isnan(error) else f"{value:.6g} ± {error:.3g}"
 
 
 def _dump(document: Mapping[str, Any]) -> str:

@@ -40,8 +40,12 @@ class Record:
     provenance: Mapping[str, Any]
     noise: Noise = field(default_factory=Noise)  # measured when this was stored
     # metric -> (as stored, as today's code has it from the stored evidence), where these differ
-    restated: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    restated: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     accepted: str = ""  # why a worse result was stored, in its author's words
+    # Of a second look, on what the first left out; only where it was taken.
+    rest: Mapping[str, Tensor] = field(default_factory=dict)
+    rest_digest: str = ""  # which windows and items those are
+    gone: tuple[str, ...] = ()  # metrics that were stored and that no code measures any more
 
     @property
     def protocol(self) -> str:

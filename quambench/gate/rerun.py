@@ -51,6 +51,13 @@ def conditions() -> dict[str, str]:
     return other | {"ATEN_CPU_CAPABILITY": "avx2" if wide else "default"}
 
 
+def in_words() -> str:
+    """What distinguishes the other process, for messages."""
+    narrower = conditions().get("ATEN_CPU_CAPABILITY")
+    isa = f", ATEN_CPU_CAPABILITY={narrower}" if narrower else ""
+    return f"another process (one thread, operators in PyTorch instead of C++{isa})"
+
+
 def rerun(job: Job) -> list[dict[str, Tensor]]:
     """Evidence of each case, in order, calibration and all; windows in batches of OTHER_BATCH.
 
@@ -85,7 +92,7 @@ def main(job_file: Path, out: Path) -> None:
     run = ModelRun(checkpoint, corpus, job.cases, window_batch=OTHER_BATCH, device=job.device, tasks=tasks)
     arrays = {}
     for index, case in enumerate(job.cases):
-        for name, array in run.measure_again(case).items():
+        for name, array in (run.measure_again(case) | run.training(case)).items():
             arrays[f"{index}.{name}"] = array.clone().contiguous()  # cases share some; the format wants each apart
     save_file(arrays, out)
 

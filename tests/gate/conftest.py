@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from quambench.gate.comparisons import GATED
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
-from quambench.gate.verdicts import GATED
 from quambench.metrics import METRICS
 
 SITES = ("layers.0.x_proj:input", "layers.0.ssm_state", "layers.1.x_proj:input")
@@ -23,7 +23,16 @@ def quiet_noise() -> Noise:
         means=dict.fromkeys(GATED, 0.0),
         units=dict.fromkeys(GATED, 1e-4),
         sites={rows: torch.full((3,), 1e-3, dtype=torch.float64) for rows in SITE_ROWS},
+        arrays={"prefill.nll": 1e-6, "prefill.kl": 1e-2, "decode.kl_by_step": 1e-2, "items.correct": 0.1},
     )
+
+
+def quantiles() -> dict[str, torch.Tensor]:
+    """Quantiles of KL over six documents, without each of them, and their jackknife errors."""
+    whole = torch.tensor([0.01, 0.05, 0.1, 0.2], dtype=torch.float64)
+    left_out = whole[:, None] * torch.tensor([0.98, 1.02, 0.99, 1.01, 1.0, 1.0], dtype=torch.float64)
+    errors = ((left_out - left_out.mean(1, keepdim=True)).square().sum(1) * 5 / 6).sqrt()
+    return {"kl_quantiles": torch.stack([whole, errors], dim=1), "kl_left_out": left_out}
 
 
 def make_record(seed: int = 0, case_id: str = "m/running_max/1x1", settings=None, noise=None) -> Record:
@@ -43,7 +52,7 @@ def make_record(seed: int = 0, case_id: str = "m/running_max/1x1", settings=None
             f"{phase}.agree": (240 + 5 * rand(12)).round(),
             f"{phase}.tokens": torch.full((12,), 256.0, dtype=torch.float64),
             f"{phase}.document": documents,
-            f"{phase}.kl_quantiles": torch.tensor([[0.01, 0.001], [0.05, 0.005], [0.1, 0.01], [0.2, 0.05]]).double(),
+            **{f"{phase}.{name}": array for name, array in quantiles().items()},
         }
     evidence |= {
         "decode.accumulated": 0.01 * (1 + 0.1 * rand(3, 12)),

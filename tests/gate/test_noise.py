@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from quambench.gate.noise import Noise, disturbance, largest, most, site_moved, spread, unit_moved
-from quambench.gate.verdicts import GATED
+from quambench.gate.arrays import most
+from quambench.gate.comparisons import GATED
+from quambench.gate.noise import Noise, disturbance, largest, site_moved, spread, unit_moved
 from quambench.metrics import Terms
 
 EPS = torch.finfo(torch.float32).eps

@@ -8,20 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from quambench.errors import NonFinite
+from quambench.gate.comparisons import BEYOND, FAMILY_LEVEL, GATED, LEAST_CHANGE
+from quambench.gate.findings import MAX_SCALE_ULP, MAX_SHARE_CHANGE, Finding
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts
-from quambench.gate.verdicts import (
-    BEYOND,
-    GATED,
-    LEAST_CHANGE,
-    MAX_SCALE_ULP,
-    MAX_SHARE_CHANGE,
-    SEVERITY,
-    Finding,
-    Status,
-    Verdict,
-    judge,
-)
+from quambench.gate.verdicts import SEVERITY, Status, Verdict, judge
 from quambench.metrics import METRICS
 
 
@@ -243,7 +235,12 @@ def test_a_difference_within_the_stored_noise_is_no_news(record, change):
     new = with_evidence(record, prefill__kl=record.evidence["prefill.kl"] + 0.5)
     assert judge(new, record, 1).status is Status.REGRESSED
     step = 0.5 / 256 * 1.01
-    noise = replace(record.noise, means={"kl": step / BEYOND}, units=dict(record.noise.units) | {"kl": step / BEYOND})
+    noise = replace(
+        record.noise,
+        means={"kl": step / BEYOND},
+        units=dict(record.noise.units) | {"kl": step / BEYOND},
+        arrays={"prefill.kl": 0.5 / BEYOND},
+    )
     assert judge(new, replace(record, noise=noise), 1).status is Status.SAME
 
 
@@ -289,7 +286,8 @@ def test_the_level_is_split_over_the_stored_cases(record, change):
     generator = torch.Generator().manual_seed(2)
     shift = 0.05 + 0.01 * torch.randn(12, generator=generator, dtype=torch.float64)
     new = with_evidence(record, prefill__kl=record.evidence["prefill.kl"] + shift)
-    statuses = [judge(new, record, n).status for n in (1, 10**9)]
+    old = replace(record, noise=replace(record.noise, units={}, arrays={}))
+    statuses = [judge(new, old, n).status for n in (1, 10**9)]
     assert statuses == [Status.REGRESSED, Status.SAME]
 
 
@@ -368,3 +366,216 @@ def test_evidence_that_is_not_finite_any_more_is_an_error_named_by_its_array(rec
     spoilt[3] = torch.inf
     verdict = judge(with_evidence(record, **{"prefill.kl": spoilt}), record, 1)
     assert (verdict.status, verdict.place) == (Status.ERROR, "prefill.kl")
+
+
+def without(record, *names):
+    """Evidence that is not made any more; metrics follow as far as they can be measured."""
+    evidence = {n: a for n, a in record.evidence.items() if n not in names}
+    return replace(record, evidence=evidence)
+
+
+@pytest.mark.parametrize("gone", ["items.correct", "decode.kl_by_step", "sites.range_used", "prefill.kl_left_out"])
+def test_what_is_not_measured_any_more_is_red_and_drift_does_not_excuse_it(record, gone):
+    verdict = judge(without(record, gone), record, 1)
+    assert (verdict.status, verdict.place) == (Status.REGRESSED, gone)
+    assert "not measured any more" in verdict.reason
+    assert not verdict.passes(allow_drift=True)
+
+
+def test_all_of_a_task_may_not_vanish_either(record):
+    verdict = judge(without(record, *(n for n in record.evidence if n.startswith("items."))), record, 1)
+    assert verdict.status is Status.REGRESSED
+
+
+def test_half_of_the_windows_is_another_measurement(record, change):
+    with_evidence, *_ = change
+    half = {n: a[::2] for n, a in record.evidence.items() if n.startswith("prefill.") and a.shape == (12,)}
+    verdict = judge(with_evidence(record, **half), record, 1)
+    assert verdict.status is Status.REGRESSED
+    assert "measured on 6 values, stored on 12 values" in verdict.reason
+
+
+def test_a_stored_metric_that_no_code_knows_is_red(record):
+    verdict = judge(record, replace(record, gone=("accuracy_of_old",)), 1)
+    assert (verdict.status, verdict.place) == (Status.REGRESSED, "accuracy_of_old")
+
+
+def test_what_is_measured_besides_is_no_news(record):
+    assert judge(record, without(record, "decode.kl_by_step"), 1).status is Status.SAME
+
+
+@pytest.mark.parametrize(
+    ("array", "spoil"),
+    [
+        ("prefill.document", lambda x: torch.arange(len(x), dtype=x.dtype)),
+        ("prefill.tokens", lambda x: x + 1),
+        ("prefill.bytes", lambda x: x.flip(0) + torch.arange(len(x))),
+        ("items.correct_float", lambda x: 1 - x),
+        ("decode.nll_float", lambda x: x * (1 + 1e-6)),
+        ("sites.signal", lambda x: x * 1e5),
+    ],
+)
+def test_what_no_scale_can_change_is_compared_to_the_bit_or_to_its_rounding(record, change, array, spoil):
+    with_evidence, *_ = change
+    verdict = judge(with_evidence(record, **{array: spoil(record.evidence[array])}), record, 1)
+    assert verdict.status is not Status.SAME
+    assert array in verdict.reason
+
+
+def test_a_references_rounding_is_no_news(record, change):
+    with_evidence, *_ = change
+    eps = torch.finfo(torch.float32).eps
+    near = with_evidence(record, decode__nll_float=record.evidence["decode.nll_float"] * (1 + eps / 2))
+    assert judge(near, record, 1).status is Status.SAME
+
+
+@pytest.mark.parametrize("name", ["prefill.kl_quantiles", "decode.kl_quantiles", "prefill.kl_left_out"])
+def test_quantiles_that_move_by_more_than_their_own_error_are_news(record, change, name):
+    with_evidence, *_ = change
+    old = replace(record, noise=replace(record.noise, arrays=dict(record.noise.arrays) | {name: 1e-3}))
+    stored = record.evidence[name]
+    errors = record.evidence[f"{name.split('.')[0]}.kl_quantiles"][:, 1]
+    found = []
+    for times in (0.9, 1.1):
+        array = stored.clone()
+        array[2, 0] -= times * errors[2]
+        evidence = dict(record.evidence) | {name: array}
+        # Its error is counted again; here the errors follow.
+        left_out = evidence[f"{name.split('.')[0]}.kl_left_out"]
+        n = left_out.shape[1]
+        evidence[f"{name.split('.')[0]}.kl_quantiles"] = torch.stack(
+            [
+                evidence[f"{name.split('.')[0]}.kl_quantiles"][:, 0],
+                ((left_out - left_out.mean(1, keepdim=True)).square().sum(1) * (n - 1) / n).sqrt(),
+            ],
+            dim=1,
+        )
+        found.append(judge(with_evidence(record, **evidence), old, 1).status)
+    assert found == [Status.SAME, Status.DRIFTED]
+
+
+def test_an_array_that_no_gated_metric_shows_is_compared_all_the_same(record, change):
+    with_evidence, *_ = change
+    moved = with_evidence(record, decode__kl_by_step=record.evidence["decode.kl_by_step"] * 1.1)
+    verdict = judge(moved, record, 1)
+    assert (verdict.status, verdict.place) == (Status.DRIFTED, "decode.kl_by_step")
+    within = with_evidence(record, decode__kl_by_step=record.evidence["decode.kl_by_step"] * 1.02)
+    assert judge(within, record, 1).status is Status.SAME
+
+
+def test_a_quick_row_that_loses_all_its_answers_is_not_the_same(record, change):
+    """Of thirty items six; its share of the level in a file of two hundred cases is out of reach."""
+    with_evidence, *_ = change
+    right = torch.zeros(30, dtype=torch.uint8)
+    right[::5] = 1
+    old = with_evidence(record, items__correct=right)
+    verdict = judge(with_evidence(old, items__correct=torch.zeros_like(right)), old, 200)
+    assert verdict.status is not Status.SAME
+    assert verdict.place == "items.correct"
+
+
+@pytest.mark.parametrize("name", ["prefill.kl", "decode.kl_by_step"])
+def test_a_noise_floor_that_is_no_number_is_refused(record, name):
+    spoilt = replace(record.noise, arrays=dict(record.noise.arrays) | {name: float("nan")})
+    with pytest.raises(NonFinite, match=re.escape(name)):
+        judge(record, replace(record, noise=spoilt), 1)
+
+
+def test_a_changed_error_is_told_by_a_factor_where_percent_would_fill_the_line(record, change):
+    with_evidence, *_ = change
+    accumulated = record.evidence["sites.accumulated"].clone()
+    for factor, says in ((3.0, "by 200%"), (1e6, "1e+06-fold"), (1e200, "10^200-fold")):
+        accumulated[1] = record.evidence["sites.accumulated"][1] * factor
+        reason = judge(with_evidence(record, sites__accumulated=accumulated), record, 1).reason
+        assert says in reason
+        assert len(reason) < 300
+
+
+def test_quality_is_equal_only_where_every_metric_is(record, change):
+    with_evidence, with_scale, _ = change
+    new = with_scale(record, "layers.0.ssm_state", torch.tensor([9.0]))
+    decode = record.evidence["decode.kl"].clone()
+    decode[0] -= 0.1
+    verdict = judge(with_evidence(new, decode__kl=decode), record, 1)
+    assert "last bit" not in verdict.reason
+    assert "decode_kl" in verdict.reason
+
+
+# --- the second look ------------------------------------------------------------------------------------
+
+REST_OF = ("prefill.", "decode.", "items.")
+
+
+@pytest.fixture
+def looks(change):
+    """(stored, a new row's first look, its second): `lost` of 30 items turn wrong, then `again` of 90."""
+    with_evidence, _, make_record = change
+
+    def make(lost: int, again: int):
+        stored = make_record()
+        n = {"first": 30, "rest": 90}
+        right = {part: torch.ones(count, dtype=torch.uint8) for part, count in n.items()}
+        stored = with_evidence(stored, items__correct=right["first"])
+        noise = replace(stored.noise, arrays={k: v for k, v in stored.noise.arrays.items() if k != "items.correct"})
+        rest = {name: array for name, array in stored.evidence.items() if name.startswith(REST_OF)}
+        document = torch.arange(n["rest"], dtype=torch.int32) // 15
+        rest |= {"items.correct": right["rest"], "items.correct_float": right["rest"], "items.document": document}
+        stored = replace(stored, rest=rest, rest_digest="rest", noise=noise)
+        wrong = {part: r.clone() for part, r in right.items()}
+        wrong["first"][:lost], wrong["rest"][:again] = 0, 0
+        new = with_evidence(stored, items__correct=wrong["first"])
+        return stored, new, rest | {"items.correct": wrong["rest"]}
+
+    return make
+
+
+def test_a_row_that_would_be_significant_alone_is_suspicious_and_not_yet_red(looks):
+    stored, new, _ = looks(lost=14, again=0)
+    verdict = judge(new, stored, 200)
+    assert (verdict.status, verdict.suspicious) == (Status.SAME, True)
+    assert not judge(stored, stored, 200).suspicious
+    assert not judge(new, replace(stored, rest={}), 200).suspicious  # nothing to look at
+
+
+def test_the_rest_convicts(looks):
+    stored, new, rest = looks(lost=14, again=40)
+    verdict = judge(new, stored, 200, rest=rest)
+    assert verdict.status is Status.REGRESSED
+    assert verdict.place == "accuracy"
+    assert "second look at 90" in verdict.reason
+    assert not verdict.suspicious
+
+
+def test_the_rest_clears(looks):
+    stored, new, rest = looks(lost=14, again=0)
+    verdict = judge(new, stored, 200, rest=rest)
+    assert (verdict.status, verdict.suspicious) == (Status.SAME, False)
+
+
+def test_a_second_look_is_of_the_same_measurements(looks):
+    stored, new, rest = looks(lost=14, again=0)
+    del rest["items.correct"]
+    assert judge(new, stored, 200, rest=rest).status is Status.REGRESSED
+
+
+def test_each_look_has_half_of_the_rows_level(looks):
+    """Fourteen of thirty in a file of a thousandth's level: p = 2^-13; with a second look half of that must hold."""
+    stored, new, _ = looks(lost=14, again=0)
+    n_metrics = len([c for c in judge(new, stored, 1).comparisons])
+    just = int(FAMILY_LEVEL * 2**13 / n_metrics)  # cases for which one look would still convict
+    assert judge(new, replace(stored, rest={}), just).status is Status.REGRESSED
+    assert judge(new, stored, just).status is Status.SAME
+
+
+def test_an_inconclusive_row_is_looked_at_again(record, change):
+    with_evidence, with_scale, _ = change
+    rest = {name: array for name, array in record.evidence.items() if name.startswith(REST_OF)}
+    old = replace(record, rest=rest, rest_digest="rest")
+    kl = record.evidence["prefill.kl"].clone()
+    kl[:2] += 3.0
+    new = with_scale(with_evidence(old, prefill__kl=kl), "layers.0.ssm_state", torch.tensor([9.0]))
+    first = judge(new, old, 1)
+    assert (first.status, first.suspicious) == (Status.INCONCLUSIVE, True)
+    assert judge(new, old, 1, rest=rest).status is Status.DRIFTED
+    worse = rest | {"prefill.kl": rest["prefill.kl"] + 0.5}
+    assert judge(new, old, 1, rest=worse).status is Status.REGRESSED

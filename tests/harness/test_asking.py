@@ -12,8 +12,9 @@ import torch
 from quambench.case import Case, Protocol
 from quambench.data.corpus import load_corpus
 from quambench.errors import BadParameter, UnknownName
+from quambench.gate.comparisons import compare, gated
 from quambench.gate.record import record_of
-from quambench.gate.verdicts import compare, gated, judge
+from quambench.gate.verdicts import judge
 from quambench.harness.asking import Tasks
 from quambench.harness.running import load_tasks, run_tasks
 from quambench.harness.subject import case_subject

@@ -1,0 +1,109 @@
+"""How each array of evidence is compared with the stored one: by a rule that suits it, and none by no rule.
+
+exact      counts and labels: equal on every machine
+reference  what the float model says or holds: computed in float64, stored by way of float32
+noisy      what the INT8 model says: within a multiple of what repetitions of the case lie apart
+quantiles  as noisy, and never finer than their own standard error: a quantile hangs on few tokens
+elsewhere  compared by a finder of its own in quambench/gate/verdicts.py
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+Evidence = Mapping[str, Tensor]
+
+
+class Rule(enum.Enum):
+    """How an array is compared."""
+
+    EXACT = "exact"
+    REFERENCE = "reference"
+    NOISY = "noisy"
+    QUANTILES = "quantiles"
+    ELSEWHERE = "elsewhere"
+
+
+# The first pattern that fits a name says its rule.
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("groups.*", Rule.ELSEWHERE),
+    ("sites.signal", Rule.REFERENCE),
+    ("sites.*", Rule.ELSEWHERE),
+    ("decode.accumulated", Rule.ELSEWHERE),
+    ("scales.*", Rule.ELSEWHERE),
+    ("model.bytes", Rule.ELSEWHERE),
+    ("*.nll_float", Rule.REFERENCE),
+    ("*.kl_quantiles", Rule.QUANTILES),
+    ("*.kl_left_out", Rule.QUANTILES),
+    ("*.tokens", Rule.EXACT),
+    ("*.document", Rule.EXACT),
+    ("prefill.bytes", Rule.EXACT),
+    ("items.correct_float", Rule.EXACT),
+    ("recall.*.right_float", Rule.EXACT),
+    ("recall.*.asked", Rule.EXACT),
+    ("task.*.weight", Rule.EXACT),
+    ("task.*.unit", Rule.EXACT),
+    ("task.*.higher_is_better", Rule.EXACT),
+)
+
+
+def rule_of(name: str) -> Rule:
+    """Return the rule of an array; one that nobody named is what the INT8 model says."""
+    return next((rule for pattern, rule in RULES if fnmatchcase(name, pattern)), Rule.NOISY)
+
+
+# Of a float64 result that is stored by way of float32: each side is rounded once (eps / 2 relative), to
+# neighbours of each other at the worst; sums of terms of one sign keep that. Twice as much is allowed.
+REFERENCE_TOLERANCE = 2 * torch.finfo(torch.float32).eps
+TIES = 0.125  # share of windows that one comparison may lose to values across ties
+
+
+def moved(name: str, old: Tensor, new: Tensor) -> float:
+    """How far an array of equal shape moved, relative to its size; entries that `old` lacks (NaN) do not count.
+
+    Of a noisy array the root mean square over `most` entries; of quantiles the largest of them.
+    """
+    known = old.double()[~old.isnan()]
+    difference = new.double()[~old.isnan()] - known
+    if not known.numel():
+        return 0.0
+    if rule_of(name) is Rule.QUANTILES:
+        return float((difference / known.clamp(min=_TINY)).abs().max())
+    size = root_mean_square(known)
+    change = root_mean_square(most(difference))
+    return float(change / size.clamp(min=_TINY)) if float(change) else 0.0
+
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+def lost(old: Tensor, new: Tensor) -> Tensor:
+    """Where `new`, of equal shape, has a NaN or infinity in place of a number."""
+    return old.isfinite() & ~new.isfinite()
+
+
+def most(x: Tensor) -> Tensor:
+    """x without those that lie farthest from 0, TIES of what was measured along the last axis: they become NaN.
+
+    A value that falls across a tie changes its window's every later step, and where 4 bits leave little of a model,
+    by half: one window of twenty, in one repetition of five. So rarely that repetitions may not have met it and
+    measured a floor of nothing. A fault that touches no more windows than that is left to the probes.
+    """
+    measured = (~x.isnan()).sum(-1, keepdim=True)
+    rank = x.double().abs().nan_to_num(-1.0).argsort(dim=-1, descending=True).argsort(dim=-1)  # 0: the farthest
+    return x.masked_fill(rank < (TIES * measured).long(), torch.nan)
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Over the last axis; entries that were not measured (NaN) do not count."""
+    return x.double().square().nanmean(-1).sqrt().nan_to_num(0.0)
+
+
+def noisy_names(evidence: Evidence) -> Iterator[str]:
+    """Names of the arrays whose repetitions lie apart."""
+    return (name for name in evidence if rule_of(name) in (Rule.NOISY, Rule.QUANTILES))

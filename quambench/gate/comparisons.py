@@ -1,0 +1,135 @@
+"""Paired comparison of every gated metric of two results, and which of them are suspicious.
+
+A row is judged at its share of a level that holds for the whole file, so that many rows raise no more false
+alarms than one. That share is small: a quick row of eighty items may lose sixteen right answers and not reach
+it. So a row that would be significant if it stood alone is measured again, on windows and items that the first
+look left out, and judged by those at its share of the level (gate/verdicts.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from quambench.data.recall import TASKS
+from quambench.gate.arrays import Evidence
+from quambench.gate.deciding import beyond, larger
+from quambench.gate.noise import Noise, terms_of, unit_size
+from quambench.gate.stats import Paired, holm, mcnemar, paired
+from quambench.metrics import Terms, metrics_of
+from quambench.metrics.tasks import gated_tasks
+
+# Chance that a run of one baseline file calls any case changed in quality that is not, by sampling of
+# documents. Split evenly over the stored cases, so that a verdict depends neither on -k nor on cases
+# that run later; Holm's correction over the metrics of a case, which always run together.
+FAMILY_LEVEL = 1e-3
+# Where a row may be looked at twice each look has half of its level: together they exceed it in no case,
+# however the two depend on each other (their windows may stand in the same documents).
+LOOKS = 2
+
+# Metrics whose change decides; the others are shown, being functions of these or of one extreme.
+BY_DOCUMENT = ("loss_rise", "kl", "agreement", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
+BY_ITEM = ("accuracy", *(f"recall_{task}" for task in TASKS))  # right or wrong: McNemar
+GATED = (*BY_DOCUMENT, *BY_ITEM)
+# Continuous, so that any change of the computation moves them.
+SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
+IN_NATS = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap")  # of their terms, per token
+
+# How many times the floor is more than noise. Two machines are two draws of the noise, so their
+# difference is sqrt(2) times one draw's; draws measured on the bundled models differed among
+# themselves by up to 1.4 (docs/gate.md). 3 leaves half as much again.
+BEYOND = 3.0
+
+# What counts at the least, relative: to KL, of a metric in nats; of an error's energy, at a site. Where 4 bits
+# leave nothing of a model, disturbing it moves a site in one draw of five and by 0.02 % of KL, or never: two
+# draws then measure a floor of 0, and another machine's float64 sums are not even equal to the last bit.
+LEAST_CHANGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One metric's paired comparison; worse is > 0 in the metric's bad direction."""
+
+    metric: str
+    paired: Paired
+    worse: float
+    floor: float  # differences up to this are noise, as measured when the baseline was stored
+    margin: float  # the stored number's own standard error: a change beyond it changes what the table says
+    significant: bool
+    suspicious: bool = False  # it would be significant if this row stood alone
+
+    @property
+    def unsure(self) -> bool:
+        """Whether it is worse by more than noise and its own standard error, and yet not significantly."""
+        limit = larger(self.floor, self.margin, what=f"the margin of {self.metric}")
+        return not self.significant and beyond(self.worse, limit, self.metric)
+
+
+def gated(evidence: Evidence) -> tuple[str, ...]:
+    """GATED, and the metrics of the harness' tasks that were asked."""
+    return (*GATED, *gated_tasks(evidence))
+
+
+def compare(
+    old: Evidence, new: Evidence, noise: Noise, level: float, names: Collection[str] | None = None
+) -> tuple[Comparison, ...]:
+    """Every gated metric that both have terms of, Holm's correction over them.
+
+    old, new  evidence on the same windows and items, in the same order
+    noise     measured when `old` was stored
+    level     of this row
+    names     of metrics that were stored; None takes all
+    raises    NonFinite where a number that decides is NaN or infinite
+    """
+    wanted = [n for n in gated(old) if names is None or n in names]
+    pairs = {n: (terms_of(n, old), terms_of(n, new)) for n in wanted}
+    pairs = {n: (a, b) for n, (a, b) in pairs.items() if len(a.values) == len(b.values) and _known(a)}
+    share = level / max(len(pairs), 1)  # Holm's first step: what one metric alone must clear
+    tests = {
+        n: (mcnemar(a.values, b.values, share) if by_item(n, a) else paired(a, b, share)) for n, (a, b) in pairs.items()
+    }
+    p_values = {n: test.p_value for n, test in tests.items()}
+    sure, alone = holm(p_values, level), holm(p_values, FAMILY_LEVEL)
+    made, least, known = [], least_change(old), metrics_of(old)
+    for name, test in tests.items():
+        was, now = (terms.mean() for terms in pairs[name])
+        worse = now - was if known[name].better == "lower" else was - now
+        error = pairs[name][0].standard_error()
+        margin = 0.0 if math.isnan(error) else error
+        # Stored before this metric was gated: nothing says how much of it is noise.
+        known_noise = name in noise.means
+        floor = larger(BEYOND * noise.means[name], least[name], what=f"noise of {name}") if known_noise else margin
+        counts = beyond(abs(worse), floor, name)
+        made.append(
+            Comparison(name, test, worse, floor, margin, name in sure and counts, name in alone - sure and counts)
+        )
+    return tuple(made)
+
+
+def _known(terms: Terms) -> bool:
+    """Whether there is anything to compare: what an older schema did not measure is NaN."""
+    return len(terms.values) > 0 and not bool(terms.values.isnan().all())
+
+
+def by_item(name: str, terms: Terms) -> bool:
+    """Whether each item is right or wrong: what McNemar's test is of."""
+    right_or_wrong = bool(((terms.values == 0) | (terms.values == 1)).all())
+    return name in BY_ITEM or (name.startswith("task_") and right_or_wrong)
+
+
+def least_change(evidence: Evidence) -> dict[str, float]:
+    """Gated metric -> the change, in its terms' unit, that more than arithmetic must exceed."""
+    known = metrics_of(evidence)
+    sizes = {name: unit_size(terms_of(name, evidence)) for name in SENSITIVE if name in known}
+    in_nats = max((sizes[name] for name in ("kl", "decode_kl") if name in sizes), default=0.0)
+    of = {name: max(size, in_nats) if name in IN_NATS else size for name, size in sizes.items()}
+    return {name: LEAST_CHANGE * of.get(name, 0.0) for name in gated(evidence)}
+
+
+def say(found: Sequence[Comparison]) -> str:
+    """The two clearest changes: "kl +0.366 ± 0.038, decode_kl +0.344 ± 0.036"."""
+    parts = []
+    for c in sorted(found, key=lambda c: c.paired.p_value)[:2]:
+        parts.append(f"{c.metric} {c.paired.difference:+.3g} ± {c.paired.standard_error:.2g}")
+    return ", ".join(parts)
