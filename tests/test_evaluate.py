@@ -180,20 +180,24 @@ def test_text_shorter_than_a_window_is_refused(documents):
 def test_a_quantiles_error_is_the_jackknife():
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     # Medians with one row left out: 4.5, 3.5, 2.5; their spread around 3.5, times 2/3, root.
-    ((value, error),) = evaluation._quantiles_with_errors(values, torch.tensor([0, 1, 2]), [0.5]).tolist()
+    whole, left_out = evaluation._quantiles_with_errors(values, torch.tensor([0, 1, 2]), [0.5])
+    ((value, error),) = whole.tolist()
     assert [value, error] == pytest.approx([3.5, math.sqrt(2 * 2 / 3)])
+    assert left_out.tolist() == [pytest.approx([4.5, 3.5, 2.5])]
 
 
 def test_quantiles_are_torchs_with_each_document_left_out():
     values = torch.rand(6, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     documents, quantiles = torch.tensor([0, 2, 2, 0, 5, 1]), list(evaluation.KL_QUANTILES.values())
-    found = evaluation._quantiles_with_errors(values, documents, quantiles)
+    found, without = evaluation._quantiles_with_errors(values, documents, quantiles)
     q = torch.tensor(quantiles, dtype=torch.float64)
     left_out = torch.stack([values[documents != g].flatten().quantile(q) for g in (0, 1, 2, 5)])
     torch.testing.assert_close(found[:, 0], values.flatten().quantile(q))
     torch.testing.assert_close(found[:, 1], left_out.std(0, correction=0) * 3**0.5)
+    torch.testing.assert_close(without, left_out.T)
 
 
 def test_one_document_has_no_jackknife():
-    found = evaluation._quantiles_with_errors(torch.rand(2, 5), torch.zeros(2, dtype=torch.int64), [0.5, 0.9])
+    found, without = evaluation._quantiles_with_errors(torch.rand(2, 5), torch.zeros(2, dtype=torch.int64), [0.5, 0.9])
+    assert torch.equal(without[:, 0], found[:, 0])
     assert found[:, 1].isnan().all() and not found[:, 0].isnan().any()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from quambench import session as module
-from quambench.case import Case, Protocol
+from quambench.case import LARGER, Case, Protocol
 from quambench.gate.faults import FAULTS
 from quambench.gate.verdicts import Status
 from quambench.observers import ObserverSpec
@@ -54,3 +57,111 @@ def test_a_crash_of_the_probes_themselves_does_not_hide_the_first(judged, monkey
     monkeypatch.setattr(module, "record_of", lambda *_: 1 / 0)
     monkeypatch.setattr(module.probes, "check", lambda **_: {}["gone"])
     assert judged().reason.startswith("ZeroDivisionError")
+
+
+# --- the noise floor and the second look ----------------------------------------------------------------
+
+LARGE = replace(SMALL, quality_windows=9, decode_windows=7, max_items=9)
+
+
+@pytest.fixture
+def recorded(world, tmp_path, monkeypatch):
+    """session(update=...): sessions over one small case whose baseline is in `tmp_path`, with a second look."""
+    monkeypatch.setitem(LARGER, SMALL, LARGE)
+
+    def session(**options):
+        made = Session(tmp_path / "baselines", world / "corpus", **options)
+        name = made.load(str(world / "tiny-model")).name
+        case = Case(model=name, observer=ObserverSpec("running_max"), protocol=SMALL)
+        made.plan([case])
+        return made, case
+
+    def again(job):
+        """The other process' part, in this one."""
+        run, case = session()[0], job.cases[0]
+        run.plan(job.cases)
+        return [run._run(case).measure_again(case)]
+
+    monkeypatch.setattr(module, "rerun", again)
+    first, case = session(update=True)
+    first.judge("alpha", case)
+    first.write()
+    return session
+
+
+def stored_case(session, case):
+    return session.store.find("alpha", case.model).cases[case.id]
+
+
+def test_a_baseline_holds_what_a_second_look_is_compared_with(recorded):
+    session, case = recorded()
+    old = stored_case(session, case)
+    assert len(old.rest["prefill.nll"]) == LARGE.quality_windows - SMALL.quality_windows
+    assert len(old.rest["decode.nll"]) == LARGE.decode_windows - SMALL.decode_windows
+    assert old.rest_digest == session._run(case).rest_digest != ""
+
+
+@pytest.fixture
+def suspected(monkeypatch):
+    """Makes every first verdict suspicious; returns what later ones were given as the rest."""
+    given, original = [], module.judge
+
+    def suspicious(*args, rest=None):
+        given.append(rest)
+        return replace(original(*args, rest=rest), suspicious=rest is None)
+
+    monkeypatch.setattr(module, "judge", suspicious)
+    return given
+
+
+def test_a_suspicious_row_is_measured_on_the_rest(recorded, suspected):
+    session, case = recorded()
+    verdict = session.judge("alpha", case)
+    assert verdict.status is Status.SAME
+    assert suspected[0] is None
+    for name, array in stored_case(session, case).rest.items():
+        assert torch.equal(suspected[1][name], array), name
+    assert session.notes == [f"{case.id}: suspicious at first, and a second look on other data found nothing"]
+
+
+def test_a_row_that_is_not_suspicious_measures_nothing_more(recorded, monkeypatch):
+    session, case = recorded()
+    monkeypatch.setattr(module.ModelRun, "rest", lambda *_: pytest.fail("measured on the rest"))
+    assert session.judge("alpha", case).status is Status.SAME
+
+
+def test_another_rest_is_another_measurement(recorded, suspected, monkeypatch):
+    monkeypatch.setitem(LARGER, SMALL, replace(LARGE, quality_windows=8))
+    session, case = recorded()
+    verdict = session.judge("alpha", case)
+    assert verdict.status is Status.STALE
+    assert "data of the second look" in verdict.reason
+
+
+def test_a_disturbance_that_is_no_rounding_poisons_no_floor(recorded, monkeypatch):
+    session, case = recorded(update=True)
+    monkeypatch.setattr(module, "disturbance", lambda seed: lambda x: x * 1.5)
+    verdict = session.judge("alpha", case)
+    assert verdict.status is Status.ERROR
+    assert not verdict.written
+    assert "two repetitions of the same case disagree" in verdict.reason
+    assert session.to_write == {}
+
+
+@pytest.mark.parametrize("spoil", [lambda kl: kl * 5, lambda kl: kl * torch.nan])
+def test_another_process_that_computes_something_else_poisons_no_floor(recorded, monkeypatch, spoil):
+    session, case = recorded(update=True)
+    before = (session.store.path("alpha", case.model)).read_bytes()
+    session.judge("alpha", case)
+    honest = module.rerun
+
+    def poisoned(job):
+        (evidence,) = honest(job)
+        return [evidence | {"prefill.kl": spoil(evidence["prefill.kl"])}]
+
+    monkeypatch.setattr(module, "rerun", poisoned)
+    assert session.write() == []
+    (verdict,) = session.verdicts
+    assert (verdict.status, verdict.written, session.refused) == (Status.ERROR, False, True)
+    assert "prefill.kl" in verdict.reason or "another process (one thread" in verdict.reason
+    assert session.store.path("alpha", case.model).read_bytes() == before

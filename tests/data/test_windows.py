@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quambench.data.corpus import Document
 from quambench.data.tasks import MAX_WORDS, MIN_WORDS, last_word_items, passages
 from quambench.data.tokenizer import Tokenizer
-from quambench.data.windows import full_windows, spread_windows
+from quambench.data.windows import full_windows, rest_windows, spread_windows
 from quambench.errors import BadCheckpoint, BadCorpus, BadParameter
 
 LINE = "We the people hold that the union of the people shall stand, and shall stand for all of the people. "
@@ -148,3 +148,31 @@ def test_text_without_a_passage_gives_no_item(tokenizer):
     items = last_word_items([Document.of("d", b"Too short.")], tokenizer)
     assert len(items.inputs) == len(items.targets) == len(items.documents) == 0
     assert items.digest
+
+
+@pytest.mark.parametrize(("seen", "count"), [(1, 3), (4, 8), (3, 10_000)])
+def test_the_rest_is_what_a_first_look_left_out(documents, tokenizer, seen, count):
+    def rows(windows):
+        return [(d, *row) for d, row in zip(windows.documents.tolist(), windows.targets.tolist(), strict=True)]
+
+    first, whole = (rows(spread_windows(documents, tokenizer, 16, n)) for n in (seen, count))
+    rest = rows(rest_windows(documents, tokenizer, 16, count, seen))
+    assert len(rest) == len(whole) - sum(row in first for row in whole)  # a place that only the first has is not of it
+    assert rest == [row for row in whole if row in rest]
+
+
+def test_no_window_is_left_of_what_was_seen_whole(documents, tokenizer):
+    assert rest_windows(documents, tokenizer, 16, 10_000, 10_000) is None
+    assert rest_windows(documents, tokenizer, 16, 4, 4) is None
+
+
+def test_the_rest_of_the_items_is_every_other(documents, tokenizer):
+    def rows(items):
+        return [tuple(row[row != tokenizer.start_id].tolist()) for row in items.inputs]
+
+    whole = rows(last_word_items(documents, tokenizer))
+    first, rest = (rows(last_word_items(documents, tokenizer, 3, rest=r)) for r in (False, True))
+    assert len(first) == 3
+    assert sorted(first + rest) == sorted(whole)
+    assert rows(last_word_items(documents, tokenizer, 10_000, rest=True)) == []
+    assert rows(last_word_items(documents, tokenizer, rest=True)) == []
