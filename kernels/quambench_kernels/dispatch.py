@@ -83,6 +83,19 @@ def implementations(op: str) -> list[str]:
     return list(_known.get(op, {}))
 
 
+def operations() -> list[str]:
+    """Names of all that have been registered so far."""
+    return list(_known)
+
+
+def obstacle(op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why an implementation cannot run here, or None. raises UnavailableError where it is not known"""
+    entry = _known.get(op, {}).get(impl)
+    if entry is None:
+        raise UnavailableError(f"{op}: no implementation named {impl!r}. Known: {', '.join(_known.get(op, {}))}")
+    return entry.obstacle(device.type, dtype)
+
+
 def resolve(
     op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None, size: int | None = None
 ) -> Callable[..., Any]:
