@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
-from quambench.gate.probes import groups, kernels, models, units
+from quambench.gate.probes import feeding, files, groups, kernels, models, sizes, units
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
@@ -47,14 +48,16 @@ class ProbeResult:
 
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
-    made = [*units.probes(), *kernels.probes(), *models.probes(), *groups.probes()]
+    modules = (units, sizes, kernels, models, groups, feeding, files)
+    made = [probe for module in modules for probe in module.probes()]
     return tuple(sorted(made, key=lambda p: _rank(p.name)))
 
 
 # No unit goes through one that stands after it.
 ORDER = (
     "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
-    "kernel", "int8_linear", "fuse", "reorder", "cluster/statistics", "calibration", "step", "refine",
+    "checkpoint", "kernel", "int8_linear", "float", "fuse", "reorder", "gptq/fed", "cluster/fed", "cluster/statistics",
+    "calibration", "sensitivity", "saved", "export", "step", "refine",
 )  # fmt: skip
 
 
@@ -89,6 +92,12 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     if case.calibration and unit in ("policy", "granularity", "calibration"):
         return False  # its scales are somebody else's
     finer = case.grouping != PER_TENSOR or case.policy.found().measures
+    if name == "checkpoint/config":
+        return True
+    if unit == "sensitivity":
+        return case.policy.found().measures and variant == architecture
+    if unit == "calibration" and variant.endswith(("/fed", "/run")):
+        return _architecture(variant.partition("/")[0]) == architecture
     if unit in ("cluster", "adaptive"):
         return case.groups_by is not None and _clusters_by(case.groups_by, unit, variant)
     if unit == "reorder" or name.endswith("/groups"):
@@ -100,7 +109,9 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     if unit == "kernel":
         return kernels.rests_on(variant, architecture, case.refinement is not None)
     if unit == "observer":
-        return variant.split("[")[0] in observers
+        return re.split(r"[\[/]", variant)[0] in observers
+    if name.startswith("weights/recipe/"):
+        return variant == f"recipe/{case.weights.granularity}"
     if unit == "policy":
         policy, _, kind = variant.rpartition("/")
         return policy.split("[")[0] == case.policy.name and kind == architecture
@@ -118,7 +129,7 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
         kind, observer, *way = variant.split("/")
         right = _architecture(kind) == architecture and observer.split("[")[0] in observers
         return right and (finer or way != ["finest"])
-    if unit in ("fuse", "step"):
+    if unit in ("float", "fuse", "step", "checkpoint", "saved", "export"):
         return _architecture(variant.partition("/")[0]) == architecture
     return True
 
@@ -126,7 +137,7 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
 def _clusters_by(grouping: GroupingSpec, unit: str, variant: str) -> bool:
     """Whether a grouping is made by a method or a rule."""
     made = grouping.build()
-    if variant == "statistics":
+    if variant in ("statistics", "fed"):
         return bool(made.looks)
     if not made.looks:
         return grouping.name == variant

@@ -47,7 +47,7 @@ def probes() -> Iterator[Probe]:
     for observer in OBSERVERS:
         yield Probe(f"calibration/mamba2/{observer}/groups", lambda s, o=observer: _calibrated(s, o))  # type: ignore[misc]
     for kind in KINDS:
-        yield Probe(f"step/{kind}/groups", lambda s, k=kind: stepped(s, k, scales=_fixed(s, k)))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/groups", lambda s, k=kind: stepped(s, k, scales=fixed_in_groups(s, k)))  # type: ignore[misc]
 
 
 def statistics(layer: int) -> ChannelStatistics:
@@ -153,7 +153,7 @@ def _calibrated(streams: Streams, observer: str) -> Answer:
     return dict(calibrating.calibrate(prepared, streams["sequences"], {"": task}, "probe")[""].scales)
 
 
-def _fixed(streams: Streams, kind: str) -> FixedScales:
+def fixed_in_groups(streams: Streams, kind: str) -> FixedScales:
     """The stored scales, at the grouped sites times 1, 1 1/8, 1 2/8, ...: another for each group and n."""
     whole, groups = scales_of(streams, kind), some_groups()
     scales, granularities = dict(whole.scales), dict(whole.granularities)
