@@ -50,7 +50,9 @@ def some(*shape: int, step: int = 37, low: int = -128) -> Tensor:
     return (torch.arange(count) * step % 256 + low).clamp(-128, 127).to(torch.int8).view(shape)
 
 
-def floats(*shape: int, turn: float = 0.61803, about: float = 0.0, reach: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+def floats(
+    *shape: int, turn: float = 0.61803, about: float = 0.0, reach: float = 1.0, dtype: torch.dtype | None = None
+) -> Tensor:
     """Numbers from about - reach to about + reach that never come back: the fractions of multiples of `turn`.
 
     They are multiples of 2^-12, which every dtype from float32 on holds.

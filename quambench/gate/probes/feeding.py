@@ -31,7 +31,11 @@ from quambench.policy.quamba import Quamba
 from quambench.quant.precision import Precision
 
 SEQUENCES, TOKENS = 37, 5  # two forward batches, and a part of a third
-CASES = {"running_max": "running_max", "percentile": "percentile[alpha=0.95,sigma=0.2]", "gptq": "running_max/w4a8/gptq"}
+CASES = {
+    "running_max": "running_max",
+    "percentile": "percentile[alpha=0.95,sigma=0.2]",
+    "gptq": "running_max/w4a8/gptq",
+}
 
 
 def probes() -> Iterator[Probe]:

@@ -105,7 +105,9 @@ def _saved(streams: Streams, kind: str) -> Answer:
             differ = eighths.quantize(model(tokens)[0]) != eighths.quantize(same(tokens)[0])
         answer[f"{name}, logits that differ"] = differ.sum()
     float_site = _calibration(
-        usual, scales=dict(usual.scales) | {first: torch.zeros(0)}, granularities=dict(usual.granularities) | {first: UNQUANTIZED}
+        usual,
+        scales=dict(usual.scales) | {first: torch.zeros(0)},
+        granularities=dict(usual.granularities) | {first: UNQUANTIZED},
     )
     return answer | {f"a site left float, {k}": v for k, v in _again(float_site).items()}
 

@@ -89,7 +89,9 @@ def _key() -> str:
     places = found.submodule_search_locations if found else None
     folder = Path(list(places or quambench_kernels.__path__)[0])
     asking = [Path(str(m.__file__)) for m in (base, operators, hadamard, sys.modules[__name__])]
-    h = hashlib.sha256(" ".join([platform.python_version(), *(version(n) for n in ("torch", "triton", "numpy"))]).encode())
+    h = hashlib.sha256(
+        " ".join([platform.python_version(), *(version(n) for n in ("torch", "triton", "numpy"))]).encode()
+    )
     for file in (*sorted(folder.rglob("*.py")), *asking):
         h.update(file.read_bytes() + b"\0")
     return h.hexdigest()[:20]

@@ -25,7 +25,10 @@ def probes() -> Iterator[Probe]:
     for op, question in QUESTIONS.items():
         for ask in _implementations(op):
             yield Probe(
-                f"kernel/{op}/{ask.name}", lambda _, q=question, a=ask: q(a), f"kernel/{op}", ask.name == REFERENCE  # type: ignore[misc]
+                f"kernel/{op}/{ask.name}",
+                lambda _, q=question, a=ask: q(a),
+                f"kernel/{op}",
+                ask.name == REFERENCE,  # type: ignore[misc]
             )
         if TRITON in dispatch.implementations(op) and not torch.cuda.is_available() and why_not() is None:
             slow = Probe(f"kernel/{op}/{TRITON}", lambda _, o=op: interpreted.answer(o), f"kernel/{op}", False, True)  # type: ignore[misc]

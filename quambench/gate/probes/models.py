@@ -138,7 +138,8 @@ def _float(streams: Streams, kind: str) -> Answer:
         logits, state = model(piece, state)
         parts.append(logits)
     return {
-        name: (logits * 1e6).round().int() for name, logits in (("whole", model(tokens)[0]), ("pieces", torch.cat(parts, 1)))
+        name: (logits * 1e6).round().int()
+        for name, logits in (("whole", model(tokens)[0]), ("pieces", torch.cat(parts, 1)))
     }
 
 

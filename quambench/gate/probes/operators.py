@@ -128,9 +128,9 @@ def linear_exact(ask: Implementation) -> Answer:
     }
     for rows, k, n in ask.sizes(PRODUCTS):
         x, w = some(rows, k, step=89), some(n, k, step=151)
-        if k >= 1024:  # the largest products, but for one a row
-            x, w = torch.full_like(x, -128), torch.full_like(w, -128)
-            x[:, -1], w[:, 0] = torch.arange(rows) % 100 - 50, torch.arange(n) + 3
+        if k >= 1024:  # the largest products, of either sign, but for one a row
+            x, w = torch.full_like(x, 127), torch.full_like(w, 127)
+            x[::2], x[:, -1], w[:, 0] = -128, torch.arange(rows) % 100 - 50, torch.arange(n) + 3
         step = 2.0 ** -(k - 1).bit_length() / 2 ** (6 + torch.arange(n) % 4)
         bias = None if n % 3 == 0 else torch.arange(n) / 2 - 3
         grid = ONE if n % 2 else 2.0 ** (torch.arange(n) % 3)
@@ -184,9 +184,7 @@ def int8_conv_exact(ask: Implementation) -> Answer:
         for b, out in tables.items():
             x, history = some(2, 6, 4, low=0), some(2, 3, 4, low=0)
             for call in ("first", "second"):
-                q, history = ask(
-                    int8_causal_conv1d, x, x_scale, weight, torch.full((4,), 32.0), history, 2 * out
-                )
+                q, history = ask(int8_causal_conv1d, x, x_scale, weight, torch.full((4,), 32.0), history, 2 * out)
                 answer[f"{a} to {b}, {call} call"], answer[f"{a} to {b}, {call} history"] = q, history
     for batch, length, channels, width in ask.sizes(CONVOLUTIONS):
         weight, bias = _taps(channels, width)
@@ -195,9 +193,7 @@ def int8_conv_exact(ask: Implementation) -> Answer:
         for name, shift, x_scale, out, top in (
             ("bias", bias, torch.tensor(32.0), 4 * table, 127), ("no bias", None, table, torch.tensor(256.0), 7)
         ):  # fmt: skip
-            q, after = ask(
-                int8_causal_conv1d, inside(x), x_scale, weight, shift, inside(history), out, q_max=top
-            )
+            q, after = ask(int8_causal_conv1d, inside(x), x_scale, weight, shift, inside(history), out, q_max=top)
             answer[f"{batch} x {length} x {channels} by {width}, {name}"] = torch.cat([told(q), told(after)])
     return answer
 
@@ -206,7 +202,10 @@ def int8_conv_rounded(ask: Implementation) -> Answer:
     """SiLU where it bends."""
     weight, bias = floats(21, 4, turn=0.7548), floats(21, turn=0.5698)
     answer: dict[str, Tensor | list[str]] = {}
-    for name, shift, out in (("bias", bias, torch.tensor(0.037)), ("no bias", None, floats(21, about=0.05, reach=0.02))):
+    for name, shift, out in (
+        ("bias", bias, torch.tensor(0.037)),
+        ("no bias", None, floats(21, about=0.05, reach=0.02)),
+    ):
         x, history = some(1, 5, 21), some(1, 3, 21, step=91)
         answer[name] = ask(int8_causal_conv1d, x, torch.tensor(0.0173), weight, shift, history, out)[0]
     return answer

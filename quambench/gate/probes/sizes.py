@@ -55,7 +55,10 @@ def _sizes(name: str) -> Answer:
     for exponent in (0, 5, 25, -20):  # one octave after another, more than a histogram keeps, and back
         observer.update(floats(90, 1) * 2.0**exponent)
     answer["growing ranges"] = observer.scale()
-    for scales, bits, of in ((SCALES, 4 if name == "kl" else 8, spec), (COARSE, 2, ObserverSpec.parse(QUICK.get(name, name)))):
+    for scales, bits, of in (
+        (SCALES, 4 if name == "kl" else 8, spec),
+        (COARSE, 2, ObserverSpec.parse(QUICK.get(name, name))),
+    ):
         observer, loudness = of.build(bits), 1 + torch.arange(scales)[:, None] % 7
         for turn in (0.7548, 0.5698):
             observer.update(floats(30, scales, 3, turn=turn) * loudness)
