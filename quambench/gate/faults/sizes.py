@@ -31,7 +31,7 @@ from quambench.quant import fuse, quantized
 
 # Cases of other modules' faults, so that none is recorded for these alone.
 MSE, ACIQ, ENTROPY, GPTQ = "mse/w8a4", "aciq/w8a4", "entropy", "percentile/w4a8/gptq"
-GROUPED = {"case": "running_max/4x4/quamba2", "architectures": OTHER}
+GROUPED: dict[str, Any] = {"case": "running_max/4x4/quamba2", "architectures": OTHER}
 
 # --- what a vector, a chunk or a batch leaves over --------------------------------------------------------
 
@@ -240,7 +240,7 @@ def _() -> AbstractContextManager[Any]:
     return everywhere("gather_hessians", spoilt, moments, runner)
 
 
-@fault("statistics of channels of full batches alone", "cluster/fed", "", **GROUPED)
+@fault("statistics of channels of full batches alone", "cluster/statistics/fed", "", **GROUPED)
 def _() -> AbstractContextManager[Any]:
     spoilt = _changed(arrange.channel_statistics, _whole_batches)
     return everywhere("channel_statistics", spoilt, arrange, runner)
@@ -278,10 +278,11 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the file for Quamba has heads where channels belong", "export/mamba2/groups", **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    return wrapped(
-        quamba, "reorder_params_of",
-        lambda original, groups: {**found, "head_index": found["head_index"][::-1]} if (found := original(groups)) else found,
-    )  # fmt: skip
+    def turned(original: Any, groups: Any) -> Any:
+        found = original(groups)
+        return found and found | {"head_index": found["head_index"][::-1]}
+
+    return wrapped(quamba, "reorder_params_of", turned)
 
 
 @fault("biases of narrow models are narrow", "checkpoint")

@@ -56,7 +56,7 @@ def all_probes() -> tuple[Probe, ...]:
 # No unit goes through one that stands after it.
 ORDER = (
     "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
-    "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/fed", "cluster/statistics",
+    "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/statistics/fed", "cluster/statistics",
     "calibration", "sensitivity", "saved", "export", "step", "refine",
 )  # fmt: skip
 
@@ -137,7 +137,7 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
 def _clusters_by(grouping: GroupingSpec, unit: str, variant: str) -> bool:
     """Whether a grouping is made by a method or a rule."""
     made = grouping.build()
-    if variant in ("statistics", "fed"):
+    if variant in ("statistics", "statistics/fed"):
         return bool(made.looks)
     if not made.looks:
         return grouping.name == variant

@@ -43,7 +43,7 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"calibration/{kind}/fed", lambda _, k=kind: _calibrated(CONFIGS[k]))  # type: ignore[misc]
         yield Probe(f"sensitivity/{kind}", lambda _, k=kind: _weighed(CONFIGS[k]))  # type: ignore[misc]
         yield Probe(f"calibration/{kind}/run", lambda s, k=kind: _run(s, k))  # type: ignore[misc]
-    yield Probe("cluster/fed", lambda _: _looked_at(CONFIGS["mamba2"]))
+    yield Probe("cluster/statistics/fed", lambda _: _looked_at(CONFIGS["mamba2"]))
     yield Probe("gptq/fed", lambda _: _multiplied(CONFIGS["mamba"]))
 
 

@@ -40,8 +40,8 @@ RAW: dict[str, dict[str, Any]] = {
         "use_conv_bias": False, "layer_norm_epsilon": 0.1, "time_step_rank": "auto", "conv_kernel": 3,
     },
     "transformers, Mamba2": {
-        "model_type": "mamba2", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 9, "head_dim": 8, "n_groups": 1,
-        "time_step_limit": [0.1, {"__float__": "Infinity"}], "state_size": 5,
+        "model_type": "mamba2", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 9, "head_dim": 8,
+        "n_groups": 1, "time_step_limit": [0.1, {"__float__": "Infinity"}], "state_size": 5,
     },
 }  # fmt: skip
 

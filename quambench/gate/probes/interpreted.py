@@ -1,8 +1,8 @@
 """Triton's implementations on a machine without a GPU: their answers, from Triton's interpreter.
 
 Triton decides whether it interprets when it is imported, so another process asks, `python -m
-quambench.gate.probes.interpreted`. That takes some twenty seconds, so answers are kept beside the kernels that were built
-for this machine, under a hash of everything they follow from: nobody asks twice what nobody has changed.
+quambench.gate.probes.interpreted`. That takes some twenty seconds, so answers are kept beside the kernels that were
+built for this machine, under a hash of everything they follow from: nobody asks twice what nobody has changed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def answer(op: str) -> Answer:
 def _told(key: str) -> Told:
     kept = cache_folder() / f"triton-answers-{key}.json"
     try:
-        return json.loads(kept.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = _ask_elsewhere()
     if not any("error" in answers for answers in found.values()):
@@ -77,17 +77,17 @@ def _ask_elsewhere() -> Told:
         text=True,
     )
     try:
-        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return {op: {"error": f"the process that interprets Triton failed: {last}"} for op in QUESTIONS}
 
 
 def _key() -> str:
-    """Hash of what the answers follow from: the kernels as another process finds them, the questions, the interpreter."""
+    """Hash of what the answers follow from: the kernels as another process finds them, questions, interpreter."""
     found = PathFinder.find_spec(quambench_kernels.__name__)
     places = found.submodule_search_locations if found else None
-    folder = Path(list(places or quambench_kernels.__path__)[0])
+    folder = Path(next(iter(places or quambench_kernels.__path__)))
     asking = [Path(str(m.__file__)) for m in (base, operators, hadamard, sys.modules[__name__])]
     h = hashlib.sha256(
         " ".join([platform.python_version(), *(version(n) for n in ("torch", "triton", "numpy"))]).encode()

@@ -8,14 +8,15 @@ and causal_conv1d are not asked: their kernels, which are not ours, promise no b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from quambench_kernels import dispatch, upstream
 from quambench_kernels.lazy import why_not
 
 from quambench.gate.probes import interpreted
-from quambench.gate.probes.base import Probe
-from quambench.gate.probes.operators import QUESTIONS, Differentiable, Implementation, gradients
+from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.gate.probes.operators import QUESTIONS, Differentiable, Implementation, Question, gradients
 
 TRITON, REFERENCE = "triton", "reference"
 GRADIENT = "gradient"
@@ -23,18 +24,25 @@ GRADIENT = "gradient"
 
 def probes() -> Iterator[Probe]:
     for op, question in QUESTIONS.items():
+        shares = f"kernel/{op}"
         for ask in _implementations(op):
-            yield Probe(
-                f"kernel/{op}/{ask.name}",
-                lambda _, q=question, a=ask: q(a),
-                f"kernel/{op}",
-                ask.name == REFERENCE,  # type: ignore[misc]
-            )
+            yield Probe(f"{shares}/{ask.name}", partial(_asked, question, ask), shares, ask.name == REFERENCE)
         if TRITON in dispatch.implementations(op) and not torch.cuda.is_available() and why_not() is None:
-            slow = Probe(f"kernel/{op}/{TRITON}", lambda _, o=op: interpreted.answer(o), f"kernel/{op}", False, True)  # type: ignore[misc]
-            yield slow
+            yield Probe(f"{shares}/{TRITON}", partial(_interpreted, op), shares, defines=False, partial=True)
         if question.gradients:
-            yield Probe(f"kernel/{op}/{GRADIENT}", lambda _, o=op: gradients(o))  # type: ignore[misc]
+            yield Probe(f"{shares}/{GRADIENT}", partial(_gradients, op))
+
+
+def _asked(question: Question, ask: Implementation, streams: Streams) -> Answer:
+    return question(ask)
+
+
+def _interpreted(op: str, streams: Streams) -> Answer:
+    return interpreted.answer(op)
+
+
+def _gradients(op: str, streams: Streams) -> Answer:
+    return gradients(op)
 
 
 def _implementations(op: str) -> Iterator[Implementation]:

@@ -2,9 +2,9 @@
 
 Five models small enough to read, with weights from the streams file and gains that are not 1. Three have two
 layers and biases of every projection and convolution, and Mamba2's have two SSD groups and a chunk shorter
-than the sequence. "mamba2-options" turns on what no bundled model uses: the gated norm before
-the gate, D per channel, limits of dt that cut some values at either end. The "bare" ones have one layer, no bias, a head
-of their own, one SSD group, an eps as large as the squares, and widths that neither vectors nor powers of two
+than the sequence. "mamba2-options" turns on what no bundled model uses: the gated norm before the gate, D per
+channel, limits of dt that cut some values at either end. The "bare" ones have one layer, no bias, a head of
+their own, one SSD group, an eps as large as the squares, and widths that neither vectors nor powers of two
 divide.
 """
 

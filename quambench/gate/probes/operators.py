@@ -113,8 +113,8 @@ def blocks_of(module: str, size: int) -> AbstractContextManager[Any]:
 # K of more than 1,024 products of the largest, where float32 would lose a bit.
 PRODUCTS = (
     (1, 1, 1), (2, 2, 2), (1, 3, 3), (17, 4, 5), (2, 5, 4), (1, 6, 7), (5, 7, 6), (16, 8, 9), (3, 9, 8), (1, 10, 12),
-    (2, 11, 13), (1, 12, 10), (2, 13, 11), (1, 14, 14), (33, 15, 17), (1, 17, 15), (2, 31, 33), (18, 33, 16), (1, 65, 31),
-    (2, 130, 19), (260, 5, 3), (2, 1024, 2), (3, 1025, 5), (18, 2100, 3),
+    (2, 11, 13), (1, 12, 10), (2, 13, 11), (1, 14, 14), (33, 15, 17), (1, 17, 15), (2, 31, 33), (18, 33, 16),
+    (1, 65, 31), (2, 130, 19), (260, 5, 3), (2, 1024, 2), (3, 1025, 5), (18, 2100, 3),
 )  # fmt: skip
 
 
@@ -132,10 +132,10 @@ def linear_exact(ask: Implementation) -> Answer:
             x, w = torch.full_like(x, 127), torch.full_like(w, 127)
             x[::2], x[:, -1], w[:, 0] = -128, torch.arange(rows) % 100 - 50, torch.arange(n) + 3
         step = 2.0 ** -(k - 1).bit_length() / 2 ** (6 + torch.arange(n) % 4)
-        bias = None if n % 3 == 0 else torch.arange(n) / 2 - 3
+        shift = None if n % 3 == 0 else torch.arange(n) / 2 - 3
         grid = ONE if n % 2 else 2.0 ** (torch.arange(n) % 3)
         sums = ask(int8_linear, inside(x) if rows > 1 else x, w)
-        q = ask(int8_linear, x[None], w, step[0] if n % 5 == 0 else step, bias, grid, q_max=127 if n % 4 else 7)
+        q = ask(int8_linear, x[None], w, step[0] if n % 5 == 0 else step, shift, grid, q_max=127 if n % 4 else 7)
         answer[f"{rows} x {k} x {n}"] = torch.cat([told(sums), told(q)])
     return answer
 
@@ -277,7 +277,7 @@ def int8_scan_exact(ask: Implementation) -> Answer:
 
     def call(part: slice, state: Tensor) -> tuple[Tensor, Tensor]:
         B, C = some(1, 3, 2, low=-3, step=2).clamp(-4, 4), torch.tensor([[[1, 2]]], dtype=torch.int8).expand(1, 3, 2)
-        return ask(  # type: ignore[no-any-return]
+        return ask(
             int8_selective_scan, u[:, part], torch.tensor(1 / 64), ones[:, part], ONE, A, B[:, part],
             torch.tensor(0.5), C[:, part], ONE, torch.arange(5.0), torch.full((5,), 31.0), 64 * ones[:, part], ONE,
             state, state_scale,
@@ -330,8 +330,9 @@ def scan_exact(ask: Implementation) -> Answer:
 def scan_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """u, dt, A, B, C, D, state, dt_bias, z: ordinary numbers."""
     found = (
-        floats(1, 5, 11), floats(1, 5, 11, turn=0.7548), floats(11, 3, turn=0.5698, about=-1.2), floats(1, 5, 3, turn=0.8192),
-        floats(1, 5, 3, turn=0.6710), floats(11, turn=0.5497), floats(1, 11, 3, turn=0.4503), floats(11, turn=0.8567),
+        floats(1, 5, 11), floats(1, 5, 11, turn=0.7548), floats(11, 3, turn=0.5698, about=-1.2),
+        floats(1, 5, 3, turn=0.8192), floats(1, 5, 3, turn=0.6710), floats(11, turn=0.5497),
+        floats(1, 11, 3, turn=0.4503), floats(11, turn=0.8567),
         floats(1, 5, 11, turn=0.7340, reach=3),
     )  # fmt: skip
     return tuple(m.to(dtype) for m in found)
@@ -358,7 +359,8 @@ def int8_scan_rounded(ask: Implementation) -> Answer:
 # chunks than one and one that is never full; remainders of head_dim by one vector and by two.
 DUALITIES = (
     (1, 1, 1, 1, 1, 1, 3), (1, 2, 2, 3, 1, 2, 3), (2, 3, 2, 5, 2, 3, 2), (1, 4, 3, 7, 1, 5, 4), (1, 5, 4, 9, 2, 7, 2),
-    (3, 7, 2, 15, 1, 9, 3), (2, 1, 4, 17, 2, 17, 4), (1, 6, 2, 33, 1, 3, 256), (1, 5, 2, 49, 1, 2, 2), (1, 9, 3, 2, 3, 4, 8),
+    (3, 7, 2, 15, 1, 9, 3), (2, 1, 4, 17, 2, 17, 4), (1, 6, 2, 33, 1, 3, 256), (1, 5, 2, 49, 1, 2, 2),
+    (1, 9, 3, 2, 3, 4, 8),
 )  # fmt: skip
 
 
@@ -369,7 +371,7 @@ def int8_ssd_exact(ask: Implementation) -> Answer:
 
     def call(part: slice, state: Tensor) -> tuple[Tensor, Tensor]:
         B = some(1, 3, 2, 3, low=-4, step=3).clamp(-4, 4)
-        return ask(  # type: ignore[no-any-return]
+        return ask(
             int8_ssd, x[:, part], torch.arange(1, 9) / 4, dt[:, part], ONE, torch.tensor([0.0, -200, 0, 0]),
             B[:, part], torch.tensor(0.5), C[:, part], ONE, torch.arange(4.0), torch.zeros(4), state, state_scale,
             dt_min=1.0, dt_max=1.0,
@@ -432,8 +434,9 @@ def ssd_exact(ask: Implementation) -> Answer:
 def ssd_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """x, dt, A, B, C, D, state, dt_bias: ordinary numbers."""
     found = (
-        floats(1, 5, 4, 5), floats(1, 5, 4, turn=0.7548), floats(4, turn=0.5698, about=-1.2), floats(1, 5, 2, 3, turn=0.8192),
-        floats(1, 5, 2, 3, turn=0.6710), floats(4, turn=0.5497), floats(1, 4, 5, 3, turn=0.4503), floats(4, turn=0.8567),
+        floats(1, 5, 4, 5), floats(1, 5, 4, turn=0.7548), floats(4, turn=0.5698, about=-1.2),
+        floats(1, 5, 2, 3, turn=0.8192), floats(1, 5, 2, 3, turn=0.6710), floats(4, turn=0.5497),
+        floats(1, 4, 5, 3, turn=0.4503), floats(4, turn=0.8567),
     )  # fmt: skip
     return tuple(m.to(dtype) for m in found)
 
@@ -480,15 +483,14 @@ def rotated_exact(ask: Implementation) -> Answer:
 
 
 # Where a root is irrational; both sides of a vector, and more than a slice of 64 columns.
-ROTATIONS = {2: 0.19, 8: 0.19, 32: 0.19, 128: 0.19, 12: 0.19, 24: 0.19, 96: 0.19, 192: 0.19, 1536: 0.19, 40: 0.19, 80: 0.19,
-             320: 0.19}  # fmt: skip
+ROTATIONS = (2, 8, 32, 128, 12, 24, 96, 192, 1536, 40, 80, 320)
 
 
 def rotated_rounded(ask: Implementation) -> Answer:
     answer: dict[str, Tensor | list[str]] = {}
-    for n, scale in ask.sizes(list(ROTATIONS.items())):
+    for n in ask.sizes(ROTATIONS):
         x = some(2, n, step=29).float() % 8 - 4
-        q = ask(hadamard_quantize, x[None], torch.tensor(scale), base_signs(n), q_max=127 if n % 3 else 31)
+        q = ask(hadamard_quantize, x[None], torch.tensor(0.19), base_signs(n), q_max=127 if n % 3 else 31)
         answer[str(n)] = told(q)
     return answer
 
@@ -512,20 +514,17 @@ def normed_exact(ask: Implementation) -> Answer:
         signs = torch.where(some(3, n, step=29) < 0, -1.0, 1.0) * torch.tensor([3.0, 0.0, 3.0])[:, None]
         gain, z = (torch.arange(n) * 5 % 41 - 20) / 4, torch.full((3, n), 32, dtype=torch.int8)
         groups, grid = (3 if n % 3 == 0 else 1), torch.tensor(0.25)
+        parts, gated = {"n_groups": groups}, gated_rms_norm_quantize
         found = {
-            "plain": ask(rms_norm_quantize, inside(signs), gain, 7.0, grid, n_groups=groups),
+            "plain": ask(rms_norm_quantize, inside(signs), gain, 7.0, grid, **parts),
             "no gain": ask(rms_norm_quantize, signs, None, 7.0, grid, q_max=7),
-            "float": ask(rms_norm_quantize, signs, gain, 7.0, None, n_groups=groups) * FINE,
+            "float": ask(rms_norm_quantize, signs, gain, 7.0, None, **parts) * FINE,
             "added": ask(add_rms_norm_quantize, inside(2 * signs), inside(-signs), gain, 7.0, grid)[0],
             "added, no gain": ask(add_rms_norm_quantize, 2 * signs, -signs, None, 7.0, None)[0] * FINE,
-            "gate first": ask(
-                gated_rms_norm_quantize, inside(signs / 64), inside(z), torch.tensor(2.0), gain, 7.0, grid, n_groups=groups
-            ),
-            "norm first": ask(
-                gated_rms_norm_quantize, signs, z, torch.ones(n), gain, 7.0, 32 * grid, n_groups=groups, norm_before_gate=True
-            ),
-            "float gate": ask(gated_rms_norm_quantize, signs / 64, 2.0 * z, None, None, 7.0, None, n_groups=groups) * FINE,
-        }  # fmt: skip
+            "gate first": ask(gated, inside(signs / 64), inside(z), torch.tensor(2.0), gain, 7.0, grid, **parts),
+            "norm first": ask(gated, signs, z, torch.ones(n), gain, 7.0, 32 * grid, norm_before_gate=True, **parts),
+            "float gate": ask(gated, signs / 64, 2.0 * z, None, None, 7.0, None, **parts) * FINE,
+        }
         answer |= {f"{n}, {name}": told(y) for name, y in found.items()}
 
     def of(dtype: torch.dtype) -> Tensor:

@@ -120,7 +120,7 @@ def _weights(granularity: str) -> Answer:
     """What becomes of each kind of weight at each width, with and without parts, by the largest and by a search."""
     answer: dict[str, Tensor | list[str]] = {}
     kinds: list[str] = []
-    for bits in WIDTHS if granularity != "group" else WIDTHS[1:2] + (Bits(4, 16),):
+    for bits in WIDTHS if granularity != "group" else (*WIDTHS[1:2], Bits(4, 16)):
         for observer in SEARCHES if bits == Bits(4, 8) else SEARCHES[:2]:
             made = WeightQuantizer(WeightRecipe(observer=ObserverSpec.parse(observer), granularity=granularity), bits)
             wide, narrow, flat = _matrix(sum(SPLITS), INPUTS), _matrix(sum(SPLITS), 4), _matrix(sum(SPLITS), 1)[:, 0]
