@@ -56,7 +56,7 @@ def all_probes() -> tuple[Probe, ...]:
 # No unit goes through one that stands after it.
 ORDER = (
     "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
-    "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/statistics/fed", "cluster/statistics",
+    "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/statistics",
     "calibration", "sensitivity", "saved", "export", "step", "refine",
 )  # fmt: skip
 
