@@ -83,6 +83,19 @@ def implementations(op: str) -> list[str]:
     return list(_known.get(op, {}))
 
 
+def operations() -> list[str]:
+    """Names of all that have been registered so far."""
+    return list(_known)
+
+
+def obstacle(op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why an implementation cannot run here, or None. raises UnavailableError where it is not known"""
+    entry = _known.get(op, {}).get(impl)
+    if entry is None:
+        raise UnavailableError(f"{op}: no implementation named {impl!r}. Known: {', '.join(_known.get(op, {}))}")
+    return entry.obstacle(device.type, dtype)
+
+
 def resolve(
     op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None, size: int | None = None
 ) -> Callable[..., Any]:
@@ -155,11 +168,16 @@ def ran(op: str, name: str) -> None:
 
 
 @contextmanager
-def around(op: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """For tests and self-tests: every implementation of `op` becomes wrapper(implementation, *arguments)."""
+def around(op: str, wrapper: Callable[..., Any], only: str = "") -> Iterator[None]:
+    """For tests and self-tests: every implementation of `op`, or the one named, is wrapper(implementation, *arguments).
+
+    What follows int8_linear's product in the same kernel is left out: the product and the finish are then two.
+    """
     whole = _known[op]
     try:
-        _known[op] = {name: replace(e, run=partial(wrapper, e.run)) for name, e in whole.items()}
+        _known[op] = {
+            name: replace(e, run=partial(wrapper, e.run)) if only in ("", name) else e for name, e in whole.items()
+        }
         yield
     finally:
         _known[op] = whole

@@ -15,7 +15,7 @@ from quambench.gate import probes
 from quambench.gate.faults import FAULTS
 from quambench.gate.probes import EXPECTED, STREAMS, check, record, rests_on
 from quambench.gate.probes.base import Probe
-from quambench.gate.probes.models import CONFIGS, stepped
+from quambench.gate.probes.models import BARE, CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
 from quambench.quant import quantized
 from quambench.selftest import OBSERVER
@@ -70,9 +70,11 @@ def test_the_models_have_what_their_probes_are_to_see(kind):
     from safetensors.torch import load_file
 
     weights = {k: v for k, v in load_file(STREAMS).items() if k.startswith(f"{kind}/weight/")}
+    config = CONFIGS[kind]
     biases = [v for k, v in weights.items() if k.endswith(("in_proj.bias", "out_proj.bias", "conv1d.bias"))]
     gains = [v for k, v in weights.items() if "norm" in k]
-    assert len(biases) == 3 * CONFIGS[kind].n_layers
+    assert len(biases) == (0 if kind in BARE else 3 * config.n_layers)
+    assert (f"{kind}/weight/lm_head.weight" in weights) == (kind in BARE)
     assert all(b.abs().max() > 0.1 for b in biases)
     assert all((g - 1).abs().max() > 0.1 for g in gains)
 
@@ -195,6 +197,28 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
         ("calibration/mamba/running_max", False),
         ("calibration/mamba2/running_max/finest", False),
         ("site/asymmetric", False),
+        ("observer/percentile/sizes", True),
+        ("observer/running_max/halves", True),
+        ("observer/mse/sizes", False),
+        ("weights/recipe/quamba", True),
+        ("weights/recipe/group", False),
+        ("float/mamba2-bare", True),
+        ("fuse/mamba2-bare", True),
+        ("step/mamba2-bare/pieces", True),
+        ("step/mamba-bare/parameters", False),
+        ("calibration/mamba2/fed", True),
+        ("calibration/mamba2/run", True),
+        ("calibration/mamba/run", False),
+        ("calibration/mamba2-bare/running_max", True),
+        ("cluster/statistics/fed", False),
+        ("gptq/fed", False),
+        ("sensitivity/mamba2", False),
+        ("checkpoint/config", True),
+        ("checkpoint/mamba2-options", True),
+        ("saved/mamba2", True),
+        ("saved/mamba2/groups", False),
+        ("export/mamba2", True),
+        ("export/mamba", False),
     ],
 )
 def test_a_case_rests_on_its_own_parts(name, rests):
@@ -210,6 +234,11 @@ def test_a_case_rests_on_its_own_parts(name, rests):
         ("calibration/mamba2/percentile[alpha=0.95,sigma=0.2]/finest", "percentile/head"),
         ("w4", "percentile/w4a8/weights=group"),
         ("gptq", "percentile/w4a8/gptq"),
+        ("gptq/fed", "percentile/w4a8/gptq"),
+        ("sensitivity/mamba2", "percentile/sensitivity"),
+        ("cluster/statistics/fed", "running_max/4x4/quamba2"),
+        ("export/mamba2/groups", "running_max/4x4/quamba2"),
+        ("observer/mse/halves", "mse"),
         ("granularity/mamba2/head", "percentile/head"),
         ("granularity/mamba2/channel_state", "percentile/sensitivity"),
         ("observer/mse", "percentile/weights=mse@channel"),
@@ -220,3 +249,32 @@ def test_a_case_rests_on_its_own_parts(name, rests):
 def test_a_case_of_another_kind_rests_on_what_it_is_made_of(name, text):
     assert rests_on(name, "mamba2", Case.parse("m", text))
     assert not rests_on(name, "mamba2", Case.parse("m", "percentile"))
+
+
+def test_no_unit_stands_before_one_that_it_goes_through():
+    """The order of probes, by what each unit is built on."""
+    names = [p.name for p in probes.all_probes()]
+    first = {unit: min(i for i, n in enumerate(names) if n.startswith(unit)) for unit in BUILT_ON}
+    last = {unit: max(i for i, n in enumerate(names) if n.startswith(unit)) for unit in {*sum(BUILT_ON.values(), ())}}
+    for unit, below in BUILT_ON.items():
+        for one in below:
+            assert last[one] < first[unit], f"{unit} is asked before {one}"
+
+
+BUILT_ON = {
+    "observer/": ("grid/",),
+    "weights/": ("grid/", "observer/"),
+    "gptq/fed": ("gptq/groups", "kernel/"),
+    "kernel/": ("hadamard/", "grid/"),
+    "int8_linear": ("kernel/", "site"),
+    "float/": ("kernel/",),
+    "checkpoint/": ("kernel/", "float/"),
+    "fuse/": ("kernel/", "float/", "hadamard/", "weights/"),
+    "reorder/": ("kernel/", "fuse/", "granularity/"),
+    "cluster/statistics": ("kernel/", "float/", "fuse/"),
+    "calibration/": ("kernel/", "float/", "fuse/", "reorder/", "observer/", "granularity/", "policy/"),
+    "saved/": ("calibration/", "fuse/"),
+    "export/": ("saved/",),
+    "step/": ("kernel/", "fuse/", "reorder/", "site", "weights/"),
+    "refine/": ("calibration/", "step/"),
+}

@@ -67,12 +67,12 @@ def half_up(x: Tensor) -> Tensor:
     return (x + 0.5).floor()
 
 
-@fault("INT8 product saturates at 16 bits", "int8_linear|step", "layers.0.*")
+@fault("INT8 product saturates at 16 bits", "kernel/int8_linear/", "layers.0.*")
 def _() -> AbstractContextManager[Any]:
     return around("int8_linear", lambda run, x, w: run(x, w).clamp(-32768, 32767))
 
 
-@fault("few rows are multiplied one input short", "(kernel/)?int8_linear|step")
+@fault("few rows are multiplied one input short", "kernel/int8_linear/")
 def _() -> AbstractContextManager[Any]:
     """Where one C++ kernel serves them, in that kernel alone; else in whatever multiplies."""
 

@@ -567,7 +567,7 @@ def _() -> AbstractContextManager[Any]:
     return after_init(per_head)
 
 
-@fault("float model's gated norm always behind the gate", "calibration/mamba2-options", architectures=("mamba2",))
+@fault("float model's gated norm always behind the gate", "float/mamba2-options", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
     return patch.object(Mamba2Mixer, "gated_norm", lambda self, y, z: self.norm(y * F.silu(z)))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
-from quambench.gate.probes import groups, kernels, models, units
+from quambench.gate.probes import feeding, files, groups, kernels, models, sizes, units
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
@@ -47,13 +48,23 @@ class ProbeResult:
 
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
-    made = [*units.probes(), *kernels.probes(), *models.probes(), *groups.probes()]
-    order = (
-        "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
-        "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine",
-    )  # fmt: skip
-    rank = {unit: i for i, unit in enumerate(order)}
-    return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
+    modules = (units, sizes, kernels, models, groups, feeding, files)
+    made = [probe for module in modules for probe in module.probes()]
+    return tuple(sorted(made, key=lambda p: _rank(p.name)))
+
+
+# No unit goes through one that stands after it.
+ORDER = (
+    "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
+    "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/statistics",
+    "calibration", "sensitivity", "saved", "export", "step", "refine",
+)  # fmt: skip
+
+
+def _rank(name: str) -> int:
+    """Where a probe's unit stands in ORDER, by the longest of its names there."""
+    fits = [unit for unit in ORDER if f"{name}/".startswith(f"{unit}/")]
+    return ORDER.index(max(fits, key=len)) if fits else len(ORDER)
 
 
 def check(
@@ -68,8 +79,8 @@ def check(
     with torch.random.fork_rng(), torch.no_grad():
         for probe in all_probes():
             if only is None or probe.name in only:
-                results.append(_ask(probe, questions, stored.get(probe.name)))
-    asked = {r.name for r in results}
+                results.append(_ask(probe, questions, stored.get(probe.stored_as)))
+    asked = {probe.stored_as for probe in all_probes()}
     gone = [] if only is not None else [name for name in stored if name not in asked]
     return (*results, *(ProbeResult(name, "gone", "no probe has this name any more") for name in gone))
 
@@ -81,6 +92,12 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     if case.calibration and unit in ("policy", "granularity", "calibration"):
         return False  # its scales are somebody else's
     finer = case.grouping != PER_TENSOR or case.policy.found().measures
+    if name == "checkpoint/config":
+        return True
+    if unit == "sensitivity":
+        return case.policy.found().measures and variant == architecture
+    if unit == "calibration" and variant.endswith(("/fed", "/run")):
+        return _architecture(variant.partition("/")[0]) == architecture
     if unit in ("cluster", "adaptive"):
         return case.groups_by is not None and _clusters_by(case.groups_by, unit, variant)
     if unit == "reorder" or name.endswith("/groups"):
@@ -90,9 +107,11 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
         observed = [part.split("[")[0] for part in variant.split("/")[1:-1]]
         return unit != "calibration" or observed[0] in observers
     if unit == "kernel":
-        return kernels.ARCHITECTURES.get(variant, architecture) == architecture
+        return kernels.rests_on(variant, architecture, case.refinement is not None)
     if unit == "observer":
-        return variant.split("[")[0] in observers
+        return re.split(r"[\[/]", variant)[0] in observers
+    if name.startswith("weights/recipe/"):
+        return variant == f"recipe/{case.weights.granularity}"
     if unit == "policy":
         policy, _, kind = variant.rpartition("/")
         return policy.split("[")[0] == case.policy.name and kind == architecture
@@ -110,7 +129,7 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
         kind, observer, *way = variant.split("/")
         right = _architecture(kind) == architecture and observer.split("[")[0] in observers
         return right and (finer or way != ["finest"])
-    if unit in ("fuse", "step"):
+    if unit in ("float", "fuse", "step", "checkpoint", "saved", "export"):
         return _architecture(variant.partition("/")[0]) == architecture
     return True
 
@@ -118,7 +137,7 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
 def _clusters_by(grouping: GroupingSpec, unit: str, variant: str) -> bool:
     """Whether a grouping is made by a method or a rule."""
     made = grouping.build()
-    if variant == "statistics":
+    if variant in ("statistics", "statistics/fed"):
         return bool(made.looks)
     if not made.looks:
         return grouping.name == variant
@@ -131,15 +150,20 @@ def _architecture(kind: str) -> str:
 
 
 def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = STREAMS) -> Path:
-    """Store today's answers of the named probes, and forget those named that no longer exist; returns the file."""
+    """Store today's answers of the named probes, and forget those named that no longer exist; returns the file.
+
+    Where several share an answer, what is stored is the answer of the one that defines it.
+    """
     questions, kept = _questions(streams), _read(expected)
+    every = all_probes()
+    wanted = {probe.stored_as for probe in every if probe.name in names}
     answers: dict[str, Mapping[str, Any]] = {}
     with torch.random.fork_rng(), torch.no_grad():
-        for probe in all_probes():
-            if probe.name in names:
-                answers[probe.name] = {k: _entry(v) for k, v in probe.ask(questions).items()}
-            elif probe.name in kept:
-                answers[probe.name] = kept[probe.name]
+        for probe in every:
+            if probe.defines and probe.stored_as in wanted:
+                answers[probe.stored_as] = {k: _entry(v) for k, v in probe.ask(questions).items()}
+            elif probe.stored_as in kept and probe.stored_as not in wanted:
+                answers[probe.stored_as] = kept[probe.stored_as]
     answers |= {name: kept[name] for name in kept if name not in answers and name not in names}
     blocks = []
     for name, answer in answers.items():
@@ -155,6 +179,8 @@ def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = ST
 def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | None) -> ProbeResult:
     try:
         answer = probe.ask(questions)
+        if probe.partial and stored is not None:
+            stored = {name: values for name, values in stored.items() if name in answer} or stored
         reason = "" if stored is None else _difference(answer, stored)
     except Exception as error:  # whatever a broken unit trips over
         return ProbeResult(probe.name, "error", " ".join(f"{type(error).__name__}: {error}".split()))

@@ -47,7 +47,7 @@ def probes() -> Iterator[Probe]:
     for observer in OBSERVERS:
         yield Probe(f"calibration/mamba2/{observer}/groups", lambda s, o=observer: _calibrated(s, o))  # type: ignore[misc]
     for kind in KINDS:
-        yield Probe(f"step/{kind}/groups", lambda s, k=kind: stepped(s, k, scales=_fixed(s, k)))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/groups", lambda s, k=kind: stepped(s, k, scales=fixed_in_groups(s, k)))  # type: ignore[misc]
 
 
 def statistics(layer: int) -> ChannelStatistics:
@@ -80,10 +80,10 @@ def some_groups() -> dict[int, Groups]:
 
 def _statistics(streams: Streams) -> Answer:
     """Of every layer and channel, over the sequences once and twice."""
-    prepared, answer = fuse.prepare(model_of(streams, "mamba2")), {}
+    model, answer = model_of(streams, "mamba2").double(), {}  # as it stands: preparing it is another unit's business
     tokens = streams["sequences"]
     for name, rows in (("all", tokens), ("twice", torch.cat([tokens, tokens.flip(0)]))):
-        for layer, s in arranging.channel_statistics(prepared, rows).items():
+        for layer, s in arranging.channel_statistics(model, rows).items():
             for what in ("mean_abs", "amax", "energy"):
                 answer[f"{name}, layer {layer}, {what}"] = getattr(s, what).float()
     return answer
@@ -153,7 +153,7 @@ def _calibrated(streams: Streams, observer: str) -> Answer:
     return dict(calibrating.calibrate(prepared, streams["sequences"], {"": task}, "probe")[""].scales)
 
 
-def _fixed(streams: Streams, kind: str) -> FixedScales:
+def fixed_in_groups(streams: Streams, kind: str) -> FixedScales:
     """The stored scales, at the grouped sites times 1, 1 1/8, 1 2/8, ...: another for each group and n."""
     whole, groups = scales_of(streams, kind), some_groups()
     scales, granularities = dict(whole.scales), dict(whole.granularities)

@@ -1,18 +1,23 @@
 """Probes of what a whole model goes through: policy, fusing, calibration, prefill and step.
 
-Three models small enough to read, with weights from the streams file. All have two layers, gains that
-are not 1 and biases of every projection and convolution; Mamba2's have two SSD groups and a chunk
-shorter than the sequence. "mamba2-options" turns on what no bundled model uses: the gated norm before
-the gate, D per channel, limits of dt that cut some values at either end.
+Five models small enough to read, with weights from the streams file and gains that are not 1. Three have two
+layers and biases of every projection and convolution, and Mamba2's have two SSD groups and a chunk shorter
+than the sequence. "mamba2-options" turns on what no bundled model uses: the gated norm before the gate, D per
+channel, limits of dt that cut some values at either end. The "bare" ones have one layer, no bias, a head of
+their own, one SSD group, an eps as large as the squares, and widths that neither vectors nor powers of two
+divide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from quambench_kernels import dispatch
 from torch import Tensor
 
 from quambench import calibrate as calibrating
@@ -31,6 +36,8 @@ from quambench.quant.site_grid import SymmetricGrid
 from quambench.refine import RefinementSpec
 
 _SMALL: dict[str, Any] = dict(d_model=8, n_layers=2, vocab_size=16, d_state=3, proj_bias=True)
+_BARE: dict[str, Any] = dict(d_model=12, n_layers=1, vocab_size=16, d_state=5, conv_width=3, conv_bias=False,
+                            norm_eps=0.1, tie_embeddings=False)  # fmt: skip
 _MAMBA2 = _SMALL | dict(head_dim=4, n_groups=2, chunk_size=3)
 # "<architecture>" or "<architecture>-<variant>": what a probe's name says of the cases that rest on it.
 CONFIGS = {
@@ -39,7 +46,10 @@ CONFIGS = {
     "mamba2-options": ModelConfig(
         architecture="mamba2", **_MAMBA2, norm_before_gate=True, d_per_channel=True, dt_min=0.005, dt_max=0.1
     ),
+    "mamba-bare": ModelConfig(architecture="mamba", dt_rank=3, **_BARE),
+    "mamba2-bare": ModelConfig(architecture="mamba2", head_dim=3, n_groups=1, chunk_size=256, **_BARE),
 }
+BARE = ("mamba-bare", "mamba2-bare")
 ARCHITECTURES = ("mamba", "mamba2")
 OBSERVERS = ("percentile[alpha=0.95,sigma=0.2]", "running_max")
 # Beside every policy's defaults.
@@ -49,6 +59,7 @@ VARIANTS = ("first_middle_last[first=0.9,middle=0.8,last=0.7]", "scale_multiplie
 CALIBRATIONS = ("", "/finest", "/asymmetric")
 REFINED = ("learned[steps=6,every=2,piece=3]", "learned[loss=nll,steps=6,every=2,piece=3]", "adaround[steps=6,every=2]")
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
+PIECES = (1, 2, 3, 1)  # tokens of calls that go on from one another; fewer than the convolution looks back, and more
 USUAL = quantized.Precision()
 # Bits that are nobody's default; embedding and lm_head stay float, so that their float branches are asked.
 LOW = quantized.Precision(weight_bits=4, act_bits=4, embedding=False, lm_head=False)
@@ -61,10 +72,12 @@ def probes() -> Iterator[Probe]:
         for kind in ARCHITECTURES if not PolicySpec.parse(policy).found().groups else ("mamba2",):
             yield Probe(f"policy/{policy}/{kind}", lambda s, p=policy, k=kind: _plan(p, k))  # type: ignore[misc]
     for kind in CONFIGS:
+        yield Probe(f"float/{kind}", lambda s, k=kind: _float(s, k))  # type: ignore[misc]
+    for kind in CONFIGS:
         yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k))  # type: ignore[misc]
     for kind in CONFIGS:
-        for observer in OBSERVERS:
-            for variant in CALIBRATIONS:
+        for observer in OBSERVERS[1:] if kind in BARE else OBSERVERS:
+            for variant in CALIBRATIONS[:1] if kind in BARE else CALIBRATIONS:
                 name = f"calibration/{kind}/{observer}{variant}"
                 yield Probe(name, lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v))  # type: ignore[misc]
     for kind in ARCHITECTURES:
@@ -73,7 +86,11 @@ def probes() -> Iterator[Probe]:
     for kind in ARCHITECTURES:
         yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k))  # type: ignore[misc]
     for kind in CONFIGS:
+        yield Probe(f"step/{kind}/parameters", lambda s, k=kind: _parameters(s, k))  # type: ignore[misc]
+    for kind in CONFIGS:
         yield Probe(f"step/{kind}", lambda s, k=kind: stepped(s, k))  # type: ignore[misc]
+    for kind in BARE:
+        yield Probe(f"step/{kind}/pieces", lambda s, k=kind: in_pieces(s, k))  # type: ignore[misc]
     for kind in ARCHITECTURES:
         name = f"step/{kind}/{LOW.id}"
         yield Probe(name, lambda s, k=kind: stepped(s, k, LOW, LOW_STEPS))  # type: ignore[misc]
@@ -93,7 +110,7 @@ def model_of(streams: Streams, kind: str) -> LanguageModel:
     prefix = f"{kind}/weight/"
     model = build(CONFIGS[kind])
     stored = {k.removeprefix(prefix): v for k, v in streams.items() if k.startswith(prefix)}
-    model.load_state_dict(stored, strict=False)  # lm_head is tied to the embedding
+    model.load_state_dict(stored, strict=False)  # where lm_head is tied to the embedding, it is not stored
     return model.eval().requires_grad_(False)
 
 
@@ -111,6 +128,19 @@ def _plan(policy: str, kind: str) -> Answer:
         plan = made.plan(config, ObserverSpec("percentile"), grouping, costs if made.measures else None)
         answer[name] = [f"{site}: {a.observer.complete} per {a.granularity}" for site, a in plan.items()]
     return answer
+
+
+def _float(streams: Streams, kind: str) -> Answer:
+    """The float model's logits in millionths, of whole sequences and of pieces that go on from one another."""
+    model, tokens = model_of(streams, kind).double(), streams["sequences"][:2, : sum(PIECES)]
+    parts, state = [], None
+    for piece in tokens.split(list(PIECES), dim=1):
+        logits, state = model(piece, state)
+        parts.append(logits)
+    return {
+        name: (logits * 1e6).round().int()
+        for name, logits in (("whole", model(tokens)[0]), ("pieces", torch.cat(parts, 1)))
+    }
 
 
 def _fused(streams: Streams, kind: str) -> Answer:
@@ -209,6 +239,48 @@ def stepped(
         for t in range(PREFIX, PREFIX + steps):
             logits, state = made(tokens[:, t : t + 1], state, tap=tap_of(f"step {t - PREFIX + 1}"))
             answer[f"step {t - PREFIX + 1}, logits"] = eighths.quantize(logits)
+    return answer
+
+
+def in_pieces(streams: Streams, kind: str, disturb: quantized.Disturb = quantized.undisturbed) -> Answer:
+    """The INT8 model's logits in eighths, and the state that is carried, call after call."""
+    scales = scales_of(streams, kind)
+    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, USUAL, disturb)
+    eighths, answer, state = SymmetricGrid(LOGITS, 8), {}, None
+    with torch.inference_mode():
+        for i, piece in enumerate(streams["sequences"][2:3, : sum(PIECES)].split(list(PIECES), dim=1)):
+            logits, state = made(piece, state)
+            answer[f"call {i + 1}, logits"] = eighths.quantize(logits)
+            answer |= {f"call {i + 1}, layer {layer}": one.ssm for layer, one in enumerate(state)}
+    return answer
+
+
+# Operator -> where its parameters stand among what an implementation is called with.
+_GIVEN = {
+    "int8_causal_conv1d": {"weight": 2, "bias": 3},
+    "int8_selective_scan": {"D": 9, "dt_bias": 10},
+    "int8_ssd": {"D": 9, "dt_bias": 10},
+    "rms_norm_quantize": {"gain": 5},
+}
+
+
+def _parameters(streams: Streams, kind: str) -> Answer:
+    """What the runtime hands to its operators beside activations, as floats: Mamba2's dt_bias in half precision."""
+    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales_of(streams, kind), USUAL)
+    answer: dict[str, Tensor | list[str]] = {}
+
+    def watch(run: Any, *args: Any, op: str) -> Any:
+        for name, at in _GIVEN[op].items():
+            if args[at] is not None:
+                answer[f"{op}, {name}, {len(answer)}"] = args[at]
+        if op == "rms_norm_quantize":
+            answer[f"{op}, eps, {len(answer)}"] = torch.tensor(args[6])
+        return run(*args)
+
+    with ExitStack() as stack, torch.inference_mode():
+        for op in _GIVEN:
+            stack.enter_context(dispatch.around(op, partial(watch, op=op)))
+        made(streams["sequences"][:1, :2])
     return answer
 
 

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOW, LOW_STEPS, model_of, stepped
+from quambench.gate.probes.models import ARCHITECTURES, BARE, CONFIGS, LOW, LOW_STEPS, in_pieces, model_of, stepped
 from quambench.models import build
 from quambench.quant import fuse
 from quambench.quant.site_grid import SymmetricGrid
@@ -46,6 +46,8 @@ def tie_margin(streams: dict[str, Tensor], kind: str) -> float:
         stepped(streams, kind, disturb=_as_it_is)
         if kind in ARCHITECTURES:
             stepped(streams, kind, LOW, LOW_STEPS, disturb=_as_it_is)
+        if kind in BARE:
+            in_pieces(streams, kind, disturb=_as_it_is)
     return min(least)
 
 
@@ -118,7 +120,7 @@ def _model(kind: str, seed: int) -> dict[str, Tensor]:
         model = build(config)
     streams: dict[str, Tensor] = {}
     for name, parameter in model.state_dict().items():
-        if name != "lm_head.weight":
+        if name != "lm_head.weight" or not config.tie_embeddings:
             value = parameter + 0.3 * torch.randn(parameter.shape, generator=generator)
             streams[f"{kind}/weight/{name}"] = value + 2.0 if name.endswith(("dt_bias", "dt_proj.bias")) else value
     seen: dict[str, Any] = {}

@@ -1,0 +1,160 @@
+"""Probes of what is written and read again: calibrations, files for Quamba, checkpoints."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from quambench import runner
+from quambench.calibrate import Calibration
+from quambench.gate.probes.base import Answer, Probe, Streams, told
+from quambench.gate.probes.feeding import checkpoint_of
+from quambench.gate.probes.groups import fixed_in_groups
+from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOGITS, FixedScales, model_of, scales_of
+from quambench.interchange import quamba, quamba_file
+from quambench.models import ModelConfig
+from quambench.models import checkpoint as checkpoints
+from quambench.models import weights as stored_weights
+from quambench.quant import fuse, quantized
+from quambench.quant.granularity import UNQUANTIZED
+from quambench.quant.site_grid import SymmetricGrid
+
+PIECE = 50  # elements of a weight that are read at a time: most are longer
+# As the two layouts spell a model, with what they leave to defaults.
+RAW: dict[str, dict[str, Any]] = {
+    "state-spaces, defaults": {"d_model": 16, "n_layer": 2, "vocab_size": 13},
+    "state-spaces, Mamba2": {
+        "d_model": 64, "n_layer": 3, "vocab_size": 16, "norm_epsilon": 1e-3, "tie_embeddings": False,
+        "ssm_cfg": {"layer": "Mamba2", "headdim": 8, "ngroups": 2, "bias": True, "conv_bias": False, "D_has_hdim": True,
+                    "norm_before_gate": True, "dt_limit": [0.01, "inf"], "chunk_size": 7},
+    },
+    "transformers, Mamba": {
+        "model_type": "mamba", "hidden_size": 24, "num_hidden_layers": 1, "vocab_size": 9, "use_bias": True,
+        "use_conv_bias": False, "layer_norm_epsilon": 0.1, "time_step_rank": "auto", "conv_kernel": 3,
+    },
+    "transformers, Mamba2": {
+        "model_type": "mamba2", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 9, "head_dim": 8,
+        "n_groups": 1, "time_step_limit": [0.1, {"__float__": "Infinity"}], "state_size": 5,
+    },
+}  # fmt: skip
+
+
+def probes() -> Iterator[Probe]:
+    yield Probe("checkpoint/config", lambda _: {name: [str(ModelConfig.from_json(raw))] for name, raw in RAW.items()})
+    for kind in CONFIGS:
+        yield Probe(f"checkpoint/{kind}", lambda s, k=kind: _checkpoint(s, k))  # type: ignore[misc]
+    for kind in ARCHITECTURES:
+        yield Probe(f"saved/{kind}", lambda s, k=kind: _saved(s, k))  # type: ignore[misc]
+        yield Probe(f"export/{kind}", lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))))  # type: ignore[misc]
+    yield Probe("saved/mamba2/groups", lambda s: _again(_calibration(fixed_in_groups(s, "mamba2"))))
+    yield Probe("export/mamba2/groups", lambda s: _exported(s, "mamba2", _calibration(fixed_in_groups(s, "mamba2"))))
+
+
+def _calibration(fixed: FixedScales, **changes: Any) -> Calibration:
+    """The stored scales, as a calibration would have made them; each site says another observer."""
+    observers = {site: f"percentile[alpha={1 - i / 1000:.3f}]" for i, site in enumerate(fixed.scales)}
+    granularities = {
+        s: "ssd_group" if fixed.groups and s.endswith(("B_conv_out", "C_conv_out")) else g
+        for s, g in fixed.granularities.items()
+    }
+    scales = {s: x.expand(2) * torch.tensor([1, 1.5]) if granularities[s] == "ssd_group" else x
+              for s, x in fixed.scales.items()}  # fmt: skip
+    made = Calibration(scales, granularities, observers, 8, "", "data", groups=fixed.groups)
+    return replace(made, **changes)
+
+
+def _told(made: Calibration) -> Answer:
+    words = [f"{s}: {made.observers[s]} per {made.granularities[s]}" for s in made.scales]
+    about = [f"{made.act_bits} bits", "symmetric" if made.symmetric else "asymmetric", made.data_digest]
+    order = {f"layer {i}, order": g.channel_index.int() for i, g in made.groups.items()}
+    return {"sites": words, "about": about, **made.scales, **order}
+
+
+def _again(calibration: Calibration) -> Answer:
+    """What is read of what was written."""
+    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
+        calibration.save(Path(folder))
+        return _told(Calibration.load(Path(folder)))
+
+
+def _saved(streams: Streams, kind: str) -> Answer:
+    """A calibration, one of asymmetric grids of 4 bits with a site left float; the model that is made of either."""
+    usual, low = scales_of(streams, kind), scales_of(streams, kind, 4)
+    first = next(iter(low.scales))
+    shifted = {s: torch.stack([x, -8 * x]) for s, x in low.scales.items()}
+    answer: dict[str, Tensor | list[str]] = {}
+    tokens, eighths = streams["sequences"][:1], SymmetricGrid(LOGITS, 8)
+    checkpoint = checkpoint_of(streams, kind)
+    for name, made in (
+        ("usual", _calibration(usual)),
+        ("4 bits", _calibration(low, act_bits=4)),
+        ("asymmetric", _calibration(low, scales=shifted, act_bits=4, symmetric=False)),
+    ):
+        answer |= {f"{name}, {k}": v for k, v in _again(made).items()}
+        _, model = runner.saved_model(checkpoint, replace(made, model_digest=checkpoint.digest))
+        precision = quantized.Precision(act_bits=made.act_bits, symmetric=made.symmetric)
+        same = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), made, precision)
+        with torch.inference_mode():
+            differ = eighths.quantize(model(tokens)[0]) != eighths.quantize(same(tokens)[0])
+        answer[f"{name}, logits that differ"] = differ.sum()
+    float_site = _calibration(
+        usual,
+        scales=dict(usual.scales) | {first: torch.zeros(0)},
+        granularities=dict(usual.granularities) | {first: UNQUANTIZED},
+    )
+    return answer | {f"a site left float, {k}": v for k, v in _again(float_site).items()}
+
+
+def _exported(streams: Streams, kind: str, calibration: Calibration) -> Answer:
+    """The objects that Quamba takes; what is made of them again, and of the file that holds them."""
+    checkpoint = checkpoint_of(streams, kind)
+    made = replace(calibration, model_digest=checkpoint.digest)
+    act_scales, order = quamba.to_act_scales(made)
+    answer: dict[str, Tensor | list[str]] = {}
+    for i, entry in enumerate(act_scales):
+        for key, value in entry.items():
+            answer[f"entry {i}, {key}"] = torch.cat([x.flatten().double() for x in _flat(value)]).float()
+    for key, values in (order or {}).items():
+        answer[key] = torch.cat([x.flatten() for x in values]).int()
+    back = quamba.from_act_scales(act_scales, order, checkpoint.config, model_digest="", observer="ours")
+    answer |= {f"back, {k}": v for k, v in _told(back).items()}
+    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
+        path = Path(folder) / "scales.pt"
+        quamba_file.write(path, made, "code")
+        return answer | {f"file, {k}": v for k, v in _told(quamba_file.read(path, checkpoint)).items()}
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    """Tensors of nested lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    else:
+        for part in value:
+            yield from _flat(part)
+
+
+def _checkpoint(streams: Streams, kind: str) -> Answer:
+    """A model's weights after saving and loading, in single precision and in half, read in pieces."""
+    answer: dict[str, Tensor | list[str]] = {}
+    whole = checkpoint_of(streams, kind)
+    with tempfile.TemporaryDirectory(prefix="quambench-") as place, patch.object(stored_weights, "PIECE", PIECE):
+        folder = Path(place) / "model"
+        for dtype in (torch.float32, torch.float16):
+            checkpoints.save_checkpoint(folder, whole.model, dtype)
+            whole.tokenizer.save(folder / "tokenizer.json")
+            found = checkpoints.load_checkpoint(str(folder), dtype=dtype)
+            name = str(dtype).removeprefix("torch.")
+            answer[f"{name}, config"] = [str(found.config)]
+            answer[f"{name}, kinds"] = [f"{n}: {p.dtype}" for n, p in found.model.named_parameters()]
+            for n, p in found.model.state_dict().items():
+                answer[f"{name}, {n}"] = told((p.double() * 2**10).round())
+            logits = found.model.double()(streams["sequences"][:1])[0]
+            answer[f"{name}, logits"] = (logits * 1e6).round().int()
+    return answer

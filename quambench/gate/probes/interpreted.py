@@ -1,0 +1,114 @@
+"""Triton's implementations on a machine without a GPU: their answers, from Triton's interpreter.
+
+Triton decides whether it interprets when it is imported, so another process asks, `python -m
+quambench.gate.probes.interpreted`. That takes some twenty seconds, so answers are kept beside the kernels that were
+built for this machine, under a hash of everything they follow from: nobody asks twice what nobody has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import quambench_kernels
+import torch
+from quambench_kernels.native import cache_folder
+
+from quambench.gate.probes import base, operators
+from quambench.gate.probes.base import Answer
+from quambench.gate.probes.operators import QUESTIONS, Implementation
+from quambench.quant import hadamard
+
+TRITON = "triton"
+EVERY = 4  # see Implementation.every
+_KINDS = {"int": torch.int64, "float": torch.float32}
+Told = dict[str, dict[str, Any]]
+"""Operator -> name -> [kind, shape, values]; or "error" -> what it tripped over."""
+
+
+def answer(op: str) -> Answer:
+    """What Triton's implementation of an operator answers. raises RuntimeError with what it tripped over"""
+    found = _told(_key())[op]
+    if "error" in found:
+        raise RuntimeError(found["error"])
+    return {name: torch.tensor(values, dtype=_KINDS[kind]).view(shape) for name, (kind, shape, values) in found.items()}
+
+
+@cache
+def _told(key: str) -> Told:
+    kept = cache_folder() / f"triton-answers-{key}.json"
+    try:
+        return json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = _ask_elsewhere()
+    if not any("error" in answers for answers in found.values()):
+        _keep(kept, found)
+    return found
+
+
+def _keep(kept: Path, found: Told) -> None:
+    """The file appears whole; a folder that cannot be written only costs the time again."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix="asking-") as folder:
+            partial = Path(folder) / kept.name
+            partial.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(partial, kept)
+    except OSError:
+        return
+
+
+def _ask_elsewhere() -> Told:
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        env=os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return {op: {"error": f"the process that interprets Triton failed: {last}"} for op in QUESTIONS}
+
+
+def _key() -> str:
+    """Hash of what the answers follow from: the kernels as another process finds them, questions, interpreter."""
+    found = PathFinder.find_spec(quambench_kernels.__name__)
+    places = found.submodule_search_locations if found else None
+    folder = Path(next(iter(places or quambench_kernels.__path__)))
+    asking = [Path(str(m.__file__)) for m in (base, operators, hadamard, sys.modules[__name__])]
+    h = hashlib.sha256(
+        " ".join([platform.python_version(), *(version(n) for n in ("torch", "triton", "numpy"))]).encode()
+    )
+    for file in (*sorted(folder.rglob("*.py")), *asking):
+        h.update(file.read_bytes() + b"\0")
+    return h.hexdigest()[:20]
+
+
+def _entry(op: str) -> dict[str, Any]:
+    try:
+        answers = QUESTIONS[op](Implementation(op, TRITON, every=EVERY))
+    except Exception as error:  # whatever a broken kernel trips over
+        return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+    told: dict[str, Any] = {}
+    for name, value in answers.items():
+        assert not isinstance(value, list)
+        told[name] = ["float" if value.is_floating_point() else "int", list(value.shape), value.flatten().tolist()]
+    return told
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        print(json.dumps({op: _entry(op) for op in QUESTIONS if TRITON in operators.dispatch.implementations(op)}))
