@@ -1,4 +1,4 @@
-"""Probes: each unit of the quantization path, asked stored questions, answers bit for bit as before.
+"""Probes: each unit from calibration to the stored number, asked stored questions, answers bit for bit as before.
 
 At 8 bits most faults change scales and not, measurably, quality, and some change neither in a given
 model: a tie that is rounded the other way, a floor that no site reaches. Probes see those, name the
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
-from quambench.gate.probes import groups, kernels, models, units
+from quambench.gate.probes import evaluation, groups, kernels, metrics, models, sampling, units
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
@@ -48,9 +48,11 @@ class ProbeResult:
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
     made = [*units.probes(), *kernels.probes(), *models.probes(), *groups.probes()]
+    made += [*sampling.probes(), *evaluation.probes(), *metrics.probes()]
     order = (
         "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
-        "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine",
+        "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine", "step",
+        "sampling", "evaluation", "metrics",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
