@@ -31,7 +31,7 @@ from quambench.gate.faults.planting import everywhere, wrapped
 from quambench.metrics import METRICS, Measurement, Terms
 from quambench.metrics import sites as inside
 from quambench.metrics.base import Evidence
-from quambench.models.backbone import Tap, no_tap
+from quambench.models.backbone import LanguageModel, Tap, no_tap
 
 Found = dict[str, Tensor]
 
@@ -176,6 +176,16 @@ def _() -> AbstractContextManager[Any]:
     def coarse(model: Any, data: EvalData) -> FloatAnswers:
         found = original(model, data)
         return replace(found, quality_log_probs=found.quality_log_probs.half().float())
+
+    return everywhere("float_answers", coarse, evaluation, runner)
+
+
+@fault("the float model in float32", "evaluation/reference", architectures=ONE)
+def _() -> AbstractContextManager[Any]:
+    original = evaluation.float_answers
+
+    def coarse(model: Any, data: EvalData) -> FloatAnswers:
+        return original(model.float() if isinstance(model, LanguageModel) else model, data)
 
     return everywhere("float_answers", coarse, evaluation, runner)
 

@@ -32,6 +32,7 @@ SCHEMA = 1
 FOLDER = Path(__file__).parent
 STREAMS, EXPECTED = FOLDER / "streams.safetensors", FOLDER / "expected.json"
 MAX_SCALE_ULP = 1  # of float32, as for artefacts
+MEASURING = ("sampling", "evaluation", "metrics")  # units of what is measured on, and how
 
 Stored = dict[str, dict[str, Any]]
 
@@ -52,7 +53,7 @@ def all_probes() -> tuple[Probe, ...]:
     order = (
         "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
         "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine", "step",
-        "sampling", "evaluation", "metrics",
+        *MEASURING,
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
@@ -112,8 +113,8 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
         kind, observer, *way = variant.split("/")
         right = _architecture(kind) == architecture and observer.split("[")[0] in observers
         return right and (finer or way != ["finest"])
-    if unit in ("fuse", "step"):
-        return _architecture(variant.partition("/")[0]) == architecture
+    if unit in ("fuse", "step") or name.startswith("evaluation/reference/"):
+        return _architecture(variant.removeprefix("reference/").partition("/")[0]) == architecture
     return True
 
 

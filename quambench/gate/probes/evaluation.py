@@ -1,10 +1,10 @@
 """Probes of what turns a model's answers into numbers: evaluation and decoding.
 
-No model is asked, but one that looks its answers up: its state is a number that each token changes by a
-formula, its logits are a row of a table of small fractions. So nothing here rests on the INT8 path, and
-what is told is made in float64 of numbers that are the same everywhere: it differs between machines by
-some 2^-48, where a float32 answer may differ by 2^-24. Divergences lose the more of that the smaller
-they are; the smallest told is 2^-12 of its terms.
+The model that is asked looks its answers up: its state is a number that each token changes by a formula,
+its logits are a row of a table of small fractions. So nothing here rests on the INT8 path, and what is told
+is made in float64 of numbers that are the same everywhere: it differs between machines by some 2^-48 of its
+largest term, where a float32 answer may differ by 2^-24 of itself. The smallest divergence of a window is
+2^-5 of its largest term, and a quantile's error no smaller. The reference alone is a tiny model's, in float64.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from quambench import decoding
+from quambench import decoding, runner
 from quambench import evaluate as evaluation
+from quambench.case import Case
+from quambench.data.corpus import Corpus
 from quambench.data.recall import RecallSequences
 from quambench.data.tasks import LastWordItems
 from quambench.data.windows import Windows
 from quambench.errors import NonFinite
-from quambench.gate.probes.base import Answer, Probe
+from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.metrics import told
-from quambench.gate.probes.models import CONFIGS, FixedScales
+from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, FixedScales, model_of
 from quambench.models.backbone import LayerState, Tap, no_tap
 from quambench.models.sites import sites_of
 from quambench.quant.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
@@ -59,6 +62,8 @@ def probes() -> Iterator[Probe]:
     yield Probe("evaluation/decoding", lambda _: _decoded())
     yield Probe("evaluation/float", lambda _: _float())
     yield Probe("evaluation/float/inside", lambda _: _inside())
+    for kind in ARCHITECTURES:
+        yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k))  # type: ignore[misc]
     for name, arrays in ARRAYS.items():
         yield Probe(f"evaluation/{name}", lambda _, a=arrays: _told(a))  # type: ignore[misc]
     yield Probe("evaluation/refused", lambda _: _refused())
@@ -130,12 +135,14 @@ class LookUp:
         return (quarters / 4 if self.exact else (quarters / 2).round()).view(CONFIG.n_layers, -1, 2, 3).unbind(0)
 
     def _at(self, site: int, name: str, numbers: Tensor) -> Tensor:
-        """A site's values in quarters, (B, L, 4), and the state's (B, 2, 3); the INT8 model's are off by some 16ths."""
+        """A site's values, (B, L, 4), and the state's (B, 2, 3): quarters and a fraction that half precision has no
+        bits for. The INT8 model's are off by some 16ths."""
         if name.endswith("ssm_state"):
             value = ((numbers[:, -1:] * 3 + site + torch.arange(6) * 5) % 13 - 6).view(-1, 2, 3) / 4
         else:
             value = (1 + site % 3) * ((numbers[..., None] * (site + 3) + torch.arange(4) * 7) % 19 - 9) / 4
-        off = torch.arange(value.numel()).view(value.shape) * (site + 5) % 7 - 3
+        place = torch.arange(value.numel()).view(value.shape)
+        off, value = place * (site + 5) % 7 - 3, value + (place % 3 - 1) / 4096
         return value if self.exact else value + off / 16
 
 
@@ -307,6 +314,24 @@ def _inside() -> Answer:
     answer["long, shape"] = torch.tensor(found.long_states.shape)
     answer["long"] = told(found.long_states[:, :, 0])
     return answer
+
+
+def _reference(streams: Streams, kind: str) -> Answer:
+    """What a run takes for the truth: the untouched checkpoint, and its prepared twin, both in float64."""
+    case, made = Case.parse("probe", "percentile"), data(recall=False)
+    checkpoint = SimpleNamespace(
+        name="probe", digest="probe", config=CONFIGS[kind], model=model_of(streams, kind), recall={"one": 1}
+    )
+    known = runner.Known(data={("probe", "", case.protocol): made})
+    run = runner.ModelRun(cast(Any, checkpoint), Corpus("probe", {}), [case], known=known)
+    answers, inside = run.answers, run.inside(case)
+    return {
+        "targets": told(answers.quality_log_probs.gather(-1, made.quality.targets[..., None])[::3]),
+        "decoding": told(answers.decode_log_probs[::3, :, 0]),
+        "correct": answers.correct.int(),
+        "sites": torch.stack([told(x[0].flatten()[:4]) for x in inside.sites.values()]),
+        "sites, decoding": torch.stack([told(x[0].flatten()[:2]) for x in inside.decode_sites.values()]),
+    }
 
 
 def _told(names: Sequence[str]) -> Answer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from quambench.data.recall import RecallSequences
 from quambench.data.tasks import Passage
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import Windows
+from quambench.errors import BadCorpus, BadParameter
 from quambench.evaluate import EvalData
 from quambench.gate.probes.base import Answer, Probe
 
@@ -73,6 +74,7 @@ def probes() -> Iterator[Probe]:
     yield Probe("sampling/windows/sequences", lambda _: _sequences())
     yield Probe("sampling/recall/mixed", lambda _: _mixed())
     yield Probe("sampling/recall/long", lambda _: _long())
+    yield Probe("sampling/refused", lambda _: _refused())
     for kind in ("prose", "recall"):
         yield Probe(f"sampling/{kind}", lambda _, k=kind: _judged_on(k))  # type: ignore[misc]
 
@@ -84,6 +86,8 @@ def text_tokenizer() -> Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([tokenizing.END_OF_TEXT])
+    inner.enable_truncation(7)  # as a tokenizer.json may ask for, of texts of any length
+    inner.enable_padding(length=11)
     return tokenizing.Tokenizer(inner)
 
 
@@ -256,6 +260,31 @@ def _long() -> Answer:
     found = recall.long_sequences(2)
     return {"shape": torch.tensor(found.shape), "first": found[:, :30], "last": found[:, -30:], "sum": found.sum(1),
             "shorter": torch.tensor(recall.long_sequences(1, times=2).shape)}  # fmt: skip
+
+
+def _refused() -> Answer:
+    """What no window, sequence or part can be made of."""
+    made, tokenizer = documents(), text_tokenizer()
+    calls: dict[str, Callable[[], object]] = {
+        "no window": lambda: windows.spread_windows(made, tokenizer, LENGTH, 0),
+        "no token": lambda: windows.full_windows(made, tokenizer, 0),
+        "no text": lambda: windows.full_windows([Document.of("empty", b"")], tokenizer, LENGTH),
+        "windows too long": lambda: windows.spread_windows(made, tokenizer, 10_000, 1),
+        "not UTF-8": lambda: Document.of("latin", "caf\u00e9".encode("latin-1")),
+        "no such part": lambda: corpus.Corpus("probe", {"test": tuple(made)}).part("calibration"),
+        "no such rung": lambda: recall.sequences("induction", 0, 1, "test"),
+        "a rung too high": lambda: recall.sequences("induction", 193, 1, "test"),
+        "no mixed sequence": lambda: recall.mixed_sequences(RUNGS, 0, 10, "train"),
+    }
+    return {"said": [f"{name}: {_said(call)}" for name, call in calls.items()]}
+
+
+def _said(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except (BadCorpus, BadParameter) as error:
+        return type(error).__name__
+    return "taken"
 
 
 def _judged_on(kind: str) -> Answer:
