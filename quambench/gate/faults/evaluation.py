@@ -463,7 +463,12 @@ def _() -> AbstractContextManager[Any]:
 
     def coarse(into: dict[str, Tensor], last_only: bool = False) -> Tap:
         tap = original(into, last_only)
-        return lambda site, x: tap(site, x.bfloat16())
+
+        def rounded(site: str, x: Tensor) -> Tensor:
+            tap(site, x.bfloat16())
+            return x
+
+        return rounded
 
     return patch.object(evaluation, "_recorder", coarse)
 
@@ -658,9 +663,9 @@ def _() -> AbstractContextManager[Any]:
 def _() -> AbstractContextManager[Any]:
     original = tasks.last_word_items
 
-    def first(documents: Any, tokenizer: Tokenizer, max_items: int | None = None, *rest: Any) -> LastWordItems:
-        found = original(documents, tokenizer, None, *rest)
-        n = len(found.inputs) if max_items is None else max_items
+    def first(documents: Any, tokenizer: Tokenizer, max_items: int | None = None, rest: bool = False) -> LastWordItems:
+        found = original(documents, tokenizer, max_items if rest else None, rest)
+        n = len(found.inputs) if max_items is None or rest else max_items
         return replace(found, inputs=found.inputs[:n], targets=found.targets[:n], documents=found.documents[:n],
                        chance=found.chance[:n])  # fmt: skip
 

@@ -46,7 +46,7 @@ ARRAYS = {
     "loss": ("prefill.nll", "prefill.nll_float", "decode.nll", "decode.nll_float"),
     "kl": ("prefill.kl", "decode.kl"),
     "agreement": ("prefill.agree", "decode.agree"),
-    "quantiles": ("prefill.kl_quantiles", "decode.kl_quantiles"),
+    "quantiles": ("prefill.kl_quantiles", "prefill.kl_left_out", "decode.kl_quantiles", "decode.kl_left_out"),
     "decode_gap": ("decode.kl_prefill", "decode.kl_by_step"),
     "items": ("items.correct", "items.correct_float", "items.document"),
     "recall": tuple(f"recall.{task}.{what}" for task in ("one", "two") for what in ("right", "right_float", "asked")),
@@ -66,6 +66,7 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k))  # type: ignore[misc]
     for name, arrays in ARRAYS.items():
         yield Probe(f"evaluation/{name}", lambda _, a=arrays: _told(a))  # type: ignore[misc]
+    yield Probe("evaluation/second_look", lambda _: _second_look())
     yield Probe("evaluation/refused", lambda _: _refused())
     yield Probe("evaluation/names", lambda _: _names())
 
@@ -95,7 +96,7 @@ class LookUp:
         """tokens (B, L) -> numbers of the states they lead to (B, L, 1)."""
         number = torch.zeros(len(tokens), dtype=torch.int64) if state is None else state[0].conv.flatten().long()
         if state is not None and not self.exact:
-            number = number - (number % 4 == 3).long()  # what carrying a coarse state does
+            number = (number - 7 * (number % 3 == 1).long()) % ROWS  # what carrying a coarse state does
         numbers = []
         for token in tokens.unbind(1):
             number = (6 * number + 5 * token + 1) % ROWS
@@ -338,6 +339,14 @@ def _told(names: Sequence[str]) -> Answer:
     """Those of the arrays that there are: one that went, and one that came, is another answer."""
     found = evidence(recall=any(name.startswith(("recall.", "long.")) for name in names))
     return {name: told(found[name]) for name in names if name in found}
+
+
+def _second_look() -> Answer:
+    """Every array's sum: a second look asks for answers alone."""
+    _, int8 = models()
+    made = data()
+    found = evaluation.evaluate_answers(cast(Any, int8), answers(made), made, window_batch=BATCH)
+    return {name: told(x.double().sum()) for name, x in sorted(found.items())}
 
 
 def _names() -> Answer:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
+from quambench import case as protocols
 from quambench import runner
 from quambench.case import Case, Protocol
 from quambench.data import choices, corpus, recall, tasks, windows
@@ -77,6 +79,7 @@ def probes() -> Iterator[Probe]:
     yield Probe("sampling/refused", lambda _: _refused())
     for kind in ("prose", "recall"):
         yield Probe(f"sampling/{kind}", lambda _, k=kind: _judged_on(k))  # type: ignore[misc]
+    yield Probe("sampling/second_look", lambda _: _rest())
 
 
 def text_tokenizer() -> Tokenizer:
@@ -298,6 +301,25 @@ def _judged_on(kind: str) -> Answer:
     case = Case.parse("probe", "percentile", PROTOCOL)
     run = runner.ModelRun(cast(Any, checkpoint), corpus.Corpus("probe", cast(Any, parts)), [case])
     return {"calibration": run.calibration_sequences, **_data(run.data)}
+
+
+def _rest() -> Answer:
+    """What a second look is judged on: all of a larger protocol but what the first has seen; none where that is all."""
+    made, tokenizer = documents(), text_tokenizer()
+    larger = replace(PROTOCOL, quality_windows=11, decode_windows=9, max_items=0, recall_sequences=5)
+    prose, asked = EvalData.of_prose(made, tokenizer, PROTOCOL), EvalData.of_recall(RUNGS, PROTOCOL)
+    looks = {
+        "prose": prose.rest_of_prose(made, tokenizer, PROTOCOL, larger),
+        "recall": asked.rest_of_recall(RUNGS, PROTOCOL, larger),
+        "prose, no more": prose.rest_of_prose(made, tokenizer, PROTOCOL, PROTOCOL),
+        "recall, no more": asked.rest_of_recall(RUNGS, PROTOCOL, PROTOCOL),
+    }
+    answer: dict[str, Tensor | list[str]] = {
+        "larger": [f"{p.quality_windows} windows, then of {of.quality_windows}" for p, of in protocols.LARGER.items()]
+    }
+    for name, data in looks.items():
+        answer |= {f"{name}: {k}": v for k, v in ({"data": ["none"]} if data is None else _data(data)).items()}
+    return answer
 
 
 def _data(data: EvalData) -> Answer:
