@@ -13,7 +13,7 @@ from quambench.case import Case
 from quambench.errors import BadArtefact
 from quambench.gate import probes
 from quambench.gate.faults import FAULTS
-from quambench.gate.probes import EXPECTED, STREAMS, check, record, rests_on
+from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, record, rests_on
 from quambench.gate.probes.base import Probe
 from quambench.gate.probes.models import BARE, CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
@@ -101,7 +101,10 @@ def asked_by(fault):
     return {p.name for p in probes.all_probes() if any(rests_on(p.name, kind, case) for kind in kinds)}
 
 
-@pytest.mark.parametrize("fault", [f for f in FAULTS if f.unit], ids=lambda f: f.name)
+OF_THE_PATH = [f for f in FAULTS if f.unit and not f.unit.startswith(MEASURING)]  # others: test_probes_evaluation.py
+
+
+@pytest.mark.parametrize("fault", OF_THE_PATH, ids=lambda f: f.name)
 def test_the_unit_at_fault_is_named_first(fault):
     import re
 

@@ -10,6 +10,7 @@ A change that is shown to change nothing is entered with `no_op`, its proof: the
 from __future__ import annotations
 
 from quambench.gate.faults import (  # noqa: F401  (importing enters them)
+    evaluation,
     groups,
     implementations,
     kernels,

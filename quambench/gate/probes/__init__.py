@@ -1,4 +1,4 @@
-"""Probes: each unit of the quantization path, asked stored questions, answers bit for bit as before.
+"""Probes: each unit from calibration to the stored number, asked stored questions, answers bit for bit as before.
 
 At 8 bits most faults change scales and not, measurably, quality, and some change neither in a given
 model: a tie that is rounded the other way, a floor that no site reaches. Probes see those, name the
@@ -24,7 +24,18 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
-from quambench.gate.probes import feeding, files, groups, kernels, models, sizes, units
+from quambench.gate.probes import (
+    evaluation,
+    feeding,
+    files,
+    groups,
+    kernels,
+    metrics,
+    models,
+    sampling,
+    sizes,
+    units,
+)
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
@@ -33,6 +44,7 @@ SCHEMA = 1
 FOLDER = Path(__file__).parent
 STREAMS, EXPECTED = FOLDER / "streams.safetensors", FOLDER / "expected.json"
 MAX_SCALE_ULP = 1  # of float32, as for artefacts
+MEASURING = ("sampling", "evaluation", "metrics")  # units of what is measured on, and how
 
 Stored = dict[str, dict[str, Any]]
 
@@ -48,7 +60,7 @@ class ProbeResult:
 
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
-    modules = (units, sizes, kernels, models, groups, feeding, files)
+    modules = (units, sizes, kernels, models, groups, feeding, files, sampling, evaluation, metrics)
     made = [probe for module in modules for probe in module.probes()]
     return tuple(sorted(made, key=lambda p: _rank(p.name)))
 
@@ -58,6 +70,7 @@ ORDER = (
     "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
     "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/statistics",
     "calibration", "sensitivity", "saved", "export", "step", "refine",
+    *MEASURING,
 )  # fmt: skip
 
 
@@ -131,6 +144,8 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
         return right and (finer or way != ["finest"])
     if unit in ("float", "fuse", "step", "checkpoint", "saved", "export"):
         return _architecture(variant.partition("/")[0]) == architecture
+    if name.startswith("evaluation/reference/"):
+        return _architecture(variant.partition("/")[2]) == architecture
     return True
 
 
