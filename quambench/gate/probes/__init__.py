@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
-from quambench.gate.probes import groups, kernels, models, units
+from quambench.gate.probes import groups, judge, kernels, models, units
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
@@ -44,13 +44,18 @@ class ProbeResult:
     status: str  # "same", "changed", "new" (nothing stored), "gone" (stored, no longer asked) or "error"
     reason: str = ""
 
+    @property
+    def broken(self) -> bool:
+        """Whether the unit answers otherwise than stored."""
+        return self.status in ("changed", "error")
+
 
 def all_probes() -> tuple[Probe, ...]:
     """In order of dependence, so that the first that changed is where to look."""
-    made = [*units.probes(), *kernels.probes(), *models.probes(), *groups.probes()]
+    made = [*units.probes(), *kernels.probes(), *models.probes(), *groups.probes(), *judge.probes()]
     order = (
         "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
-        "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine",
+        "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine", "step", "metrics", "judge",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
     return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
@@ -161,6 +166,50 @@ def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | No
     if stored is None:
         return ProbeResult(probe.name, "new", "no stored answer; --qb-update records it")
     return ProbeResult(probe.name, "changed" if reason else "same", reason)
+
+
+# (answer, what is stored, what is to be told of it): an entry of a scale one step away is no news, two are.
+_ONE = {"q": torch.tensor([1, 2]), "scale": torch.tensor([0.5, 2.0]), "said": ["a", "b"]}
+_TELLING: tuple[tuple[Answer | None, dict[str, Any] | None, str], ...] = (
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0], "said": ["a", "b"]}, "same"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0 + 2**-22], "said": ["a", "b"]}, "same"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0 + 2**-21], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5 - 2**-24, 2.0], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 3], "scale": [0.5, 2.0], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0], "said": ["a", "c"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0], "said": ["a"]}, "changed"),
+    (_ONE, {"q": [1, 2, 3], "scale": [0.5, 2.0], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0]}, "changed"),
+    ({"q": _ONE["q"]}, {"q": [1, 2], "scale": [0.5, 2.0]}, "changed"),
+    (None, {}, "error"),
+    (_ONE, None, "new"),
+)
+
+
+def distrusted(results: Iterable[ProbeResult]) -> ProbeResult | None:
+    """The probe that says that no verdict can be trusted, of those that were asked; None where verdicts can be.
+
+    A fault in the judge may be one that finds everything the same, the probe of itself too; so whoever judges asks
+    this beside the judge. The judge is built on metrics and answers otherwise where they do: then they are at fault.
+    """
+    if why := blind():
+        return ProbeResult("judge/probes", "error", why)
+    broken = [result for result in results if result.broken]
+    if any(result.name.split("/")[0] == "metrics" for result in broken):
+        return None
+    return next((result for result in broken if result.name.startswith("judge/")), None)
+
+
+def blind() -> str:
+    """Why nothing that `check` says can be believed; "" where it tells right from wrong.
+
+    A comparison of answers that finds everything the same finds the answer to a probe of itself the same too.
+    """
+    for number, (answer, stored, right) in enumerate(_TELLING):
+        said = _ask(Probe("", lambda _, a=answer: {**a}), {}, stored).status  # type: ignore[misc,dict-item]
+        if said != right:
+            return f"answer {number} of the probes' own comparison is {said!r} and must be {right!r}"
+    return ""
 
 
 def _entry(value: Tensor | list[str]) -> list[Any]:
