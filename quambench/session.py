@@ -228,10 +228,10 @@ class Session:
 
     def _broken_probe(self, case: Case) -> Finding | None:
         """The first unit that this case rests on and that answers otherwise than stored."""
-        if distrusted := probes.distrusted(()):
-            return _otherwise(distrusted)
-        broken = (result for result in self._rested_on(case) if result.broken)
-        return next(map(_otherwise, broken), None)
+        for result in self._rested_on(case):
+            if result.broken:
+                return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
+        return None
 
     def _rested_on(self, case: Case) -> list[ProbeResult]:
         architecture = self.checkpoints[case.model].config.architecture
@@ -358,10 +358,6 @@ class Session:
             except RuntimeError as error:  # what was measured is not lost for it
                 self.notes.append(f"{model}: {error}; its noise floor is the disturbed repetition's alone")
         return again
-
-
-def _otherwise(result: ProbeResult) -> Finding:
-    return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ A change that is shown to change nothing is entered with `no_op`, its proof: the
 
 from __future__ import annotations
 
-from quambench.gate.faults import groups, kernels, path, precisions, strategies  # noqa: F401  (importing enters them)
+from quambench.gate.faults import groups, judge, kernels, path, precisions, strategies  # noqa: F401  (importing enters them)
 from quambench.gate.faults.base import FAULTS, SCAN_INPUT, Fault, fault
 
 __all__ = ["FAULTS", "SCAN_INPUT", "Fault", "fault"]

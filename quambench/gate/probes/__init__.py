@@ -32,6 +32,7 @@ SCHEMA = 1
 FOLDER = Path(__file__).parent
 STREAMS, EXPECTED = FOLDER / "streams.safetensors", FOLDER / "expected.json"
 MAX_SCALE_ULP = 1  # of float32, as for artefacts
+ITSELF = "judge/probes"
 
 Stored = dict[str, dict[str, Any]]
 
@@ -51,14 +52,19 @@ class ProbeResult:
 
 
 def all_probes() -> tuple[Probe, ...]:
-    """In order of dependence, so that the first that changed is where to look."""
+    """In order of dependence, so that the first that changed is where to look.
+
+    What compares answers stands before all that it tells of; the rest of the judge behind what it is built on, since
+    no other unit goes through it.
+    """
     made = [*units.probes(), *kernels.probes(), *models.probes(), *groups.probes(), *judge.probes()]
     order = (
+        ITSELF,
         "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
         "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine", "step", "metrics", "judge",
     )  # fmt: skip
     rank = {unit: i for i, unit in enumerate(order)}
-    return tuple(sorted(made, key=lambda p: rank.get(p.name.split("/")[0], len(rank))))
+    return tuple(sorted(made, key=lambda p: rank.get(p.name, rank.get(p.name.split("/")[0], len(rank)))))
 
 
 def check(
@@ -73,7 +79,10 @@ def check(
     with torch.random.fork_rng(), torch.no_grad():
         for probe in all_probes():
             if only is None or probe.name in only:
-                results.append(_ask(probe, questions, stored.get(probe.name)))
+                result = _ask(probe, questions, stored.get(probe.name))
+                if probe.name == ITSELF and (why := blind()):
+                    result = ProbeResult(ITSELF, "error", why)
+                results.append(result)
     asked = {r.name for r in results}
     gone = [] if only is not None else [name for name in stored if name not in asked]
     return (*results, *(ProbeResult(name, "gone", "no probe has this name any more") for name in gone))
@@ -169,7 +178,7 @@ def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | No
 
 
 # (answer, what is stored, what is to be told of it): an entry of a scale one step away is no news, two are.
-_ONE = {"q": torch.tensor([1, 2]), "scale": torch.tensor([0.5, 2.0]), "said": ["a", "b"]}
+_ONE: Answer = {"q": torch.tensor([1, 2]), "scale": torch.tensor([0.5, 2.0]), "said": ["a", "b"]}
 _TELLING: tuple[tuple[Answer | None, dict[str, Any] | None, str], ...] = (
     (_ONE, {"q": [1, 2], "scale": [0.5, 2.0], "said": ["a", "b"]}, "same"),
     (_ONE, {"q": [1, 2], "scale": [0.5, 2.0 + 2**-22], "said": ["a", "b"]}, "same"),
@@ -189,11 +198,9 @@ _TELLING: tuple[tuple[Answer | None, dict[str, Any] | None, str], ...] = (
 def distrusted(results: Iterable[ProbeResult]) -> ProbeResult | None:
     """The probe that says that no verdict can be trusted, of those that were asked; None where verdicts can be.
 
-    A fault in the judge may be one that finds everything the same, the probe of itself too; so whoever judges asks
-    this beside the judge. The judge is built on metrics and answers otherwise where they do: then they are at fault.
+    A fault in the judge may be one that finds everything the same, the probe of itself too: whoever judges asks this
+    first. The judge is built on metrics and answers otherwise where they do: then it is they that are at fault.
     """
-    if why := blind():
-        return ProbeResult("judge/probes", "error", why)
     broken = [result for result in results if result.broken]
     if any(result.name.split("/")[0] == "metrics" for result in broken):
         return None
@@ -203,10 +210,11 @@ def distrusted(results: Iterable[ProbeResult]) -> ProbeResult | None:
 def blind() -> str:
     """Why nothing that `check` says can be believed; "" where it tells right from wrong.
 
-    A comparison of answers that finds everything the same finds the answer to a probe of itself the same too.
+    Said beside the stored answers: a comparison that finds everything the same finds the answer to a probe of itself
+    the same too.
     """
     for number, (answer, stored, right) in enumerate(_TELLING):
-        said = _ask(Probe("", lambda _, a=answer: {**a}), {}, stored).status  # type: ignore[misc,dict-item]
+        said = _ask(Probe("", lambda _, a=answer: {**a}), {}, stored).status  # type: ignore[misc]
         if said != right:
             return f"answer {number} of the probes' own comparison is {said!r} and must be {right!r}"
     return ""

@@ -173,13 +173,13 @@ def measured(evidence: Evidence) -> dict[str, measuring.Measurement]:
 
 def with_arrays(record: Record, arrays: Mapping[str, Tensor]) -> Record:
     """Arrays in place of those of a record; the metrics that it has follow."""
-    evidence, known = dict(record.evidence) | arrays, measuring.METRICS
+    evidence, known = {**record.evidence, **arrays}, measuring.METRICS
     return replace(record, evidence=evidence, metrics={name: known[name].measure(evidence) for name in record.metrics})
 
 
 def altered(record: Record, arrays: Mapping[str, Tensor]) -> Record:
     """Arrays in place of those of a record, and its metrics left alone: for who does not read them."""
-    return replace(record, evidence=dict(record.evidence) | arrays)
+    return replace(record, evidence={**record.evidence, **arrays})
 
 
 def without(record: Record, *names: str) -> Record:
