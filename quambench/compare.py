@@ -47,6 +47,8 @@ def compare(
     raises BadParameter when there is no checkout or no such revision, or when that revision is too
     old to be asked
     """
+    if untold := _untold(tasks):
+        return untold
     verdicts = []
     with _worktree(folder, against) as (ours, theirs), tempfile.TemporaryDirectory(prefix="quambench-") as out:
         otherwise = _broken_probes(theirs, ours, Path(out), against, progress, note)
@@ -59,6 +61,17 @@ def compare(
                     case = f"{task.model}/{observer}"
                     verdicts.append(_judge(case, was, now, len(task.observers), against, otherwise))
     return verdicts
+
+
+def _untold(tasks: Sequence[Task]) -> list[Verdict]:
+    """ERROR of every case where this process, which judges both sides, does not judge as it did; else nothing."""
+    of_the_judge = [p.name for p in probes.all_probes() if p.name.startswith(("metrics", "judge/"))]
+    distrusted = probes.distrusted(probes.check(only=of_the_judge))
+    if distrusted is None:
+        return []
+    reason = f"{distrusted.reason}; what judges is not as it was, so that no verdict can be trusted"
+    cases = [f"{task.model}/{observer}" for task in tasks for observer in task.observers]
+    return [Verdict(case, Status.ERROR, reason, unit=distrusted.name) for case in cases]
 
 
 def _judge(
@@ -113,7 +126,9 @@ def _broken_probes(
     if isinstance(now, str):
         note(f"nor do the stored answers serve ({shorten(now, 120)}): units are not probed")
         return []
-    return [Finding(name, f"{by} ({reason})") for name, reason in now["otherwise"] if told is None or name in told]
+    changed = [(name, reason) for name, reason in now["otherwise"] if told is None or name in told]
+    # What judged there judges nothing here.
+    return [Finding(name, f"{by} ({reason})") for name, reason in changed if not name.startswith("judge/")]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from quambench.case import LARGER, QUICK, Protocol
+from quambench.case import LARGER, QUICK
 from quambench.gate import comparisons, verdicts
 from quambench.gate.noise import Noise
 from quambench.gate.record import Artefacts, Record

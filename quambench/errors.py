@@ -53,6 +53,10 @@ class NonFinite(QuambenchError):
     """NaN or infinity in weights, activations or a measured number; names the place."""
 
 
+class BrokenJudge(QuambenchError):
+    """What judges results does not tell right from wrong itself: no verdict of it can be trusted."""
+
+
 class SiteUnseen(QuambenchError):
     """A site that no calibration data passed through."""
 

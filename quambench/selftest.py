@@ -190,7 +190,7 @@ def _plant(planted: Fault, model: str, case: Case, clean: Session) -> Outcome | 
         wanted_unit=unit,
         wanted_place=place,
         caught=not verdict.passes() and (failed == planted.error),
-        named=_named(verdict, unit, place) if (unit or place) and not planted.error else None,
+        named=_named(verdict, unit, place) if unit or place else None,
         reason=verdict.reason,
         no_op=planted.no_op,
         seconds=round(time.perf_counter() - started, 2),

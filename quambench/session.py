@@ -18,6 +18,7 @@ from quambench.errors import (
     BadCheckpoint,
     BadCorpus,
     BadParameter,
+    BrokenJudge,
     MissingExtra,
     NewerSchema,
     NonFinite,
@@ -128,7 +129,7 @@ class Session:
     def judge(self, suite: str, case: Case) -> Verdict:
         """Run one case and judge it against its baseline; the verdict is also kept.
 
-        raises INPUT_ERRORS; any other failure becomes an ERROR verdict
+        raises INPUT_ERRORS, and BrokenJudge where an ERROR would pass; any other failure becomes an ERROR verdict
         """
         try:
             verdict = self._judge(suite, case)
@@ -137,6 +138,8 @@ class Session:
         except Exception as error:
             verdict = self._failed(case, error)
         self.verdicts.append(verdict)
+        if verdict.status is Status.ERROR and verdict.passes(self.allow_drift):
+            raise BrokenJudge(f"{case.id}: an ERROR passes, and must not ({verdict.reason})")
         return verdict
 
     def _failed(self, case: Case, error: Exception) -> Verdict:
@@ -157,7 +160,11 @@ class Session:
         n_cases = len(stored.cases) if stored else 1
         portable = bool(stored and stored.portable)
         probe = self._broken_probe(case)
+        if probe and probes.distrusted(self._rested_on(case)):
+            return self._untold(record, probe)
         verdict = judge(record, old, n_cases, portable, probe)
+        if probe and verdict.status is Status.SAME:
+            return self._untold(record, probe)
         if old is not None and verdict.suspicious:
             verdict = self._second_look(run, case, record, old, partial(judge, record, old, n_cases, portable, probe))
         if not (self.update or (self.new_only and (old is None or portable))):
@@ -221,12 +228,19 @@ class Session:
 
     def _broken_probe(self, case: Case) -> Finding | None:
         """The first unit that this case rests on and that answers otherwise than stored."""
-        architecture = self.checkpoints[case.model].config.architecture
-        names = [p.name for p in probes.all_probes() if probes.rests_on(p.name, architecture, case)]
-        for result in self._asked(names):
-            if result.status in ("changed", "error"):
+        for result in self._rested_on(case):
+            if result.broken:
                 return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
         return None
+
+    def _rested_on(self, case: Case) -> list[ProbeResult]:
+        architecture = self.checkpoints[case.model].config.architecture
+        return self._asked([p.name for p in probes.all_probes() if probes.rests_on(p.name, architecture, case)])
+
+    def _untold(self, record: Record, probe: Finding) -> Verdict:
+        """Where what judges may find everything the same, the probe of itself too: it is not asked."""
+        reason = f"{probe}; what judges is not as it was, so that no verdict can be trusted"
+        return Verdict(record.case_id, Status.ERROR, reason, unit=probe.place, metrics=record.metrics)
 
     def _stored(self, suite: str, case: Case) -> Stored | None:
         """The baseline that has the case; one that cannot be read is no obstacle to replacing it."""

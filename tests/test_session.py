@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from quambench import session as module
 from quambench.case import LARGER, Case, Protocol
+from quambench.errors import BrokenJudge
 from quambench.gate.faults import FAULTS
-from quambench.gate.verdicts import Status
+from quambench.gate.probes import records
+from quambench.gate.verdicts import Status, Verdict
 from quambench.observers import ObserverSpec
 from quambench.session import Session
 
@@ -57,6 +60,92 @@ def test_a_crash_of_the_probes_themselves_does_not_hide_the_first(judged, monkey
     monkeypatch.setattr(module, "record_of", lambda *_: 1 / 0)
     monkeypatch.setattr(module.probes, "check", lambda **_: {}["gone"])
     assert judged().reason.startswith("ZeroDivisionError")
+
+
+# --- a judge that is not as it was ----------------------------------------------------------------------
+
+
+def planted(name):
+    (found,) = [f for f in FAULTS if f.name == name]
+    return found.plant()
+
+
+@pytest.fixture
+def of_the_judge(monkeypatch):
+    """Asks the judge's probes alone: the others take their time, and nothing is planted in what they ask."""
+    every = [p for p in module.probes.all_probes() if p.name.startswith("judge/")]
+    monkeypatch.setattr(module.probes, "all_probes", lambda: tuple(every))
+
+
+@pytest.mark.parametrize(
+    ("fault", "unit"),
+    [
+        ("a scale may be 500,000 steps off", "judge/findings"),
+        ("drift always passes", "judge/verdicts"),
+        ("answers of probes are compared by nothing", "judge/probes"),
+        ("a probe that crashes says nothing", "judge/probes"),
+        ("a stored file is read once and for all", "judge/baselines"),
+    ],
+)
+def test_a_fault_in_the_judge_makes_every_row_an_error_that_names_it(of_the_judge, recorded, fault, unit):
+    session, case = recorded(allow_drift=True)
+    with planted(fault):
+        verdict = session.judge("alpha", case)
+    assert (verdict.status, verdict.unit) == (Status.ERROR, unit)
+    assert "no verdict can be trusted" in verdict.reason
+    assert not verdict.passes(allow_drift=True)
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_a_judge_that_finds_everything_the_same_is_not_asked_of_itself(of_the_judge, recorded, monkeypatch, update):
+    session, case = recorded(update=update)
+    monkeypatch.setattr(module, "judge", lambda new, *_, **__: Verdict(new.case_id, Status.SAME))
+    with planted("everything is the same"):
+        verdict = session.judge("alpha", case)
+    assert (verdict.status, verdict.unit) == (Status.ERROR, "judge/verdicts")
+    assert session.to_write == {}
+
+
+def test_a_broken_unit_is_never_the_same(of_the_judge, recorded, monkeypatch):
+    session, case = recorded()
+    broken = module.ProbeResult("metrics/kl", "changed", "0.5 -> 1.0")
+    session._answers |= {p.name: replace(broken, name=p.name, status="same") for p in module.probes.all_probes()}
+    session._answers["judge/stats"] = broken
+    assert session.judge("alpha", case).status is Status.DRIFTED  # an honest judge says so itself
+    monkeypatch.setattr(module, "judge", lambda new, *_, **__: Verdict(new.case_id, Status.SAME))
+    verdict = session.judge("alpha", case)
+    assert (verdict.status, verdict.unit) == (Status.ERROR, "metrics/kl")
+
+
+def test_an_error_that_passes_ends_the_row_otherwise(of_the_judge, recorded):
+    session, case = recorded()
+    with planted("whatever is said passes"), pytest.raises(BrokenJudge, match=re.escape(case.id)):
+        session.judge("alpha", case)
+    assert [(v.status, v.unit) for v in session.verdicts] == [(Status.ERROR, "judge/verdicts")]
+
+
+def test_probes_that_cannot_be_asked_make_the_row_an_error(recorded, monkeypatch):
+    session, case = recorded()
+    monkeypatch.setattr(module.probes, "check", lambda **_: {}["gone"])
+    assert session.judge("alpha", case).status is Status.ERROR
+
+
+def test_probes_that_answer_nothing_make_the_row_an_error(recorded, monkeypatch):
+    session, case = recorded()
+    monkeypatch.setattr(module.probes, "check", lambda **_: ())
+    assert session.judge("alpha", case).status is Status.ERROR
+
+
+def test_made_records_have_all_that_a_case_stores(recorded):
+    session, case = recorded()
+    stored, made = stored_case(session, case), records.record()
+    assert set(stored.evidence) <= set(made.evidence)
+    for name, array in stored.evidence.items():
+        assert (array.ndim, array.is_floating_point()) == (
+            made.evidence[name].ndim,
+            made.evidence[name].is_floating_point(),
+        )
+    assert set(stored.rest) <= set(records.text())
 
 
 # --- the noise floor and the second look ----------------------------------------------------------------

@@ -101,7 +101,8 @@ def asked_by(fault):
     return {p.name for p in probes.all_probes() if any(rests_on(p.name, kind, case) for kind in kinds)}
 
 
-OF_THE_PATH = [f for f in FAULTS if f.unit and not f.unit.startswith(MEASURING)]  # others: test_probes_evaluation.py
+# The others: test_probes_evaluation.py, test_probes_judge.py
+OF_THE_PATH = [f for f in FAULTS if f.unit and not f.unit.startswith((*MEASURING, "judge"))]
 
 
 @pytest.mark.parametrize("fault", OF_THE_PATH, ids=lambda f: f.name)

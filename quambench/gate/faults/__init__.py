@@ -13,6 +13,7 @@ from quambench.gate.faults import (  # noqa: F401  (importing enters them)
     evaluation,
     groups,
     implementations,
+    judge,
     kernels,
     path,
     precisions,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from quambench.gate.probes import (
     feeding,
     files,
     groups,
+    judge,
     kernels,
     metrics,
     models,
@@ -45,6 +46,7 @@ FOLDER = Path(__file__).parent
 STREAMS, EXPECTED = FOLDER / "streams.safetensors", FOLDER / "expected.json"
 MAX_SCALE_ULP = 1  # of float32, as for artefacts
 MEASURING = ("sampling", "evaluation", "metrics")  # units of what is measured on, and how
+ITSELF = "judge/probes"
 
 Stored = dict[str, dict[str, Any]]
 
@@ -57,20 +59,31 @@ class ProbeResult:
     status: str  # "same", "changed", "new" (nothing stored), "gone" (stored, no longer asked) or "error"
     reason: str = ""
 
+    @property
+    def broken(self) -> bool:
+        """Whether the unit answers otherwise than stored."""
+        return self.status in ("changed", "error")
+
 
 def all_probes() -> tuple[Probe, ...]:
-    """In order of dependence, so that the first that changed is where to look."""
-    modules = (units, sizes, kernels, models, groups, feeding, files, sampling, evaluation, metrics)
+    """In order of dependence, so that the first that changed is where to look.
+
+    What compares answers stands before all that it tells of; the rest of the judge behind what it is built on, since
+    no other unit goes through it.
+    """
+    modules = (units, sizes, kernels, models, groups, feeding, files, sampling, evaluation, metrics, judge)
     made = [probe for module in modules for probe in module.probes()]
     return tuple(sorted(made, key=lambda p: _rank(p.name)))
 
 
 # No unit goes through one that stands after it.
 ORDER = (
+    ITSELF,
     "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
     "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/statistics",
     "calibration", "sensitivity", "saved", "export", "step", "refine",
     *MEASURING,
+    "judge",
 )  # fmt: skip
 
 
@@ -92,7 +105,10 @@ def check(
     with torch.random.fork_rng(), torch.no_grad():
         for probe in all_probes():
             if only is None or probe.name in only:
-                results.append(_ask(probe, questions, stored.get(probe.stored_as)))
+                result = _ask(probe, questions, stored.get(probe.stored_as))
+                if probe.name == ITSELF and (why := blind()):
+                    result = ProbeResult(ITSELF, "error", why)
+                results.append(result)
     asked = {probe.stored_as for probe in all_probes()}
     gone = [] if only is not None else [name for name in stored if name not in asked]
     return (*results, *(ProbeResult(name, "gone", "no probe has this name any more") for name in gone))
@@ -202,6 +218,49 @@ def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | No
     if stored is None:
         return ProbeResult(probe.name, "new", "no stored answer; --qb-update records it")
     return ProbeResult(probe.name, "changed" if reason else "same", reason)
+
+
+# (answer, what is stored, what is to be told of it): an entry of a scale one step away is no news, two are.
+_ONE: Answer = {"q": torch.tensor([1, 2]), "scale": torch.tensor([0.5, 2.0]), "said": ["a", "b"]}
+_TELLING: tuple[tuple[Answer | None, dict[str, Any] | None, str], ...] = (
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0], "said": ["a", "b"]}, "same"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0 + 2**-22], "said": ["a", "b"]}, "same"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0 + 2**-21], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5 - 2**-24, 2.0], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 3], "scale": [0.5, 2.0], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0], "said": ["a", "c"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0], "said": ["a"]}, "changed"),
+    (_ONE, {"q": [1, 2, 3], "scale": [0.5, 2.0], "said": ["a", "b"]}, "changed"),
+    (_ONE, {"q": [1, 2], "scale": [0.5, 2.0]}, "changed"),
+    ({"q": _ONE["q"]}, {"q": [1, 2], "scale": [0.5, 2.0]}, "changed"),
+    (None, {}, "error"),
+    (_ONE, None, "new"),
+)
+
+
+def distrusted(results: Iterable[ProbeResult]) -> ProbeResult | None:
+    """The probe that says that no verdict can be trusted, of those that were asked; None where verdicts can be.
+
+    A fault in the judge may be one that finds everything the same, the probe of itself too: whoever judges asks this
+    first. The judge is built on metrics and answers otherwise where they do: then it is they that are at fault.
+    """
+    broken = [result for result in results if result.broken]
+    if any(result.name.split("/")[0] == "metrics" for result in broken):
+        return None
+    return next((result for result in broken if result.name.startswith("judge/")), None)
+
+
+def blind() -> str:
+    """Why nothing that `check` says can be believed; "" where it tells right from wrong.
+
+    Said beside the stored answers: a comparison that finds everything the same finds the answer to a probe of itself
+    the same too.
+    """
+    for number, (answer, stored, right) in enumerate(_TELLING):
+        said = _ask(Probe("", lambda _, a=answer: {**a}), {}, stored).status  # type: ignore[misc]
+        if said != right:
+            return f"answer {number} of the probes' own comparison is {said!r} and must be {right!r}"
+    return ""
 
 
 def _entry(value: Tensor | list[str]) -> list[Any]:
