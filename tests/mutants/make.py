@@ -89,6 +89,8 @@ class _Visitor(cst.CSTVisitor):
             return False
         if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value in OBVIOUS:
             return False
+        if isinstance(node, cst.Assign) and not self._scope and (_names_a_type(node.value) or _is_all(node)):
+            return False
         if isinstance(node, cst.FunctionDef | cst.ClassDef):
             self._scope.append(node.name.value)
         if isinstance(node, cst.SimpleStatementLine | cst.BaseCompoundStatement):
@@ -110,6 +112,23 @@ class _Visitor(cst.CSTVisitor):
             return place.start.line, place.end.line
         body = self.get_metadata(PositionProvider, node.body)
         return place.start.line, max(place.start.line, body.start.line - 1)
+
+
+def _names_a_type(value: cst.BaseExpression) -> bool:
+    """dict[str, Tensor] or A | B at module level: for annotations, which nobody evaluates."""
+    if isinstance(value, cst.BinaryOperation):
+        return isinstance(value.operator, cst.BitOr) and all(map(_is_class, (value.left, value.right)))
+    return isinstance(value, cst.Subscript) and isinstance(value.value, cst.Name)
+
+
+def _is_class(value: cst.BaseExpression) -> bool:
+    return isinstance(value, cst.Name) and value.value[0].isupper() and not value.value.isupper()
+
+
+def _is_all(node: cst.Assign) -> bool:
+    """__all__ is for readers and linters; nobody here imports a star."""
+    target = node.targets[0].target
+    return isinstance(target, cst.Name) and target.value == "__all__"
 
 
 def _replacements(node: cst.CSTNode) -> Iterator[cst.CSTNode]:

@@ -48,8 +48,7 @@ PATIENCE, AT_LEAST = 10, 20  # a mutant may take ten times its tests' time, and 
 MEMORY = 16 << 30  # bytes of address space
 COPIED = ("quambench", "kernels", "tests", "suites", "examples", "docs", "baselines", "conftest.py", "pyproject.toml",
           "README.md")  # fmt: skip
-HEAVY = ("torch", "numpy", "scipy.stats", "sklearn.cluster", "hypothesis", "safetensors.torch", "tokenizers", "tabulate",
-         "rich.console", "pytest_benchmark.plugin", "_pytest.pytester")  # fmt: skip
+HEAVY = ("torch", "scipy.stats", "sklearn.cluster", "hypothesis", "safetensors.torch", "tokenizers", "tabulate")
 PYTEST = ("-W", "error", "-W", "ignore:Module already imported", "-q", "-p", "no:cacheprovider", "--benchmark-disable")
 
 
@@ -162,7 +161,9 @@ class InPlace:
                 start = time.perf_counter()
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 seconds[item.nodeid], reached[item.nodeid] = time.perf_counter() - start, self.watch.taken()
-        to.write_text(json.dumps({"seconds": seconds, "reached": reached, "imported": imported, "failed": failed.names}))
+        to.write_text(
+            json.dumps({"seconds": seconds, "reached": reached, "imported": imported, "failed": failed.names})
+        )
 
     def _judge(self, exchange: Sequence[tuple[FunctionType, CodeType]], items: Sequence[pytest.Item]) -> None:
         for function, code in exchange:
@@ -281,7 +282,9 @@ def judge(file: str, tests: Sequence[str], todo: Sequence[Mutant], home: Path) -
         quietly(home)
         watch = Watch(path)
         with watch:
-            return pytest.main([*PYTEST, f"--basetemp={home}/tmp", *tests], plugins=[InPlace(path, todo, watch, answer)])
+            return pytest.main(
+                [*PYTEST, f"--basetemp={home}/tmp", *tests], plugins=[InPlace(path, todo, watch, answer)]
+            )
 
     status = in_child(collected, 24 * 3600)
     measured = answer.with_suffix(".tests")
