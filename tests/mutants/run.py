@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fnmatch
 import gc
 import importlib
@@ -45,6 +46,7 @@ ENOUGH = 0.95
 SEED = 0
 SLOWEST = 5.0  # seconds: a test that takes longer judges no mutant
 PATIENCE, AT_LEAST = 10, 20  # a mutant may take ten times its tests' time, and twenty seconds
+PR_SET_PDEATHSIG = 1
 MEMORY = 16 << 30  # bytes of address space
 COPIED = ("quambench", "kernels", "tests", "suites", "examples", "docs", "baselines", "conftest.py", "pyproject.toml",
           "README.md")  # fmt: skip
@@ -220,6 +222,8 @@ def _be_child(work: Callable[[], int | None], limit: int) -> NoReturn:
     status = 3
     try:
         os.setsid()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # an interrupted run leaves nothing behind
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(limit)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
