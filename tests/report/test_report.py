@@ -233,6 +233,12 @@ def test_json_as_machines_read_it():
     }
 
 
+def test_digits_stand_as_they_were_written_also_where_a_column_has_numbers_alone():
+    far = [Verdict("m/a", Status.SAME, metrics={"kl": Measurement(12.345, math.nan)})]
+    for text in (terminal(far), REPORTS["md"](far, PROVENANCE)):
+        assert "1.23e+04" in text
+
+
 def test_every_column_in_its_unit():
     shown = {
         "loss_rise": ("loss rise\nmnat/token", "2"), "kl": ("KL\nmnat/token", "2"), "kl_p99": ("KL 99 %\nmnat", "2"),
