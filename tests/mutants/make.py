@@ -8,7 +8,7 @@ module nor what is decorated, where a judge keeps its tolerances and its propert
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import libcst as cst
@@ -18,6 +18,9 @@ from mutmut.mutation.mutators import mutation_operators, operator_number, operat
 NOT_ENTERED = (cst.Annotation, cst.Decorator, cst.Import, cst.ImportFrom)
 OBVIOUS = ("len", "isinstance", "super")  # without its argument each fails wherever it stands
 COMPARED = (cst.Comparison, cst.BooleanOperation, cst.UnaryOperation)  # mutmut turns these round already
+
+
+Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Mutant:
     source: str  # the whole file with the fault
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """Tells it from every other without line numbers, which any edit above moves."""
         return self.file, self.scope, self.was, self.now
 
@@ -95,8 +98,8 @@ class _Visitor(cst.CSTVisitor):
             self._scope.append(node.name.value)
         if isinstance(node, cst.SimpleStatementLine | cst.BaseCompoundStatement):
             self._statements.append(self._lines(node))
-        for new in _replacements(node):
-            self.found.append((node, new, ".".join(self._scope), self._statements[-1]))
+        for old, new in _replacements(node):
+            self.found.append((old, new, ".".join(self._scope), self._statements[-1]))
         return True
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
@@ -131,30 +134,30 @@ def _is_all(node: cst.Assign) -> bool:
     return isinstance(target, cst.Name) and target.value == "__all__"
 
 
-def _replacements(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+def _replacements(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
     for kind, operator in mutation_operators:
         if isinstance(node, kind):
-            if operator is operator_string:
-                yield from list(operator(node))[:1]  # once is enough; the other two change its case
-            elif operator is operator_number and isinstance(node, cst.Float) and node.evaluated_value:
-                yield node.with_changes(value=repr(node.evaluated_value * 10))
+            if operator is operator_number and isinstance(node, cst.Float) and node.evaluated_value:
+                made = [node.with_changes(value=repr(node.evaluated_value * 10))]
             else:
-                yield from operator(node)
+                made = list(operator(node))
+            # Of a string's mutants one is enough; the other two change its case.
+            yield from ((node, new) for new in (made[:1] if operator is operator_string else made))
     yield from _negated(node)
     yield from _left_out(node)
 
 
-def _negated(node: cst.CSTNode) -> Iterable[cst.CSTNode]:
+def _negated(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
     """A condition that is a plain name or call; mutmut's operators reach comparisons alone."""
     if isinstance(node, cst.If | cst.While | cst.CompIf) and not isinstance(node.test, COMPARED):
         inner = node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
-        yield node.with_changes(test=cst.UnaryOperation(cst.Not(), inner))
+        yield node.test, cst.UnaryOperation(cst.Not(), inner)
 
 
-def _left_out(node: cst.CSTNode) -> Iterable[cst.CSTNode]:
+def _left_out(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:
     """A call made for its effect, a raise, or an assignment in place."""
     if isinstance(node, cst.SimpleStatementLine) and len(node.body) == 1:
         only = node.body[0]
         effect = isinstance(only, cst.Expr) and isinstance(only.value, cst.Call)
         if effect or isinstance(only, cst.Raise | cst.AugAssign):
-            yield node.with_changes(body=[cst.Pass()])
+            yield node, node.with_changes(body=[cst.Pass()])

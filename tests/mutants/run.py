@@ -32,25 +32,24 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
 import pytest
-from make import Mutant, mutants
+from make import Key, Mutant, mutants
 
-HERE, ROOT = Path(__file__).parent, Path.cwd()
+ROOT = Path.cwd()
+FOLDER = ROOT / "tests" / "mutants"
 ENOUGH = 0.95
 SEED = 0
 SLOWEST = 5.0  # seconds: a test that takes longer judges no mutant
 PATIENCE, AT_LEAST = 10, 20  # a mutant may take ten times its tests' time, and twenty seconds
 PR_SET_PDEATHSIG = 1
 MEMORY = 16 << 30  # bytes of address space
-COPIED = ("quambench", "kernels", "tests", "suites", "examples", "docs", "baselines", "conftest.py", "pyproject.toml",
-          "README.md")  # fmt: skip
-HEAVY = ("torch", "scipy.stats", "sklearn.cluster", "hypothesis", "safetensors.torch", "tokenizers", "tabulate")
+LEFT_BEHIND = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build")
 PYTEST = ("-W", "error", "-W", "ignore:Module already imported", "-q", "-p", "no:cacheprovider", "--benchmark-disable")
 
 
@@ -244,7 +243,7 @@ def exchanged(
     original: str, mutated: str, path: Path, live: Sequence[FunctionType]
 ) -> list[tuple[FunctionType, CodeType]] | None:
     """What code each living function gets; None where that would not be the mutant."""
-    was, now = (list(_codes(compile(text, str(path), "exec"))) for text in (original, mutated))
+    was, now = (list(_codes(compile(text, str(path), "exec", dont_inherit=True))) for text in (original, mutated))
     if [c.co_qualname for c in was] != [c.co_qualname for c in now]:
         return None
     changed = {}
@@ -255,7 +254,7 @@ def exchanged(
             return None
         changed[old] = new
     inside = {old: new for old, new in zip(was, now, strict=True) if any(c in changed for c in _codes(old))}
-    return [(function, inside[function.__code__]) for function in live if function.__code__ in inside]
+    return [(function, inside[function.__code__]) for function in live if function.__code__ in inside] or None
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -335,8 +334,8 @@ def end_of_log(home: Path) -> str:
     return "\n".join((home / "log").read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
 
 
-def import_all_but(module: str, home: Path) -> None:
-    """Import what does not rest on a module, so that children need not."""
+def import_all_but(module: str, home: Path, first: Sequence[str]) -> None:
+    """Import what does not rest on a module, so that children need not; `first` takes longest."""
 
     class Blocked:
         def find_spec(self, name: str, *_: object) -> None:
@@ -345,7 +344,7 @@ def import_all_but(module: str, home: Path) -> None:
 
     blocked = Blocked()
     sys.meta_path.insert(0, blocked)  # type: ignore[arg-type]
-    for name in HEAVY:
+    for name in first:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     for found in pkgutil.walk_packages([str(home)], onerror=lambda name: None):
@@ -355,8 +354,9 @@ def import_all_but(module: str, home: Path) -> None:
     sys.meta_path.remove(blocked)  # type: ignore[arg-type]
 
 
-def judge_file(file: str, tests: Sequence[str], share: float, containing: str, home: Path, listed: set) -> Outcome:
+def judge_file(row: Mapping[str, Any], containing: str, home: Path, listed: set[Key], first: Sequence[str]) -> Outcome:
     """In a child, so that the next file starts with nothing imported."""
+    file, share = row["path"], row["share"]
     todo = mutants(file, (ROOT / file).read_text(encoding="utf-8"))
     chosen = sorted(random.Random(SEED).sample(range(len(todo)), max(1, round(share * len(todo)))) if todo else [])
     todo = [todo[i] for i in chosen if containing in f"{todo[i].scope} {todo[i].was}"]
@@ -365,10 +365,10 @@ def judge_file(file: str, tests: Sequence[str], share: float, containing: str, h
     def work() -> None:
         os.chdir(home)
         module = ".".join(Path(file).with_suffix("").parts).removesuffix(".__init__")
-        import_all_but(module, home)
+        import_all_but(module, home, first)
         gc.freeze()
         told.write_text("")
-        for mutant, survived in judge(file, tests, todo, home):
+        for mutant, survived in judge(file, row["tests"], todo, home):
             say(told, todo.index(mutant), survived)
 
     if todo:
@@ -385,12 +385,7 @@ def judge_file(file: str, tests: Sequence[str], share: float, containing: str, h
 
 def workplace(home: Path) -> None:
     """A copy in which files may be mutated, first on the import path of this process and its children."""
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, home / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.exists():
-            shutil.copy(source, home / name)
+    shutil.copytree(ROOT, home, ignore=LEFT_BEHIND, dirs_exist_ok=True)
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(home), str(home / "kernels")])
     sys.dont_write_bytecode = True
@@ -419,28 +414,29 @@ def main() -> int:
     parser.add_argument("--entries", action="store_true", help="show survivors as equivalent.toml would list them")
     asked = parser.parse_args()
 
-    table = tomllib.loads((HERE / "files.toml").read_text(encoding="utf-8"))["files"]
-    entries = tomllib.loads((HERE / "equivalent.toml").read_text(encoding="utf-8")).get("equivalent", [])
-    chosen = [row for row in table if any(fnmatch.fnmatch(row["path"], pattern) for pattern in asked.files)]
+    table = tomllib.loads((FOLDER / "files.toml").read_text(encoding="utf-8"))
+    entries = tomllib.loads((FOLDER / "equivalent.toml").read_text(encoding="utf-8")).get("equivalent", [])
+    chosen = [row for row in table["files"] if any(fnmatch.fnmatch(row["path"], pattern) for pattern in asked.files)]
     if not chosen:
         raise SystemExit(f"no file of files.toml is named {' or '.join(asked.files)}")
-    listed = {(e["file"], e["scope"], e["was"], e["now"]) for e in entries}
+    listed = {(e["file"], e["scope"], e["was"], e["now"]) for e in entries if e["reason"]}
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         home = Path(folder).resolve()
         workplace(home)
         for row in chosen:
-            share = asked.share or row.get("share", 1.0)
-            outcome = judge_file(row["path"], row["tests"], share, asked.containing, home, listed)
+            row["share"] = asked.share or row.get("share", 1.0)
+            outcome = judge_file(row, asked.containing, home, listed, table["first"])
             outcomes.append(outcome)
             print(f"{outcome.file}: {outcome.killed} of {len(outcome.judged)} in {outcome.seconds:.0f} s", flush=True)
             for mutant in outcome.survivors:
                 print(as_entry(mutant) if asked.entries else as_line(mutant), flush=True)
-    return report(outcomes, listed, whole=not asked.share and not asked.containing)
+    whole = {row["path"] for row in chosen if row["share"] == 1 and not asked.containing}
+    return report(outcomes, {key for key in listed if key[0] in whole})
 
 
-def report(outcomes: Sequence[Outcome], listed: set[tuple[str, str, str, str]], whole: bool) -> int:
-    """The table, and what is wrong with it; 1 where something is."""
+def report(outcomes: Sequence[Outcome], listed: set[Key]) -> int:
+    """The table, and what is wrong with it; 1 where something is. `listed`: of files judged in full."""
     head = ("file", "mutants", "killed", "equivalent", "survived", "seconds")
     rows = [(o.file, len(o.judged), o.killed, len(o.listed), len(o.survivors), f"{o.seconds:.0f}") for o in outcomes]
     mutants_, killed, equivalent, survived = (sum(row[i] for row in rows) for i in range(1, 5))
@@ -453,9 +449,7 @@ def report(outcomes: Sequence[Outcome], listed: set[tuple[str, str, str, str]], 
         wrong.append(f"{survived} mutants survived and are not listed in equivalent.toml")
     if mutants_ and killed < ENOUGH * mutants_:
         wrong.append(f"{killed / mutants_:.1%} are killed, fewer than {ENOUGH:.0%}")
-    found = {mutant.key for outcome in outcomes for mutant in outcome.listed}
-    files = {outcome.file for outcome in outcomes}
-    stale = [key for key in listed if key[0] in files and key not in found] if whole else []
+    stale = listed - {mutant.key for outcome in outcomes for mutant in outcome.listed}
     wrong += [f"listed as equivalent, but killed or no mutant any more: {' | '.join(key)}" for key in sorted(stale)]
     print("\n".join(wrong))
     return int(bool(wrong))

@@ -239,6 +239,19 @@ def test_digits_stand_as_they_were_written_also_where_a_column_has_numbers_alone
         assert "1.23e+04" in text
 
 
+def test_of_two_tables_with_equal_verdicts_prose_comes_first():
+    recall, prose = (
+        Verdict(name, Status.SAME, metrics={metric: Measurement(0.5, 0.1)})
+        for name, metric in (("a", "recall_associative"), ("b", "kl"))
+    )
+    assert [cells[0][0] for _, cells in tables([recall, prose])] == ["b", "a"]
+
+
+def test_json_refuses_what_is_no_json():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        REPORTS["json"]([REGRESSED], {"seconds": math.nan})
+
+
 def test_every_column_in_its_unit():
     shown = {
         "loss_rise": ("loss rise\nmnat/token", "2"), "kl": ("KL\nmnat/token", "2"), "kl_p99": ("KL 99 %\nmnat", "2"),
