@@ -169,6 +169,21 @@ def test_what_is_not_measured_has_no_error_either(name):
     assert math.isnan(found.standard_error) or not math.isnan(found.value)
 
 
+def test_the_error_of_three_documents():
+    # Residuals 1, 1 and -2 around a mean of 2: sqrt(3 / 2 * 6) / 3 = 1.
+    three = {"prefill.kl": column(3.0, 3.0, 0.0), "prefill.tokens": column(1.0, 1.0, 1.0)}
+    three |= {"prefill.document": torch.tensor([5, 1, 3])}
+    assert METRICS["kl"].measure(three).standard_error == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["bits_per_byte", "accuracy", "recall_induction", "state_error"])
+def test_terms_of_what_is_not_asked_are_none_so_that_nothing_is_compared(name):
+    unasked = {k: v for k, v in EVIDENCE.items() if not k.startswith(("recall.", "long.", "items."))}
+    found = METRICS[name].terms(unasked | {"prefill.bytes": column(math.nan, math.nan)})
+    assert {part.shape for part in (found.values, found.weights, found.documents)} == {(0,)}
+    assert found.values.dtype == found.weights.dtype == torch.float64
+
+
 def test_one_document_alone_has_no_error():
     alone = EVIDENCE | {"prefill.document": torch.tensor([3, 3])}
     assert METRICS["kl"].measure(alone).value == METRICS["kl"].measure(EVIDENCE).value
