@@ -1,8 +1,9 @@
 """Makes the mutants of one source file: each the file with one small fault in it.
 
-The operators are mutmut's, and three of our own that it lacks: a condition negated, a statement left out, a float
-ten times as large. mutmut's own runner is not used: it mutates functions alone, and neither the constants of a
-module nor what is decorated, where a judge keeps its tolerances and its properties.
+The operators are mutmut's, with fewer of a call's arguments and of a string's letters, and three that it lacks: a
+condition negated, a statement left out, a float ten times as large. mutmut's own runner is not used: it mutates
+functions alone, and neither the constants of a module nor what is decorated, where a judge keeps its tolerances and
+its properties.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import libcst as cst
 from libcst.metadata import ByteSpanPositionProvider, MetadataWrapper, PositionProvider
-from mutmut.mutation.mutators import mutation_operators, operator_number, operator_string
+from mutmut.mutation.mutators import mutation_operators, operator_arg_removal, operator_number, operator_string
 
 NOT_ENTERED = (cst.Annotation, cst.Decorator, cst.Import, cst.ImportFrom)
 OBVIOUS = ("len", "isinstance", "super")  # without its argument each fails wherever it stands
@@ -139,12 +140,33 @@ def _replacements(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]
         if isinstance(node, kind):
             if operator is operator_number and isinstance(node, cst.Float) and node.evaluated_value:
                 made = [node.with_changes(value=repr(node.evaluated_value * 10))]
+            elif operator is operator_arg_removal:
+                made = list(_without_argument(node))
             else:
                 made = list(operator(node))
             # Of a string's mutants one is enough; the other two change its case.
             yield from ((node, new) for new in (made[:1] if operator is operator_string else made))
     yield from _negated(node)
     yield from _left_out(node)
+
+
+def _without_argument(call: cst.Call) -> Iterator[cst.Call]:
+    """Each argument None, and each left out; of one given by name the latter alone, since None is its usual default.
+
+    mutmut asks for both, and of `strict=True` for a third, its opposite, which operator_name makes already.
+    """
+    for i, arg in enumerate(call.args):
+        without = call.with_changes(args=[*call.args[:i], *call.args[i + 1 :]])
+        if arg.keyword:
+            if not (isinstance(arg.value, cst.Name) and arg.value.value in ("True", "False")):
+                yield without
+            continue
+        if not arg.star and not (isinstance(arg.value, cst.Name) and arg.value.value == "None"):
+            yield call.with_changes(
+                args=[*call.args[:i], arg.with_changes(value=cst.Name("None")), *call.args[i + 1 :]]
+            )
+        if len(call.args) > 1:
+            yield without
 
 
 def _negated(node: cst.CSTNode) -> Iterator[tuple[cst.CSTNode, cst.CSTNode]]:

@@ -105,6 +105,7 @@ def project(tmp_path: Path) -> Path:
 LIVING = ("shown: bool = False", "if not (shown):", "note(None)", "    + pass", "if net >= 0 else")
 
 
+@pytest.mark.slow
 def test_the_living_are_told_from_the_killed_and_listed_ones_are_let_be(project: Path) -> None:
     """Of functions and of what an import runs: `shown`'s default is both. A row that is listed for nothing is red."""
     status, said = run(project)
