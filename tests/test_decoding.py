@@ -40,6 +40,12 @@ def test_the_last_step_alone_is_tapped(model):
     assert seen[-1] == "lm_head:input"
 
 
+def test_what_taps_the_last_step_changes_the_last_logits_alone(model):
+    tokens = torch.randint(128, (2, 6), generator=torch.Generator().manual_seed(0))
+    changed = decode(model, tokens, 2, lambda site, x: x + 1) != decode(model, tokens, 2)
+    assert changed.flatten(2).any(-1).all(0).tolist() == [False, False, False, True]
+
+
 def test_states_at_checkpoints_do_not_depend_on_the_pieces(model):
     tokens = torch.randint(128, (2, 4 * CHECKPOINTS + 3), generator=torch.Generator().manual_seed(0))
     by_one, whole = (list(states_along(model, tokens, step)) for step in (1, 1000))
@@ -47,6 +53,9 @@ def test_states_at_checkpoints_do_not_depend_on_the_pieces(model):
     for a, b in zip(by_one, whole, strict=True):
         for x, y in zip(a, b, strict=True):
             torch.testing.assert_close(x.ssm, y.ssm, rtol=1e-12, atol=1e-12)
+    assert CHECKPOINTS == 8  # state_error_growth compares the end with an eighth of the way
+    _, state = model(tokens[:, :4])
+    torch.testing.assert_close(by_one[0][0].ssm, state[0].ssm, rtol=1e-12, atol=1e-12)
     _, state = model(tokens[:, : 4 * CHECKPOINTS])
     torch.testing.assert_close(by_one[-1][0].ssm, state[0].ssm, rtol=1e-12, atol=1e-12)
 
@@ -58,9 +67,10 @@ class Reader:
         self.guesses = made.tokens.clone()
         places = made.answers[0].nonzero()[:wrong, 0]
         self.guesses[0, places] = 0
-        self.at = 0
+        self.calls = 0
 
     def __call__(self, tokens, state=None, tap=None):
+        self.calls += 1
         start = 0 if state is None else state
         end = start + tokens.shape[1]
         return torch.nn.functional.one_hot(self.guesses[:, start:end], recall.VOCAB_SIZE).float(), end
@@ -71,5 +81,7 @@ class Reader:
 def test_answers_are_counted_per_sequence(task, by_steps):
     made = recall.sequences(task, 4, 3, "test")
     asked = made.answers.sum(1)
-    assert torch.equal(answers_right(Reader(made), made, by_steps), asked.int())
+    reader = Reader(made)
+    assert torch.equal(answers_right(reader, made, by_steps), asked.int())
+    assert reader.calls == (made.inputs.shape[1] if by_steps else 1)
     assert answers_right(Reader(made, wrong=1), made, by_steps).tolist() == [asked[0] - 1, *asked[1:]]

@@ -37,9 +37,6 @@ class Paired:
     n: int  # clusters or items that the test compares
 
 
-UNTESTED = Paired(0.0, 0.0, 1.0, math.inf, 0)
-
-
 def paired(old: Terms, new: Terms, level: float) -> Paired:
     """t-test of a ratio's difference over documents, held against a sign-flip permutation test.
 

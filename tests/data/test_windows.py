@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quambench.data.corpus import Document
+from quambench.data.recall import sequences
 from quambench.data.tasks import MAX_WORDS, MIN_WORDS, last_word_items, passages
 from quambench.data.tokenizer import Tokenizer
-from quambench.data.windows import full_windows, rest_windows, spread_windows
+from quambench.data.windows import full_windows, rest_windows, sequence_windows, spread_windows
 from quambench.errors import BadCheckpoint, BadCorpus, BadParameter
 
 LINE = "We the people hold that the union of the people shall stand, and shall stand for all of the people. "
@@ -63,8 +66,21 @@ def test_text_shorter_than_a_window_says_how_short(documents, tokenizer):
     longest = max(len(tokenizer.encode(d.text)) for d in documents)
     with pytest.raises(BadCorpus, match=f"the longest has {longest}"):
         spread_windows(documents, tokenizer, longest + 1, 4)
-    with pytest.raises(BadParameter, match="at least 1"):
-        spread_windows(documents, tokenizer, 0, 4)
+    with pytest.raises(BadCorpus, match=r"no document .* of 16 tokens \(the longest has 0\)"):
+        spread_windows([], tokenizer, 16, 4)
+    with pytest.raises(BadCorpus, match=r"^the documents hold no token at all$"):
+        full_windows([], tokenizer, 16)
+
+
+def test_windows_of_no_length_and_none_at_all_are_refused(documents, tokenizer):
+    for make in (
+        lambda: spread_windows(documents, tokenizer, 0, 4),
+        lambda: spread_windows(documents, tokenizer, 4, 0),
+        lambda: full_windows(documents, tokenizer, 0),
+    ):
+        with pytest.raises(BadParameter, match=r"^a window length or count must be at least 1 \(got 0\)$"):
+            make()
+    assert spread_windows(documents, tokenizer, 1, 1).targets.shape == (1, 1)
 
 
 def test_the_digest_follows_every_token_and_name(documents, tokenizer):
@@ -73,6 +89,44 @@ def test_the_digest_follows_every_token_and_name(documents, tokenizer):
     assert a.digest == full_windows(documents, tokenizer, 16).digest
     assert a.digest != full_windows(renamed, tokenizer, 16).digest
     assert a.digest != full_windows(documents, tokenizer, 17).digest
+    for other in (
+        replace(a, inputs=a.inputs + 1),
+        replace(a, targets=a.targets + 1),
+        replace(a, documents=a.documents + 1),
+        replace(a, targets=a.targets.flatten()),
+    ):
+        assert other.digest != a.digest
+
+
+def test_windows_by_hand():
+    """One letter a token; documents of five, two and ten of them."""
+    letters = Tokenizer.of_words("abcdefghij")
+    texts = {"one": "a b c d e", "two": "f g", "three": "h i j a b c d e f g"}
+    documents = [Document.of(name, text.encode()) for name, text in texts.items()]
+    windows = full_windows(documents, letters, 2)
+    assert windows.targets.tolist() == [[1, 2], [3, 4], [5, -1], [6, 7], [8, 9], [10, 1], [2, 3], [4, 5], [6, 7]]
+    assert windows.inputs.tolist() == [[0, 1], [0, 3], [0, 0], [0, 6], [0, 8], [0, 10], [0, 2], [0, 4], [0, 6]]
+    assert windows.documents.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2]
+    assert (windows.names, windows.n_bytes) == (("one", "two", "three"), 9 + 3 + 19)
+    # Stored results carry it.
+    assert windows.digest == "e06766da0edc440f7aadb25c9ff48d7d1239cab6a62920ef723bcb2c64eb9fd5"
+
+    spread = spread_windows(
+        documents, letters, 2, 5
+    )  # room for two, one and five; the last are the first and the third
+    assert spread.targets.tolist() == [[1, 2], [3, 4], [6, 7], [8, 9], [2, 3]]
+    assert spread.inputs.tolist() == [[0, 1], [0, 3], [0, 6], [0, 8], [0, 2]]
+    assert spread.documents.tolist() == [0, 0, 1, 2, 2]
+    assert (spread.names, spread.n_bytes) == (("one", "two", "three"), 5 * 3)
+
+
+def test_made_sequences_are_windows_of_their_own_documents():
+    made = sequences("associative", 2, 3, "test")
+    windows = sequence_windows(made)
+    assert torch.equal(windows.inputs, made.inputs)
+    assert torch.equal(windows.targets, made.tokens)
+    assert windows.documents.tolist() == [0, 1, 2]
+    assert (windows.names, windows.n_bytes) == (("sequence 0", "sequence 1", "sequence 2"), 0)
 
 
 @settings(max_examples=50, deadline=None)

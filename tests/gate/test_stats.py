@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from quambench.gate.stats import POWER, holm, log_ratio, mcnemar, paired, paired_mean, sign_flip_p
+from quambench.gate.stats import POWER, Paired, holm, log_ratio, mcnemar, paired, paired_mean, sign_flip_p
 from quambench.metrics import Terms
 
 EPS64 = torch.finfo(torch.float64).eps
@@ -48,15 +49,46 @@ def test_weights_make_a_ratio():
 
 
 def test_equal_results_differ_by_nothing():
-    found = paired(terms([1.0, 2.0]), terms([1.0, 2.0]), 0.05)
-    assert (found.difference, found.p_value, found.detectable) == (0.0, 1.0, 0.0)
+    assert paired(terms([1.0, 2.0]), terms([1.0, 2.0]), 0.05) == Paired(0.0, 0.0, 1.0, 0.0, 2)
+    assert paired_mean(torch.zeros(3), 0.05) == Paired(0.0, 0.0, 1.0, 0.0, 3)
 
 
-def test_a_constant_shift_is_certain_and_one_window_tells_nothing():
-    assert paired(terms(range(6)), terms([x + 0.5 for x in range(6)]), 0.05).p_value == 0.0
-    alone = paired(terms([1.0]), terms([1.5]), 0.05)
-    assert alone.p_value == 1.0
-    assert math.isinf(alone.detectable)
+@pytest.mark.parametrize("shift", [0.5, 1.0])
+def test_a_constant_shift_is_certain(shift):
+    found = paired(terms(range(6)), terms([x + shift for x in range(6)]), 0.05)
+    assert found == Paired(shift, 0.0, 0.0, 0.0, 6)
+
+
+def test_one_window_tells_nothing():
+    for alone in (paired(terms([1.0]), terms([1.5]), 0.05), paired_mean(torch.tensor([0.5]), 0.05)):
+        assert (alone.difference, alone.p_value, alone.detectable, alone.n) == (0.5, 1.0, math.inf, 1)
+        assert math.isnan(alone.standard_error)
+
+
+def test_two_are_enough_for_a_t_test():
+    pair = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    assert paired_mean(pair, 0.05).p_value == pytest.approx(oracle.ttest_1samp(pair.numpy(), 0).pvalue)
+
+
+def test_changes_that_cancel_still_have_an_error():
+    found = paired_mean(torch.tensor([1.0, -1.0], dtype=torch.float64), 0.05)
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+    assert found.standard_error == pytest.approx(1.0)
+    assert found.detectable > 0
+
+
+def test_a_difference_that_is_no_number_is_not_significant():
+    found = paired_mean(torch.tensor([1.0, math.nan, 2.0]), 0.05)
+    assert (found.p_value, found.detectable, found.n) == (1.0, math.inf, 3)
+    assert math.isnan(found.difference)
+    assert math.isnan(found.standard_error)
+
+
+def test_the_detectable_effect_by_a_table_of_students_t():
+    # Three degrees of freedom: 3.18245 at two-sided 5 %, 0.97847 at 80 %. The table has five decimals.
+    found = paired_mean(torch.tensor([0.3, -0.1, 0.4, 0.2], dtype=torch.float64), 0.05)
+    assert found.detectable == pytest.approx((3.18245 + 0.97847) * found.standard_error, rel=1e-5)
+    assert found.difference == pytest.approx(0.2)
 
 
 def test_windows_stand_for_themselves_where_documents_are_too_few():
@@ -75,7 +107,10 @@ def test_sign_flips_are_scipys_and_exact_by_hand():
     assert (p, least) == (0.25, 0.25)
     d = torch.randn(30, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     assert sign_flip_p(d) == sign_flip_p(d)  # a stream of its own
-    assert 0 < sign_flip_p(d)[0] <= 1
+    p, least = sign_flip_p(d)
+    assert 0 < p <= 1
+    assert (p * 2048).is_integer()  # twice a share of 4,096: 4,095 drawn, and what was observed
+    assert least == 1 / 2048
 
 
 def test_one_wild_document_is_not_significant_however_the_t_test_is_asked():
@@ -94,6 +129,20 @@ def test_the_permutation_test_has_the_last_word():
     assert t < 0.03 < flips
     assert least < flips
     assert found.p_value == flips
+    plain = paired_mean(shift, 0.03)
+    assert astuple(replace(found, p_value=t)) == pytest.approx(astuple(plain), rel=1e4 * EPS64)
+    # At a p that is the level nothing is significant, and signs are not asked.
+    at_the_level = paired(terms(torch.zeros(8)), terms(shift), 1e-6).p_value
+    assert paired(terms(torch.zeros(8)), terms(shift), at_the_level).p_value == at_the_level
+
+
+def test_signs_too_few_to_clear_the_level_veto_windows_and_not_documents():
+    """Of 2^8 signs at least 2 agree: p = 0.0078 is as low as eight can go."""
+    shift = torch.tensor([1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 0.98, 1.02], dtype=torch.float64)
+    apart = paired(terms(torch.zeros(8)), terms(shift), 0.001)
+    assert apart.p_value == pytest.approx(oracle.ttest_1samp(shift.numpy(), 0).pvalue, rel=1e-6)
+    two = [0] * 4 + [1] * 4
+    assert paired(terms(torch.zeros(8), two), terms(shift, two), 0.001).p_value == 2 / 2**8
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -104,9 +153,11 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert found.difference == pytest.approx(-0.07)
     # Variance of the difference of paired proportions: (b + c - (b - c)^2 / n) / n^2.
     assert found.standard_error == pytest.approx(math.sqrt(13 - 49 / 100) / 100)
-    assert mcnemar(old, old, 0.05).p_value == 1.0
     # 6 items one way: p = 2 / 64 < 0.05 and 5 items are 2 / 32 > 0.05.
     assert found.detectable == 6 / 100
+    assert mcnemar(old, old, 0.05) == Paired(0.0, 0.0, 1.0, 6 / 100, 100)
+    # 11 items: 2 / 2048 < 0.001 < 2 / 1024.
+    assert mcnemar(old, new, 0.001).detectable == 11 / 100
 
 
 def test_items_with_several_answers_are_compared_by_sign():

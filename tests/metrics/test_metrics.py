@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from quambench.metrics import METRICS
+from quambench.errors import UnknownName
+from quambench.metrics import METRICS, metrics_of
 
 
 def column(*values):
@@ -30,7 +31,7 @@ EVIDENCE = {
     "sites.local_mse": column(0.01, 1.0),
     "sites.signal": column(1.0, 10.0),
     "sites.clipped": column(0.0, 0.25),
-    "sites.accumulated": torch.tensor([[0.1, 0.1], [0.001, 0.001]], dtype=torch.float64),
+    "sites.accumulated": torch.tensor([[0.05, 0.15], [0.0015, 0.0005]], dtype=torch.float64),
 }
 EVIDENCE |= {
     "recall.associative.right": torch.tensor([3, 1]), "recall.associative.right_float": torch.tensor([4, 4]),
@@ -124,20 +125,133 @@ def test_a_site_that_stays_float_is_not_the_worst():
     assert METRICS["worst_local_sqnr"].measure(EVIDENCE | kept).value == worst
 
 
-def test_standard_errors_by_hand():
-    # kl: values 0.2 and 0.6 over weights 2 and 2: residuals -0.2 and 0.2, sqrt(2 * 0.08) / 4 = 0.1.
-    assert METRICS["kl"].measure(EVIDENCE).standard_error == pytest.approx(0.1, rel=1e-12)
-    # Perplexity's error is the loss's times the perplexity: residuals -2 and 2, sqrt(2 * 8) / 4 = 1.
-    assert METRICS["perplexity"].measure(EVIDENCE).standard_error == pytest.approx(math.exp(2.0), rel=1e-12)
+# sqrt(2 * (e1^2 + e2^2)) over the sum of weights, e the residuals of two documents, windows or sequences.
+ERRORS_BY_HAND = {
+    "perplexity": math.exp(2.0),  # the loss's times the perplexity: residuals -2 and 2, sqrt(2 * 8) / 4 = 1
+    "ppl_ratio": 0.0,
+    "decode_ppl_ratio": 0.0,
+    "bits_per_byte": 0.0,
+    "loss_rise": 0.0,
+    "kl": 0.1,  # residuals -0.2 and 0.2
+    "decode_kl": 0.1,
+    **{f"{phase}kl_{q}": v for phase in ("", "decode_") for q, v in zip(QUANTILES, (0.0, 0.0, 0.1, 0.2), strict=True)},
+    "decode_gap": 0.05,
+    "agreement": 0.25,
+    "decode_agreement": 0.25,
+    "accuracy": 0.0,  # each document has one right of two: windows alone would say 0.29
+    "accuracy_float": 0.25,
+    "flips_to_wrong": 0.0,
+    "flips_to_right": 0.25,
+    "recall_associative": 0.25,
+    "recall_associative_float": 0.0,
+    "recall_induction": 0.5,
+    "recall_induction_float": 0.0,
+    "recall_selective_copy": 0.0,
+    "recall_selective_copy_float": 0.25,
+    "state_error": 0.25,
+    "state_error_growth": 0.25,  # ratios 1.5 and 2
+}
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_every_metric_states_what_it_is(name):
+def test_standard_errors_by_hand(name):
+    wanted = ERRORS_BY_HAND.get(name, math.nan)  # of a count or an extreme there is none
+    found = METRICS[name].measure(EVIDENCE).standard_error
+    assert found == pytest.approx(wanted, rel=1e-12, abs=1e-15, nan_ok=True)  # few float64 roundings
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_what_is_not_measured_has_no_error_either(name):
+    unasked = {k: v for k, v in EVIDENCE.items() if not k.startswith(("recall.", "long.", "items."))}
+    unasked |= {"prefill.bytes": column(math.nan, math.nan), "sites.range_used": column(math.nan, math.nan)}
+    del unasked["sites.range_wasted"]
+    found = METRICS[name].measure(unasked)
+    assert math.isnan(found.standard_error) or not math.isnan(found.value)
+
+
+def test_the_error_of_three_documents():
+    # Residuals 1, 1 and -2 around a mean of 2: sqrt(3 / 2 * 6) / 3 = 1.
+    three = {"prefill.kl": column(3.0, 3.0, 0.0), "prefill.tokens": column(1.0, 1.0, 1.0)}
+    three |= {"prefill.document": torch.tensor([5, 1, 3])}
+    assert METRICS["kl"].measure(three).standard_error == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["bits_per_byte", "accuracy", "recall_induction", "state_error"])
+def test_terms_of_what_is_not_asked_are_none_so_that_nothing_is_compared(name):
+    unasked = {k: v for k, v in EVIDENCE.items() if not k.startswith(("recall.", "long.", "items."))}
+    found = METRICS[name].terms(unasked | {"prefill.bytes": column(math.nan, math.nan)})
+    assert {part.shape for part in (found.values, found.weights, found.documents)} == {(0,)}
+    assert found.values.dtype == found.weights.dtype == torch.float64
+
+
+def test_one_document_alone_has_no_error():
+    alone = EVIDENCE | {"prefill.document": torch.tensor([3, 3])}
+    assert METRICS["kl"].measure(alone).value == METRICS["kl"].measure(EVIDENCE).value
+    assert math.isnan(METRICS["kl"].measure(alone).standard_error)
+
+
+EXTREMES = (
+    "worst_local_sqnr", "worst_accumulated_sqnr", "most_clipped", "least_range_used", "range_wasted", "n_scales",
+    "scale_bytes", "model_bytes", "state_error_growth",
+)  # fmt: skip
+LOGARITHMIC = ("perplexity", "ppl_ratio", "decode_ppl_ratio")
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_two_results_are_paired_by_the_terms_that_make_the_number(name):
     metric = METRICS[name]
-    assert metric.name == name
-    assert metric.unit
-    assert metric.better in ("lower", "higher")
-    assert metric.version >= 1
+    if name in EXTREMES or "kl_p" in name:
+        assert metric.terms is None
+    else:
+        value = metric.measure(EVIDENCE).value
+        mean = metric.terms(EVIDENCE).mean()
+        assert mean == pytest.approx(math.log(value) if name in LOGARITHMIC else value, rel=1e-12)
+
+
+def test_a_site_that_wastes_nothing_because_it_stays_float_is_left_out_of_the_mean():
+    some = EVIDENCE | {"sites.range_wasted": column(0.5, math.nan), "sites.range_used": column(0.5, math.nan)}
+    assert METRICS["range_wasted"].measure(some).value == 0.5
+    assert METRICS["least_range_used"].measure(some).value == 0.5
+
+
+TASKS = ("associative", "induction", "selective_copy")
+SHARES_UP = (
+    "agreement", "decode_agreement", "accuracy", "accuracy_float", "flips_to_right",
+    *(f"recall_{task}{twin}" for task in TASKS for twin in ("", "_float")),
+)  # fmt: skip
+STATED = {  # unit, better
+    "perplexity": ("ppl", "lower"),
+    "ppl_ratio": ("ratio", "lower"),
+    "decode_ppl_ratio": ("ratio", "lower"),
+    "bits_per_byte": ("bits/byte", "lower"),
+    **dict.fromkeys(("loss_rise", "kl", "decode_kl", "decode_gap"), ("nats/token", "lower")),
+    **{f"{phase}kl_{q}": ("nats", "lower") for phase in ("", "decode_") for q in QUANTILES},
+    **dict.fromkeys(SHARES_UP, ("share", "higher")),
+    **dict.fromkeys(("flips_to_wrong", "most_clipped", "range_wasted"), ("share", "lower")),
+    "least_range_used": ("share", "higher"),
+    **dict.fromkeys(("worst_local_sqnr", "worst_accumulated_sqnr"), ("dB", "higher")),
+    **dict.fromkeys(("state_error", "state_error_growth"), ("ratio", "lower")),
+    "n_scales": ("scales", "lower"),
+    **dict.fromkeys(("scale_bytes", "model_bytes"), ("bytes", "lower")),
+}
+
+
+def test_every_metric_states_what_it_is():
+    """A direction turned round would call worse better; a version makes stored numbers stale."""
+    assert {name: (m.unit, m.better) for name, m in METRICS.items()} == STATED
+    assert {name: m.name for name, m in METRICS.items()} == {name: name for name in STATED}
+    assert {m.version for m in METRICS.values()} == {1}
+
+
+def test_an_unknown_metric_is_named():
+    with pytest.raises(UnknownName, match=r"no metric named 'kll'\. Did you mean 'kl'\?.* in quambench/metrics/$"):
+        METRICS["kll"]
+
+
+def test_metrics_of_a_result_are_all_that_are_known_and_its_tasks():
+    assert metrics_of(EVIDENCE) == dict(METRICS)
+    of_task = {f"task.arc.{c}": column(1.0) for c in ("value", "log_likelihood", "higher_is_better", "weight")}
+    assert set(metrics_of(EVIDENCE | of_task)) == {*METRICS, "task_arc", "task_arc_float", "task_arc_nats"}
 
 
 def test_a_model_gone_astray_has_an_infinite_perplexity_and_no_traceback():

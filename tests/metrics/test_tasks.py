@@ -48,6 +48,12 @@ def test_each_task_is_a_metric_and_its_float_twin() -> None:
         "task_wiki_nats": ("higher", "nats/document"),
     }
     assert gated_tasks(EVIDENCE) == ("task_arc.easy", "task_arc.easy_nats", "task_wiki", "task_wiki_nats")
+    assert {metric.name for metric in made.values()} == set(made)
+    assert {metric.version for metric in made.values()} == {1}
+
+
+def test_a_units_place_is_stored_and_never_changes() -> None:
+    assert UNITS == ("score", "nats/document", "nats/word", "nats/byte")
 
 
 def renamed(name: str) -> dict[str, torch.Tensor]:
@@ -80,6 +86,8 @@ def test_values_and_errors_by_hand() -> None:
     # Residuals 30 - 8 * 3 = 6 and 10 - 8 * 2 = -6: sqrt(2 / 1 * 72) / 5.
     assert found["task_wiki"].standard_error == pytest.approx(math.sqrt(2 * 72) / 5)
     assert found["task_wiki_nats"].value == -20  # a document each, not a byte
+    # Residuals -10 and 10: sqrt(2 / 1 * 200) / 2.
+    assert found["task_wiki_nats"].standard_error == pytest.approx(10)
 
 
 def test_the_command_lines_difference_of_likelihoods_is_by_document() -> None:
