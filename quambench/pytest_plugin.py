@@ -453,7 +453,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         write(terminal(state.verdicts).rstrip())
     for note in dict.fromkeys(state.notes):
         write(note)
-    for path in config.stash[WRITTEN]:
+    for path in dict.fromkeys(config.stash[WRITTEN]):
         write(f"written: {_short(path, config)}")
     for path in config.stash[REPORTED]:
         write(f"report: {path}")
