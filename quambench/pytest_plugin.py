@@ -21,19 +21,16 @@ from typing import Any, NoReturn
 import pytest
 
 from quambench.absent import Run
-from quambench.case import Case, Protocol, in_order
+from quambench.case import Case, Protocol
 from quambench.collected import SKIPPED, Collected, Item, Row, suite_of
-from quambench.errors import BadArtefact, BadParameter, QuambenchError, UnknownName, check_writable
+from quambench.errors import BadArtefact, BadParameter, QuambenchError, UnknownName
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
-from quambench.interchange.outside import find_calibration
 from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
-from quambench.models.checkpoint import bundled_names, checked_device
-from quambench.observers import ObserverSpec
-from quambench.policy.base import check_grouping
+from quambench.models.checkpoint import bundled_names
+from quambench.options import asked_by, session_of
 from quambench.provenance import merged, provenance, ran_here
-from quambench.quant.precision import Precision
-from quambench.report import REPORTS, check_report, format_of, terminal
+from quambench.report import REPORTS, format_of, terminal
 from quambench.session import INPUT_ERRORS, Session
 
 SESSION = pytest.StashKey[Session]()
@@ -94,65 +91,19 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "cases(*specs, language='prose', quick=False, architecture=''): what a suite runs, as ids without the model",
     )
-    option = config.option
-    try:
-        checked_device(option.qb_device)
-    except QuambenchError as error:
-        raise pytest.UsageError(str(error)) from None
-    session = Session(
-        device=option.qb_device,
-        baselines=option.qb_baselines or config.rootpath / "baselines",
-        corpus_path=option.qb_corpus,
-        update=option.qb_update,
-        new_only=option.qb_new_only,
-        accept=option.qb_accept,
-        allow_drift=option.qb_allow_drift,
-    )
-    config.stash[SESSION], config.stash[COLLECTED], config.stash[JUDGED] = session, Collected(), {}
-    config.stash[WRITTEN], config.stash[REPORTED], config.stash[RAN], config.stash[MISUSED] = [], [], [], []
-    config.pluginmanager.register(_Ends(config.stash[COLLECTED]), "quambench-ends")
     root = str(config.rootpath)
     if root not in sys.path:  # for an observer from outside, `module:Class`; last, where it hides nothing
         sys.path.append(root)
         config.add_cleanup(lambda: sys.path.remove(root))
+    collected = config.stash[COLLECTED] = Collected()
+    config.pluginmanager.register(_Ends(collected), "quambench-ends")
+    config.stash[JUDGED] = {}
+    config.stash[WRITTEN], config.stash[REPORTED], config.stash[RAN], config.stash[MISUSED] = [], [], [], []
     try:
-        option.qb_model = [session.load(name).name for name in option.qb_model]
-        for spec in option.qb_observer:
-            ObserverSpec.parse(spec)
-        if option.qb_observer and option.qb_calibration:
-            raise BadParameter("--qb-observer and --qb-calibration both say where scales come from: give one of them")
-        for name in option.qb_calibration:
-            find_calibration(name)
-        for grouping in option.qb_grouping:
-            check_grouping(grouping)
-        if option.qb_precision:
-            Precision.parse(option.qb_precision)
-        asked = bool(option.qb_task)
-        option.qb_task = in_order(name for given in option.qb_task for name in given.split(",") if name)
-        if asked and not option.qb_task:
-            raise BadParameter("--qb-task must name a task, e.g. --qb-task prose_lambada")
-        if option.qb_limit < 0 or (option.qb_limit and not option.qb_task):
-            raise BadParameter("--qb-limit is a number of documents of each --qb-task, 1 or more")
-        if option.qb_task:
-            session.tasks.check(option.qb_task)
-        for path in option.qb_report:
-            check_report(path, "--qb-report")
-        if option.qb_update or option.qb_new_only:
-            check_writable(session.baselines)
-        if option.qb_corpus:
-            _ = session.corpus
+        config.stash[SESSION] = session_of(config.option, config.rootpath)
+        config.stash[ASKED] = asked_by(config.option, config.stash[SESSION])
     except QuambenchError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[ASKED] = Asked(
-        models=tuple(option.qb_model),
-        observers=tuple(option.qb_observer),
-        calibrations=tuple(option.qb_calibration),
-        groupings=tuple(option.qb_grouping),
-        precision=option.qb_precision or "",
-        tasks=option.qb_task,
-        task_limit=option.qb_limit,
-        full=option.qb_full,
-    )
 
 
 class _Ends:
@@ -399,7 +350,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         state.notes.append("nothing was judged: every case that was asked for was skipped, or was not collected")
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
     n_verdicts = len(state.verdicts)
-    config.stash[WRITTEN] = state.write(whole=run.replaceable)
+    config.stash[WRITTEN] = list(dict.fromkeys(state.write(whole=run.replaceable)))
     if len(state.verdicts) > n_verdicts:  # something could not be stored
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     reports = config.option.qb_report if state.verdicts else ()
@@ -418,7 +369,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
         return None
     from quambench.scheduling import ByModel  # here: xdist is installed for certain
 
-    return ByModel(config, log, {*bundled_names("prose"), *bundled_names("recall"), *config.option.qb_model})
+    return ByModel(config, log, {*bundled_names("prose"), *bundled_names("recall"), *config.stash[ASKED].models})
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -453,7 +404,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         write(terminal(state.verdicts).rstrip())
     for note in dict.fromkeys(state.notes):
         write(note)
-    for path in dict.fromkeys(config.stash[WRITTEN]):
+    for path in config.stash[WRITTEN]:
         write(f"written: {_short(path, config)}")
     for path in config.stash[REPORTED]:
         write(f"report: {path}")

@@ -45,7 +45,7 @@ ORDER = (
     {"report"},
     {"session", "compare", "claims"},
     {"selftest", "scheduling", "collected", "marks"},
-    {"absent"},
+    {"absent", "options"},
     {"pytest_plugin", "cli"},
 )
 
