@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -94,7 +94,7 @@ class CasesMark:
         cases = []
         for spec in self.specs:
             case = Case.parse("", spec, protocol)
-            cases += [replace(case, model=name) for name in _of_depth(case, models, spec, asked)]
+            cases += [replace(case, model=name) for name in _of_depth(case, models, spec, asked, session)]
         if not cases:
             raise NoCase(f"no case: {', '.join(asked.models)} is of another depth than the mark's precisions")
         cases = _replaced(cases, asked, tasks=self.language == "prose")
@@ -102,35 +102,42 @@ class CasesMark:
             raise NoCase("no case: --qb-calibration stands in for none of the mark's")
         return list(dict.fromkeys(cases))
 
-    def _models(self, asked: Asked, session: Session) -> dict[str, ModelConfig]:
+    def _models(self, asked: Asked, session: Session) -> list[str]:
         if asked.models:
             spoken = {name: "recall" if c.recall else "prose" for name, c in session.checkpoints.items()}
             names = [name for name in asked.models if spoken[name] == self.language]
         else:
             names = list(bundled_names(self.language))
-        found = {name: (session.checkpoints.get(name) or session.load(name)).config for name in names}
         if self.architecture:
-            found = {name: config for name, config in found.items() if config.architecture == self.architecture}
-        if found:
-            return found
+            names = [name for name in names if _config(name, session).architecture == self.architecture]
+        if names:
+            return names
         wanted = f"{self.architecture or 'a model'} of {self.language}"
         if asked.models:
             raise NoCase(f"no case: the mark is for {wanted}, and --qb-model names {', '.join(asked.models)}")
         raise BadParameter(f"the mark cases is for {wanted}, and no bundled model is one: it judges nothing")
 
 
+def _config(name: str, session: Session) -> ModelConfig:
+    """Of a model, which is loaded for it: asked only where a mark leaves models out."""
+    return (session.checkpoints.get(name) or session.load(name)).config
+
+
 class NoCase(Exception):
     """A mark has no case in this run, rightly; the message says why."""
 
 
-def _of_depth(case: Case, models: Mapping[str, ModelConfig], spec: str, asked: Asked) -> Collection[str]:
+def _of_depth(case: Case, models: Sequence[str], spec: str, asked: Asked, session: Session) -> Sequence[str]:
     """Models that a case is for: a suite's own mix of precisions is of one depth, and others have no such case."""
     deep = len(case.precision.layers)
-    names = [name for name, config in models.items() if not deep or config.n_layers == deep]
-    if not names and not asked.models:
-        depths = ", ".join(f"{name} has {config.n_layers}" for name, config in models.items())
-        raise BadParameter(f"{spec!r} is for {deep} layers, and no bundled model of the mark has as many ({depths})")
-    return names
+    if not deep:
+        return models
+    depths = {name: _config(name, session).n_layers for name in models}
+    found = [name for name, depth in depths.items() if depth == deep]
+    if not found and not asked.models:
+        there = ", ".join(f"{name} has {depth}" for name, depth in depths.items())
+        raise BadParameter(f"{spec!r} is for {deep} layers, and no bundled model of the mark has as many ({there})")
+    return found
 
 
 def _replaced(cases: list[Case], asked: Asked, tasks: bool) -> list[Case]:

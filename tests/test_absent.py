@@ -529,7 +529,7 @@ def test_with_workers_a_skipped_suite_is_unknown_and_another_ones_orphan_is_remo
 
 def test_what_a_crashed_worker_would_have_produced_is_unknown(recorded, pytester):
     (pytester.path / "suites" / "test_alpha.py").write_text(another(body="import os; os._exit(3)"))
-    result = recorded("--qb-update", workers=2)
+    result = recorded("--qb-update", workers=1)
     assert result.ret == 1
     assert "crashed: the verdicts that it had made are lost" in text(result)
     assert "ORPHAN" not in text(result)
@@ -541,7 +541,7 @@ def test_with_workers_an_xfail_is_shown_and_a_swallowed_verdict_red(recorded, py
     (pytester.path / "suites" / "test_alpha.py").write_text(XFAIL.format(more=""))
     swallowing = BETA.replace("judge(case)\n", "try: judge(case)\n    except BaseException: pass\n")
     (pytester.path / "suites" / "test_beta.py").write_text(swallowing)
-    result = recorded(red=["running_max"], workers=2)
+    result = recorded(red=["running_max"], workers=1)
     assert result.ret == 1
     assert f"REGRESSED {RUNNING_MAX} passes: its test is marked xfail" in text(result)
     assert f"REGRESSED {RUNNING_MAX} fails the run: suites/test_beta.py::test_beta" in text(result)

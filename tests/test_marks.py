@@ -18,12 +18,15 @@ from quambench.session import Session
 CONFTEST = 'pytest_plugins = ["quambench.pytest_plugin"]\n'
 
 
-@pytest.fixture
-def run(pytester, monkeypatch, world):
-    """run(text of test_alpha.py, *options): pytest over it, in this process.
+@pytest.fixture(scope="session")
+def _loaded(world) -> None:
+    """What a run in this process is the first to import is dropped when it ends, and triton cannot be loaded twice."""
+    load_checkpoint(str(world / "tiny-model"))
 
-    After `world`: what such a run is the first to import is dropped when it ends, and triton cannot be loaded twice.
-    """
+
+@pytest.fixture
+def run(pytester, monkeypatch, _loaded):
+    """run(text of test_alpha.py, *options): pytest over it, in this process."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini("[pytest]")
     suite = pytester.mkdir("suites") / "test_alpha.py"
