@@ -10,39 +10,41 @@ per model and case:
 
 from __future__ import annotations
 
+import difflib
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from quambench.case import FULL, QUICK, Case, Protocol, in_order, may_come_from_outside
-from quambench.errors import BadArtefact, BadParameter, QuambenchError, check_writable
+from quambench.absent import Run
+from quambench.case import Case, Protocol
+from quambench.collected import SKIPPED, Collected, Item, Row, suite_of
+from quambench.errors import BadArtefact, BadParameter, QuambenchError, UnknownName
 from quambench.gate.probes import all_probes
 from quambench.gate.verdicts import Verdict
-from quambench.interchange.outside import find_calibration
-from quambench.models.checkpoint import bundled_names, checked_device
-from quambench.models.config import ModelConfig
-from quambench.observers import ObserverSpec
-from quambench.policy.base import check_grouping
+from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
+from quambench.models.checkpoint import bundled_names
+from quambench.options import asked_by, session_of
 from quambench.provenance import merged, provenance, ran_here
-from quambench.quant.precision import Precision
-from quambench.report import REPORTS, check_report, format_of, terminal
+from quambench.report import REPORTS, format_of, terminal
 from quambench.session import INPUT_ERRORS, Session
 
 SESSION = pytest.StashKey[Session]()
-PRODUCED = pytest.StashKey[dict[str, list[str]]]()  # suite -> ids of all its collected cases
-PARTIAL = pytest.StashKey[bool]()  # not all that is stored could run: orphans are not judged
-NARROWED = pytest.StashKey[bool]()  # not all cases of the suites and models asked for ran
+COLLECTED = pytest.StashKey[Collected]()
+ASKED = pytest.StashKey[Asked]()
+JUDGED = pytest.StashKey[dict[tuple[str, Case | str], Verdict]]()  # by suite and case, or probe
 WRITTEN = pytest.StashKey[list[Path]]()  # baselines
 REPORTED = pytest.StashKey[list[Path]]()  # reports that were written
 RAN = pytest.StashKey[list[dict[str, Any]]]()  # xdist: what the workers ran
 MISUSED = pytest.StashKey[list[str]]()  # xdist: what made the input useless, one line each
 # pytest's own options that leave tests out, some of them without telling
-NARROWING = ("keyword", "markexpr", "lf", "ignore", "ignore_glob", "deselect", "stepwise", "maxfail")
+NARROWING = ("keyword", "markexpr", "lf", "deselect", "stepwise")
+# and those under which pytest only shows, or sets up: nothing is judged, nothing is written
+LOOKING = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test", "markers", "cacheshow")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,109 +91,82 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "cases(*specs, language='prose', quick=False, architecture=''): what a suite runs, as ids without the model",
     )
-    option = config.option
-    try:
-        checked_device(option.qb_device)
-    except QuambenchError as error:
-        raise pytest.UsageError(str(error)) from None
-    session = Session(
-        device=option.qb_device,
-        baselines=option.qb_baselines or config.rootpath / "baselines",
-        corpus_path=option.qb_corpus,
-        update=option.qb_update,
-        new_only=option.qb_new_only,
-        accept=option.qb_accept,
-        allow_drift=option.qb_allow_drift,
-    )
-    config.stash[SESSION], config.stash[PRODUCED], config.stash[MISUSED] = session, {}, []
-    config.stash[WRITTEN], config.stash[REPORTED], config.stash[RAN] = [], [], []
-    config.stash[NARROWED] = any(getattr(option, name, None) for name in NARROWING)
-    replaced = (
-        option.qb_observer or option.qb_calibration or option.qb_grouping or option.qb_precision or option.qb_task
-    )
-    config.stash[PARTIAL] = bool(option.qb_model or replaced or config.stash[NARROWED])
     root = str(config.rootpath)
     if root not in sys.path:  # for an observer from outside, `module:Class`; last, where it hides nothing
         sys.path.append(root)
         config.add_cleanup(lambda: sys.path.remove(root))
+    collected = config.stash[COLLECTED] = Collected()
+    config.pluginmanager.register(_Ends(collected), "quambench-ends")
+    config.stash[JUDGED] = {}
+    config.stash[WRITTEN], config.stash[REPORTED], config.stash[RAN], config.stash[MISUSED] = [], [], [], []
     try:
-        option.qb_model = [session.load(name).name for name in option.qb_model]
-        for spec in option.qb_observer:
-            ObserverSpec.parse(spec)
-        if option.qb_observer and option.qb_calibration:
-            raise BadParameter("--qb-observer and --qb-calibration both say where scales come from: give one of them")
-        for name in option.qb_calibration:
-            find_calibration(name)
-        for grouping in option.qb_grouping:
-            check_grouping(grouping)
-        if option.qb_precision:
-            Precision.parse(option.qb_precision)
-        asked = bool(option.qb_task)
-        option.qb_task = in_order(name for given in option.qb_task for name in given.split(",") if name)
-        if asked and not option.qb_task:
-            raise BadParameter("--qb-task must name a task, e.g. --qb-task prose_lambada")
-        if option.qb_limit < 0 or (option.qb_limit and not option.qb_task):
-            raise BadParameter("--qb-limit is a number of documents of each --qb-task, 1 or more")
-        if option.qb_task:
-            session.tasks.check(option.qb_task)
-        for path in option.qb_report:
-            check_report(path, "--qb-report")
-        if option.qb_update or option.qb_new_only:
-            check_writable(session.baselines)
-        if option.qb_corpus:
-            _ = session.corpus
+        config.stash[SESSION] = session_of(config.option, config.rootpath)
+        config.stash[ASKED] = asked_by(config.option, config.stash[SESSION])
     except QuambenchError as error:
         raise pytest.UsageError(str(error)) from None
 
 
+class _Ends:
+    """How tests end; a plug-in of its own, since pytest tells this without the configuration."""
+
+    def __init__(self, collected: Collected) -> None:
+        self._collected = collected
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._collected.end(
+            report.nodeid, report.outcome, report.when == "call", expected=getattr(report, "wasxfail", None)
+        )
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Ctrl-C, or pytest.exit with whatever code."""
+        self._collected.early = True
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "probe" in metafunc.fixturenames:
+    if "probe" in metafunc.fixturenames and not _has_own(metafunc, "probe"):
         metafunc.parametrize("probe", [probe.name for probe in all_probes()])
-    if "case" not in metafunc.fixturenames:
-        return
-    mark = metafunc.definition.get_closest_marker("cases")
-    cases = _cases(metafunc.config, mark.args if mark else (), **(mark.kwargs if mark else {}))
-    metafunc.parametrize("case", [pytest.param(c, id=c.id) for c in cases])
-
-
-def _cases(
-    config: pytest.Config, specs: Sequence[str], language: str = "prose", quick: bool = False, architecture: str = ""
-) -> list[Case]:
-    """One case per model and spec; named models stand in for the bundled ones of their language.
-
-    architecture  where given, of its models alone
-
-    A suite's own mix of precisions is of one depth: models of another have no such case.
-    """
-    option, session = config.option, config.stash[SESSION]
-    if option.qb_model:
-        spoken = {name: "recall" if c.recall else "prose" for name, c in session.checkpoints.items()}
-        models = [name for name in option.qb_model if spoken[name] == language]
+    try:
+        mark = _mark_of(metafunc)
+        if mark is None:
+            return
+        cases = mark.cases(metafunc.config.stash[ASKED], metafunc.config.stash[SESSION])
+    except NoCase as none:
+        left_out = pytest.mark.skip(reason=str(none))
+        metafunc.parametrize("case", [pytest.param(None, id="none", marks=left_out)])
+    except QuambenchError as error:
+        raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from None
     else:
-        models = list(bundled_names(language))
+        metafunc.parametrize("case", [pytest.param(c, id=c.id) for c in cases])
 
-    def config_of(name: str) -> ModelConfig:
-        return (session.checkpoints.get(name) or session.load(name)).config
 
-    if architecture:
-        models = [n for n in models if config_of(n).architecture == architecture]
-    protocol = FULL if option.qb_full else QUICK if quick else Protocol()
-    cases = [Case.parse(m, spec, protocol) for m in models for spec in specs]
-    cases = [c for c in cases if not (deep := len(c.precision.layers)) or deep == config_of(c.model).n_layers]
-    if option.qb_observer:
-        observers = [ObserverSpec.parse(spec) for spec in option.qb_observer]
-        cases = [replace(case, observer=o) for case in cases for o in observers]
-    if option.qb_calibration:
-        cases = [
-            case.calibrated_by(name) for case in cases if may_come_from_outside(case) for name in option.qb_calibration
-        ]
-    if option.qb_grouping:
-        cases = [replace(case, grouping=g) for case in cases for g in option.qb_grouping]
-    if option.qb_precision:
-        cases = [replace(case, precision=Precision.parse(option.qb_precision)) for case in cases]
-    if option.qb_task and language == "prose":
-        cases = [replace(case, tasks=option.qb_task, task_limit=option.qb_limit) for case in cases]
-    return list(dict.fromkeys(cases))
+def _mark_of(metafunc: pytest.Metafunc) -> CasesMark | None:
+    """A test's mark `cases`; None where it has nothing to do with cases. raises UnknownName, BadParameter"""
+    marks, names = list(metafunc.definition.iter_markers("cases")), metafunc.fixturenames
+    own = _has_own(metafunc, "case")
+    if not marks and "judge" not in names and ("case" not in names or own):
+        return None
+    if "case" not in names:
+        what = "has the mark cases" if marks else "asks for judge"
+        raise BadParameter(f"it {what} and asks for no case: write def {metafunc.function.__name__}(case, judge)")
+    if own:
+        raise BadParameter(f"case has values of its own here, and judge takes those of the mark alone: write {EXAMPLE}")
+    if not marks:
+        given = sorted({mark.name for mark in metafunc.definition.iter_markers()})
+        close = difflib.get_close_matches("cases", given, n=1)
+        hint = f" Did you mean cases by the mark {close[0]!r}?" if close else ""
+        raise BadParameter(f"it asks for case and has no mark that names its cases.{hint} Write {EXAMPLE}")
+    if len(marks) > 1:
+        raise BadParameter(f"it has {len(marks)} marks named cases, its class's and module's included: write one")
+    return CasesMark.parse(marks[0].args, marks[0].kwargs)
+
+
+def _has_own(metafunc: pytest.Metafunc, name: str) -> bool:
+    """Whether a fixture or a parametrize of somebody else gives the values of a name."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        if name in (names.replace(",", " ").split() if isinstance(names, str) else names):
+            return True
+    return name in getattr(metafunc, "_arg2fixturedefs", {})
 
 
 def _case_of(item: pytest.Item) -> Case | None:
@@ -205,22 +180,49 @@ def _run_of(case: Case) -> tuple[str, Protocol]:
     return case.model, case.protocol
 
 
-def _suite_of(item: pytest.Item) -> str:
-    return item.path.stem.removeprefix("test_")
+def _asks(item: pytest.Item) -> bool:
+    """Whether a test is there to get a verdict."""
+    return isinstance(item, pytest.Function) and ("judge_probe" in item.fixturenames or _takes_case(item))
+
+
+def _takes_case(item: pytest.Function) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return "judge" in item.fixturenames or bool(callspec and isinstance(callspec.params.get("case"), Case))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Note which files were collected, and which of them not whole."""
+    report: pytest.CollectReport = yield  # type: ignore[assignment]
+    if isinstance(collector, pytest.File | pytest.Class):
+        collected, file = collector.config.stash[COLLECTED], collector.path.resolve()
+        collected.files.add(file)
+        if why := _not_whole(collector, report):
+            collected.broken.setdefault(file, why)
+    return report  # type: ignore[return-value]
+
+
+def _not_whole(collector: pytest.Collector, report: pytest.CollectReport) -> str:
+    if report.outcome == SKIPPED:
+        return "was skipped"
+    if not report.passed:
+        return "could not be collected"
+    if not getattr(getattr(collector, "obj", None), "__test__", True):
+        return "says __test__ = False"
+    if isinstance(collector, pytest.Class) and not report.result:
+        return f"has no test in its class {collector.name}"  # one with __init__, for which pytest only warns
+    return ""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    case = _case_of(item)
+    named = (case.id, case.model) if case else ("", "")
+    item.config.stash[COLLECTED].items[item.nodeid] = Item(item.path.resolve(), *named, asks=_asks(item))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """Note what was collected before -k takes any away; then bring the cases of a model together.
-
-    Together, and announced beforehand, they share one calibration pass.
-    """
-    if any("::" in str(argument) for argument in config.args):
-        config.stash[PARTIAL] = config.stash[NARROWED] = True
-    for item in items:
-        case = _case_of(item)
-        if case is not None:
-            config.stash[PRODUCED].setdefault(_suite_of(item), []).append(case.id)
+    """Bring the cases of a model together: so, and announced beforehand, they share one calibration pass."""
     yield
     cases = [case for item in items if (case := _case_of(item))]
     position = {run: i for i, run in enumerate(dict.fromkeys(_run_of(case) for case in cases))}
@@ -228,9 +230,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[SESSION].plan(cases)
 
 
-def pytest_deselected(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.config.stash[PARTIAL] = item.config.stash[NARROWED] = True
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[COLLECTED].chosen |= {item.nodeid for item in session.items}
 
 
 def _misused(config: pytest.Config, error: QuambenchError) -> NoReturn:
@@ -245,17 +246,14 @@ def _misused(config: pytest.Config, error: QuambenchError) -> NoReturn:
 @pytest.fixture
 def judge(request: pytest.FixtureRequest) -> Callable[[Case], Verdict]:
     """judge(case): run it, compare it with its baseline, fail on anything but SAME."""
-    session = request.config.stash[SESSION]
+    item, config = request.node, request.config
+    session, suite = config.stash[SESSION], suite_of(item.path)
 
     def check(case: Case) -> Verdict:
         __tracebackhide__ = True
-        try:
-            verdict = session.judge(_suite_of(request.node), case)
-        except INPUT_ERRORS as error:
-            _misused(request.config, error)
-        if not verdict.passes(session.allow_drift):
-            pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
-        return verdict
+        if case is None or case != _case_of(item):
+            pytest.fail(f"judge takes the case of its own test: write judge(case) (got {case!r:.80})", pytrace=False)
+        return _answer(item, (suite, case), lambda: session.judge(suite, case), INPUT_ERRORS)
 
     return check
 
@@ -263,46 +261,95 @@ def judge(request: pytest.FixtureRequest) -> Callable[[Case], Verdict]:
 @pytest.fixture
 def judge_probe(request: pytest.FixtureRequest) -> Callable[[str], Verdict]:
     """judge_probe(name): ask one unit its stored question, fail on another answer."""
-    session = request.config.stash[SESSION]
+    item, session = request.node, request.config.stash[SESSION]
 
     def check(name: str) -> Verdict:
         __tracebackhide__ = True
-        try:
-            verdict = session.judge_probe(name)
-        except BadArtefact as error:
-            _misused(request.config, error)
-        if not verdict.passes(session.allow_drift):
-            pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
-        return verdict
+        known = [probe.name for probe in all_probes()]
+        if name not in known:
+            pytest.fail(str(UnknownName("probe", str(name), known)), pytrace=False)
+        return _answer(item, ("probe", name), lambda: session.judge_probe(name), (BadArtefact,))
 
     return check
 
 
+def _answer(
+    item: pytest.Item,
+    asked: tuple[str, Case | str],
+    judged: Callable[[], Verdict],
+    misuse: tuple[type[QuambenchError], ...],
+) -> Verdict:
+    """The verdict on one case or probe, made once a run however often it is asked for; fails where it does."""
+    __tracebackhide__ = True
+    config = item.config
+    if _only_looks(config):
+        pytest.skip("pytest sets up and runs nothing: nothing is judged")
+    verdicts = config.stash[JUDGED]
+    try:
+        verdict = verdicts[asked] if asked in verdicts else verdicts.setdefault(asked, judged())
+    except misuse as error:
+        _misused(config, error)
+    passes = verdict.passes(config.stash[SESSION].allow_drift)
+    rows = config.stash[COLLECTED].rows.setdefault(item.nodeid, [])
+    rows.append(Row(verdict.case_id, verdict.status, passes))
+    if not passes:
+        pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
+    return verdict
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """A test that is there to judge and did not is no green one."""
+    __tracebackhide__ = True
+    result = yield
+    if _asks(pyfuncitem) and not pyfuncitem.config.stash[COLLECTED].rows_of(pyfuncitem.nodeid):
+        call = "judge(case)" if _takes_case(pyfuncitem) else "judge_probe(probe)"
+        pytest.fail(f"{pyfuncitem.nodeid} judged nothing: write {call} in it", pytrace=False)
+    return result
+
+
+def _only_looks(config: pytest.Config) -> bool:
+    return any(getattr(config.option, name, False) for name in LOOKING)
+
+
+def _narrowed(config: pytest.Config) -> bool:
+    """Whether options or arguments leave tests out."""
+    by_option = any(getattr(config.option, name, None) for name in NARROWING)
+    return by_option or any("::" in str(argument) for argument in config.args)
+
+
+def _run(config: pytest.Config) -> Run:
+    """This run, as it ended."""
+    given = tuple((config.invocation_params.dir / str(argument)).resolve() for argument in config.args)
+    return Run(
+        config.rootpath, given, _narrowed(config), config.stash[ASKED], config.stash[COLLECTED], config.stash[SESSION]
+    )
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
-    state, produced = config.stash[SESSION], config.stash[PRODUCED]
+    state, collected = config.stash[SESSION], config.stash[COLLECTED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
-        left_out = config.stash[PARTIAL], config.stash[NARROWED]
-        found = (state.verdicts, state.notes, state.to_write, produced, left_out, config.stash[MISUSED], ran_here())
+        found = (state.verdicts, state.notes, state.to_write, collected, config.stash[MISUSED], ran_here())
         config.workeroutput["quambench"] = pickle.dumps(found)
+        return
+    if _only_looks(config):
         return
     if config.stash[MISUSED]:
         exitstatus = session.exitstatus = pytest.ExitCode.USAGE_ERROR
-    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    if collected.early or exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         # interrupted or misused: nothing is judged as absent, nothing is written
         state.verdicts = [replace(v, written=False) for v in state.verdicts]
         if state.to_write:
             state.notes.append("the run ended early: nothing was stored")
         return
-    full = not config.stash[PARTIAL] and bool(produced)
-    if full:
-        for suite, ids in sorted(_suites_in_scope(config, produced).items()):
-            if any(not v.passes(state.allow_drift) for v in state.orphans(suite, ids, config.option.qb_full)):
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        probed = any(v.case_id.startswith("probe/") for v in state.verdicts)
-        if probed and any(not v.passes(state.allow_drift) for v in state.gone_probes()):
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    config.stash[WRITTEN] = state.write(whole=not config.stash[NARROWED])
+    run = _run(config)
+    if not run.settle():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    elif exitstatus == pytest.ExitCode.OK and run.judged_nothing:
+        state.notes.append("nothing was judged: every case that was asked for was skipped, or was not collected")
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+    config.stash[WRITTEN] = list(dict.fromkeys(state.write(whole=run.replaceable)))
     if state.refused:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     reports = config.option.qb_report if state.verdicts else ()
@@ -314,17 +361,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         config.stash[REPORTED].append(path)
 
 
-def _suites_in_scope(config: pytest.Config, produced: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Collected suites; and, where the whole suites folder was asked for, stored ones that are gone."""
-    scope: dict[str, list[str]] = dict(produced)
-    suites = config.rootpath / "suites"
-    asked = [(config.invocation_params.dir / str(a)).resolve() for a in config.args]
-    if any(suites == a or suites.is_relative_to(a) for a in asked):
-        root = config.stash[SESSION].baselines
-        scope |= {p.name: [] for p in root.glob("*") if p.is_dir() and p.name not in scope}
-    return scope
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
     """xdist: with plain -n, cases of one model stay on one worker."""
@@ -332,17 +368,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
         return None
     from quambench.scheduling import ByModel  # here: xdist is installed for certain
 
-    return ByModel(config, log, {*bundled_names("prose"), *bundled_names("recall"), *config.option.qb_model})
+    return ByModel(config, log, {*bundled_names("prose"), *bundled_names("recall"), *config.stash[ASKED].models})
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """xdist: take over what a worker found."""
+    """xdist: take over what a worker found; one that crashed leaves all it did unknown."""
     sent = getattr(node, "workeroutput", {}).get("quambench")
     if sent is None:
+        node.config.stash[COLLECTED].lost.append(f"the worker {node.gateway.id}")
         return
     # from our own worker process
-    verdicts, notes, to_write, produced, (partial, narrowed), misused, ran = pickle.loads(sent)
+    verdicts, notes, to_write, collected, misused, ran = pickle.loads(sent)
     node.config.stash[RAN].append(ran)
     state = node.config.stash[SESSION]
     state.verdicts += verdicts
@@ -350,9 +387,7 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     node.config.stash[MISUSED].extend(misused)
     for key, records in to_write.items():
         state.to_write.setdefault(key, []).extend(records)
-    node.config.stash[PRODUCED] |= produced
-    node.config.stash[PARTIAL] = node.config.stash[PARTIAL] or partial
-    node.config.stash[NARROWED] = node.config.stash[NARROWED] or narrowed
+    node.config.stash[COLLECTED].merge(collected)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -361,10 +396,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     misused = config.stash[MISUSED]
     for message in dict.fromkeys(misused):
         write(f"quambench: {message}", red=True)
-    if not state.verdicts:
+    if not (state.verdicts or state.notes):
         return
     terminalreporter.section("quambench")
-    write(terminal(state.verdicts).rstrip())
+    if state.verdicts:
+        write(terminal(state.verdicts).rstrip())
     for note in dict.fromkeys(state.notes):
         write(note)
     for path in config.stash[WRITTEN]:

@@ -5,7 +5,7 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -253,24 +253,26 @@ class Session:
                 return None
             raise
 
-    def orphans(self, suite: str, produced: Sequence[str], full_size: bool = False) -> list[Verdict]:
+    def orphans(
+        self, suite: str, produced: Collection[str], full_size: bool = False, models: Collection[str] | None = None
+    ) -> list[Verdict]:
         """Stored cases of a suite that a whole run did not produce; also kept as verdicts.
 
         full_size  the run was of --qb-full's cases: those and the others are judged apart; those with tasks never,
                    being made on request alone
+        models     the models of the run, where not all: what is stored of others, it could not produce
         """
         found = []
-        models = {path.stem for path in (self.baselines / suite).glob("*/*.json")}
-        for model in sorted(models):
-            try:
-                stored = self.store.find(suite, model)
-            except BadArtefact as error:
-                found.append(Verdict(f"{suite}/{model}", Status.ERROR, str(error)))
+        for model in self.store.models(suite):
+            if models is not None and model not in models:
                 continue
-            of_this_size = (
-                {i for i in stored.cases if not asks_tasks(i) and is_full(i) == full_size} if stored else set()
-            )
-            for case_id in sorted(of_this_size - set(produced)):
+            try:
+                ids = self._ids(suite, model, full_size)
+            except BadArtefact as error:
+                if (suite, model) not in self.to_write:  # else `write` replaces it, or says why not
+                    found.append(Verdict(f"{suite}/{model}", Status.ERROR, str(error)))
+                continue
+            for case_id in sorted(ids - set(produced)):
                 reason = "stored, but no case produces it any more; a full run with --qb-update removes it"
                 found.append(Verdict(case_id, Status.ORPHAN, reason, written=self.update))
                 if self.update:
@@ -278,18 +280,36 @@ class Session:
         self.verdicts += found
         return found
 
+    def stored(self, suite: str, full_size: bool, models: Collection[str]) -> set[str]:
+        """Ids of what is stored of a suite for some models, as `orphans` would look at it; unreadable: nothing."""
+        ids: set[str] = set()
+        for model in self.store.models(suite):
+            if model in models:
+                with suppress(BadArtefact):
+                    ids |= self._ids(suite, model, full_size)
+        return ids
+
+    def _ids(self, suite: str, model: str, full_size: bool) -> set[str]:
+        """Ids of one file's cases of one size, those with tasks left out. raises BadArtefact"""
+        stored = self.store.find(suite, model)
+        return {i for i in stored.cases if not asks_tasks(i) and is_full(i) == full_size} if stored else set()
+
     def gone_probes(self) -> list[Verdict]:
         """Stored answers that no probe asks for any more, on full runs; also kept as verdicts."""
         return [self.judge_probe(name) for name, result in self.probes.items() if result.status == "gone"]
 
-    def write(self, whole: bool = True) -> list[Path]:
+    def write(self, whole: Collection[tuple[str, str]] | None = None) -> list[Path]:
         """Write what --qb-update or --qb-new-only collected.
 
-        whole  every case of the suites ran: then a file that cannot be read is replaced, else it is refused
+        whole  (suite, model) whose cases all ran, where not all: then a file that cannot be read is replaced, else
+               it is refused
         """
         paths = []
         for (suite, model), gone in sorted(self.to_remove.items()):
-            paths += self.store.remove(suite, model, gone)
+            try:
+                paths += self.store.remove(suite, model, gone)
+            except BadArtefact as error:  # another machine class's file
+                self.verdicts.append(Verdict(f"{suite}/{model}", Status.ERROR, f"not removed everywhere: {error}"))
         answered = {v.case_id.removeprefix("probe/") for v in self.verdicts if v.written and v.unit}
         answered &= set(self.probes) if answered else set()
         if answered:
@@ -311,10 +331,14 @@ class Session:
             except NewerSchema as error:
                 self._refuse(suite, model, str(error))
             except BadArtefact as error:
-                if whole:
+                if others := self._of_other_runs(suite, model):
+                    advice = f"replacing it would lose {_listed(others, 'case')} that another kind of run measures"
+                    self._refuse(suite, model, f"{error}; {advice}")
+                elif whole is None or (suite, model) in whole:
                     paths.append(self.store.write(suite, model, records, afresh=True))
                 else:
-                    self._refuse(suite, model, f"{error}; replacing it takes all its cases: leave -k and the like out")
+                    advice = "replacing it takes a run of all the suite's own cases, none skipped or left out"
+                    self._refuse(suite, model, f"{error}; {advice}")
         return paths
 
     def _with_floor(self, case: Case, record: Record, again: Evidence | None) -> Record | None:
@@ -334,6 +358,13 @@ class Session:
         ]
         self.refused = True
         return None
+
+    def _of_other_runs(self, suite: str, model: str) -> list[str]:
+        """Cases that a file names and that no run like this one measures: of the other size, or with tasks."""
+        size = any(is_full(case.id) for case, _ in self.to_write[suite, model])
+        written = {case.id for case, _ in self.to_write[suite, model]}
+        named = self.store.named(suite, model) - written
+        return sorted(i for i in named if asks_tasks(i) or is_full(i) != size)
 
     def _refuse(self, suite: str, model: str, reason: str) -> None:
         """Cases that were to be stored and are not."""
@@ -360,8 +391,8 @@ class Session:
         return again
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} probes (the first: {names[0]})" if len(names) > 1 else f"the probe {names[0]}"
+def _listed(names: Sequence[str], kind: str = "probe") -> str:
+    return f"{len(names)} {kind}s (the first: {names[0]})" if len(names) > 1 else f"the {kind} {names[0]}"
 
 
 def _where(error: Exception) -> str:

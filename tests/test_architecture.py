@@ -44,7 +44,8 @@ ORDER = (
     {"gate"},
     {"report"},
     {"session", "compare", "claims"},
-    {"selftest", "scheduling"},
+    {"selftest", "scheduling", "collected", "marks"},
+    {"absent", "options"},
     {"pytest_plugin", "cli"},
 )
 

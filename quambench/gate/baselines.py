@@ -63,11 +63,25 @@ class BaselineStore:
                 return stored
         return None
 
+    def suites(self) -> list[str]:
+        """Suites that something is stored of."""
+        return sorted({path.parents[1].name for path in self.root.glob("*/*/*.json")})
+
+    def models(self, suite: str) -> list[str]:
+        """Models that something is stored of, in one suite."""
+        return sorted({path.stem for path in (self.root / suite).glob("*/*.json")})
+
     def files(self, suite: str, model: str) -> list[Path]:
         """Every class's file that there is: this class's first, then the nearest."""
         own = self.path(suite, model)
         others = sorted((self.root / suite).glob(f"*/{model}.json"), key=self._distance)
         return ([own] if own.exists() else []) + [path for path in others if path != own]
+
+    def named(self, suite: str, model: str) -> set[str]:
+        """Ids of the cases that this class's file names, as far as its text shows, readable or not."""
+        path = self.path(suite, model)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return set(re.findall(r'^  "(.+)": \{$', text, re.MULTILINE))
 
     def read(self, path: Path) -> Stored:
         """raises BadArtefact"""
