@@ -5,7 +5,7 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -173,11 +173,13 @@ class Session:
         self._answers |= {result.name: result for result in probes.check()}
         return self._answers
 
-    def _asked(self, names: Sequence[str]) -> list[ProbeResult]:
-        """The answers of some probes; each is asked once a run."""
-        if open_ones := [name for name in names if name not in self._answers]:
-            self._answers |= {result.name: result for result in probes.check(only=open_ones)}
-        return [self._answers[name] for name in names]
+    def _asked(self, names: Sequence[str]) -> Iterator[ProbeResult]:
+        """The answers of some probes, each asked once a run, and when it is wanted; `names` in order of dependence."""
+        open_ones = probes.in_turn(only=[name for name in names if name not in self._answers])
+        for name in names:
+            if name not in self._answers:
+                self._answers[name] = next(open_ones)
+            yield self._answers[name]
 
     def judge_probe(self, name: str) -> Verdict:
         """One probe as a row of its own; the verdict is also kept. raises BadArtefact"""
@@ -194,7 +196,10 @@ class Session:
         """The first unit that this case rests on and that answers otherwise than stored."""
         architecture = self.checkpoints[case.model].config.architecture
         names = [p.name for p in probes.all_probes() if probes.rests_on(p.name, architecture, case)]
-        for result in self._asked(names):
+        results: Iterable[ProbeResult] = self._asked(names)
+        if self.update or self.new_only:
+            results = list(results)  # `write` tells of all that changed
+        for result in results:
             if result.status in ("changed", "error"):
                 return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
         return None

@@ -29,17 +29,21 @@ class Worker:
         """environment: on top of this process's own"""
         self.lost = ""  # why it can be asked no more
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would block it once full)
-        self.process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=os.environ | dict(environment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # so that processes of its own end with it
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=os.environ | dict(environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # so that processes of its own end with it
+            )
+        except OSError:
+            self._said.close()
+            raise
 
     def tell(self, line: str) -> None:
         """A process that is gone is noticed when it does not answer."""
@@ -93,7 +97,8 @@ class Worker:
             self.process.wait(timeout=10)
         self._said.seek(max(self._said.seek(0, os.SEEK_END) - 10_000, 0))
         lines = self._said.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"it said nothing (exit code {self.process.poll()})"
+        code = self.process.poll()
+        return (lines[-1] if lines else "it said nothing") + (f" (signal {-code})" if code and code < 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
