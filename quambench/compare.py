@@ -7,16 +7,14 @@ the probes: both answer this side's questions, and its answers are checked again
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, Any
 
 from quambench.errors import BadArtefact, BadParameter
 from quambench.gate import probes
@@ -25,9 +23,9 @@ from quambench.gate.findings import Finding
 from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict, judge
 from quambench.gate.worker import Task
+from quambench.workers import Answer, Worker
 
 Progress = Callable[[str, int, int], None]
-Answer = dict[str, Any]
 
 
 def to_stderr(note: str) -> None:
@@ -159,7 +157,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 @contextmanager
-def _worker(code: Path, ours: Path, job: str) -> Iterator[_Worker]:
+def _worker(code: Path, ours: Path, job: str) -> Iterator[Worker]:
     """A process that runs `code`.
 
     Where `code` has no quambench of its own (a fork's repository, with quambench installed), the
@@ -169,71 +167,9 @@ def _worker(code: Path, ours: Path, job: str) -> Iterator[_Worker]:
     path = os.pathsep.join([str(code), str(code / "kernels"), *elsewhere])
     if (code / "quambench").is_dir() and not (code / "quambench" / "gate" / "worker.py").is_file():
         raise BadParameter("that revision is older than `quambench compare`; it cannot be asked")
-    with (
-        tempfile.TemporaryFile() as said,  # a pipe that nobody reads would block it once full
-        subprocess.Popen(
-            [sys.executable, "-m", "quambench.gate.worker"],
-            cwd=code,
-            env=os.environ | {"PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            encoding="utf-8",
-            errors="replace",
-        ) as process,
-    ):
-        worker = _Worker(process, said)
-        worker.tell(job)
-        try:
-            yield worker
-        finally:
-            process.kill()
-
-
-class _Worker:
-    """What is said to a worker's process, and what it answers."""
-
-    def __init__(self, process: subprocess.Popen[str], said: IO[bytes]) -> None:
-        self.process, self.said = process, said
-        self.lost = ""  # why it can be asked no more
-
-    def tell(self, line: str) -> None:
-        """A process that is gone is noticed when it does not answer."""
-        assert self.process.stdin
-        try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            with suppress(BrokenPipeError):
-                self.process.stdin.close()
-
-    def ask(self, request: int | Mapping[str, str], wanted: str) -> Answer | str:
-        """The answer, which has the field `wanted`, or else what went wrong in one line."""
-        assert self.process.stdin
-        assert self.process.stdout
-        if self.lost:
-            return self.lost
-        if not self.process.stdin.closed:
-            self.tell(json.dumps(request))
-        line = self.process.stdout.readline()
-        if not line:
-            self.lost = f"the process that measures it ended: {self._last_words()}"
-            return self.lost
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            answer = None
-        if isinstance(answer, dict) and "error" in answer:
-            return str(answer["error"])
-        if isinstance(answer, dict) and wanted in answer:
-            return answer
-        # What comes after it may answer anything.
-        self.lost = f"the process that measures it printed {line.strip()[:80]!r} where its answer was due"
-        return self.lost
-
-    def _last_words(self) -> str:
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=10)
-        self.said.seek(max(self.said.seek(0, os.SEEK_END) - 10_000, 0))
-        lines = self.said.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+    worker = Worker([sys.executable, "-m", "quambench.gate.worker"], {"PYTHONPATH": path}, cwd=code)
+    worker.tell(job)
+    try:
+        yield worker
+    finally:
+        worker.close()

@@ -1,8 +1,12 @@
 """Is the gate any good? Plant every fault of gate/faults/, run the gate, and see what it says.
 
 Everything goes the way of a real run: a Session records baselines from clean code, then judges the
-same cases again, with a fault in place or, in other processes, under other numerics. Only the
-amount is smaller (PROTOCOL), so that a fault takes about a second.
+same cases again, with a fault in place or under other numerics. Only the amount is smaller (PROTOCOL),
+so that a fault takes about a second or two.
+
+All of it is done by workers, each a process with one thread (`python -m quambench.selftest`), so many
+at once as asked. They share the baselines, which are files. What a worker keeps from one planting to
+the next stands in `Ground`.
 """
 
 from __future__ import annotations
@@ -11,22 +15,29 @@ import json
 import os
 import platform
 import re
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from joblib import cpu_count
 
 from quambench import evaluate
 from quambench.case import Case, Protocol
-from quambench.errors import QuambenchError
+from quambench.errors import BadParameter, QuambenchError
+from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.gate.faults import FAULTS, SCAN_INPUT, Fault
 from quambench.gate.verdicts import Status, Verdict
+from quambench.outside import one_line
+from quambench.provenance import machine_class
 from quambench.session import Session
+from quambench.workers import Answer, Crew, Job, serve
 
 MODELS = ("mamba-tiny", "mamba2-tiny")
 OBSERVER = "percentile[alpha=0.999,sigma=0.05]"  # no parameter is its own complement, none a default
@@ -35,6 +46,12 @@ PROTOCOL = Protocol(
     decode_steps=16, error_windows=4, error_length=64, max_items=16,
 )  # fmt: skip
 SUITE = "selftest"
+# Cases recorded by one worker in one go, whatever the number of workers: a calibration pass and another process
+# serve them all.
+TOGETHER = 6
+WORKER = (sys.executable, "-m", "quambench.selftest")
+# Threads that wait in turns would take the cores from the other workers.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 # Settings that did not make the floors (those are one thread with avx2, and a disturbance): each in
 # a process of its own, in which every batch of CLEAN_BATCHES is one clean run.
@@ -121,79 +138,136 @@ def selftest(
     corpus: Path | None = None,
     clean_runs: bool = True,
     progress: Progress = lambda what, done, total: None,
+    jobs: int = 0,
 ) -> Report:
-    """Plant all faults (or those named in `chosen`) in each model, then run clean code elsewhere.
+    """Plant all faults (or those named in `chosen`) in each model, and run clean code under other numerics.
 
-    raises QuambenchError for a model or corpus that cannot be read; BadParameter for an unknown fault
+    jobs  workers at once; 0: as many as there are CPUs. The report is the same, but for seconds
+    raises QuambenchError for a model or corpus that cannot be read, or clean code that cannot be recorded;
+           BadParameter for an unknown fault
     """
+    if jobs < 0:
+        raise BadParameter(f"jobs must be 0 or more (got {jobs})")
     started = time.perf_counter()
     faults = [f for f in FAULTS if not chosen or f.name in chosen]
     with tempfile.TemporaryDirectory(prefix="quambench-selftest-") as folder:
-        baselines = Path(folder) / "baselines"
-        recorded = _session(baselines, corpus, update=True)
-        wanted = {(m, text): _case(recorded, m, text) for m in models for text in _texts(recorded, m, faults)}
-        cases = list(wanted.values())
-        recorded.plan(cases)
-        for i, case in enumerate(cases):
-            progress("recording baselines from clean code", i, len(cases))
-            recorded.judge(SUITE, case)
-        recorded.write()
-        outcomes = []
-        for i, planted in enumerate(faults):
-            progress("planting faults", i, len(faults))
-            outcomes += [
-                _plant(planted, m, wanted[m, planted.case], recorded) for m in models if (m, planted.case) in wanted
+        session = Session(Path(folder), corpus)
+        _ = session.corpus  # one that cannot be read is told before anything is started
+        given = {"corpus": str(corpus or ""), "protocol": asdict(PROTOCOL)}
+        path = os.pathsep.join(p for p in sys.path if p)
+        with Crew((*WORKER, json.dumps(given)), jobs or cpu_count(), ONE_THREAD | {"PYTHONPATH": path}) as crew:
+            baselines = _recorded(crew, session, models, faults, progress)
+            plantings = list(_plantings(session, models, faults))
+            settings = clean_settings() if clean_runs else {}
+            clean_jobs = [_clean_job(setting, models, baselines) for setting in settings]
+            # Clean runs first: they are the longest, so that no worker ends long before the others.
+            wanted = clean_jobs + [
+                Job({"plant": p.fault.name, "model": p.model, "baselines": str(baselines)}, "outcome")
+                for p in plantings
             ]
-        clean = _clean_runs(models, corpus, baselines, progress) if clean_runs else ()
-    found = tuple(o for o in outcomes if o is not None)
-    return Report(found, tuple(clean), time.perf_counter() - started)
+            answers: dict[int, Answer | str] = {}
+            for index, answer in crew.work(wanted):
+                answers[index] = answer
+                n_clean = sum(i < len(clean_jobs) for i in answers)
+                if index < len(clean_jobs):
+                    progress("clean runs under other numerics", n_clean, len(clean_jobs))
+                else:
+                    progress("planting faults", len(answers) - n_clean, len(plantings))
+        clean = [run for i, setting in enumerate(settings) for run in _clean_runs(setting, answers[i])]
+        outcomes = [_outcome(p, answers[i]) for i, p in enumerate(plantings, start=len(clean_jobs))]
+    return Report(tuple(outcomes), tuple(clean), time.perf_counter() - started)
 
 
-def _session(baselines: Path, corpus: Path | None, update: bool = False) -> Session:
-    return Session(baselines, corpus, update=update)
+@dataclass(frozen=True, slots=True)
+class Planting:
+    """One fault in one model, and what the gate should name."""
+
+    fault: Fault
+    model: str  # as given
+    unit: str
+    place: str
+
+    @classmethod
+    def of(cls, fault: Fault, model: str, architecture: str) -> Planting:
+        return cls(fault, model, fault.unit, fault.place.replace("{scan}", SCAN_INPUT[architecture]))
 
 
-def _case(session: Session, model: str, text: str = "") -> Case:
-    return Case.parse(session.load(model).name, text or OBSERVER, PROTOCOL)
+def _plantings(session: Session, models: Sequence[str], faults: Sequence[Fault]) -> Iterator[Planting]:
+    """Each fault in each model that has such a part."""
+    for fault in faults:
+        for model in models:
+            kind = session.load(model).config.architecture
+            if kind in fault.architectures:
+                yield Planting.of(fault, model, kind)
 
 
-def _texts(session: Session, model: str, faults: Sequence[Fault]) -> list[str]:
-    """The cases that a model's faults are planted in; the usual one always, since clean runs judge it."""
-    kind = session.load(model).config.architecture
-    return list(dict.fromkeys(["", *(f.case for f in faults if kind in f.architectures)]))
+def _recorded(crew: Crew, session: Session, models: Sequence[str], faults: Sequence[Fault], progress: Progress) -> Path:
+    """The folder of baselines that clean code made of every case that is wanted.
+
+    Some cases at a time, each time into a folder of their own, put together here: how strict the gate is hangs on
+    how many cases a file has.
+    """
+    groups = []
+    for model in models:
+        texts = _texts(session, model, faults)
+        groups += [(model, texts[i : i + TOGETHER]) for i in range(0, len(texts), TOGETHER)]
+    wanted = [
+        Job({"record": texts, "model": model, "into": str(session.baselines / f"recorded-{i}")}, "written")
+        for i, (model, texts) in enumerate(groups)
+    ]
+    what = "recording baselines from clean code"
+    progress(what, 0, len(wanted))
+    baselines = session.baselines / "baselines"
+    store = BaselineStore(baselines, machine_class())
+    for done, (index, answer) in enumerate(crew.work(wanted), start=1):
+        model, texts = groups[index]
+        if isinstance(answer, str):
+            raise QuambenchError(f"{model}: recording {', '.join(t or OBSERVER for t in texts)} failed: {answer}")
+        for path in map(Path, answer["written"]):
+            store.write(SUITE, path.stem, read_baseline(path).values())
+        progress(what, done, len(wanted))
+    return baselines
 
 
-def _plant(planted: Fault, model: str, case: Case, clean: Session) -> Outcome | None:
-    """One fault in one model; None where the architecture has no such part."""
-    checkpoint = clean.checkpoints[case.model]
-    kind = checkpoint.config.architecture
-    if kind not in planted.architectures:
-        return None
-    started = time.perf_counter()
-    # The float checkpoint, its answers and the corpus are what no calibration code can spoil.
-    session = _session(clean.baselines, clean.corpus_path)
-    session.adopt(clean)
-    session.plan([case])
-    with planted.plant():
-        try:
-            verdict = session.judge(SUITE, case)
-        except QuambenchError as refused:
-            verdict = Verdict(case.id, Status.ERROR, str(refused))
-    unit, place = planted.unit, planted.place.replace("{scan}", SCAN_INPUT[kind])
+def _clean_job(setting: str, models: Sequence[str], baselines: Path) -> Job:
+    at = baselines
+    if setting == "class file removed":
+        at = baselines.with_name("elsewhere")
+        for folder in (baselines / SUITE).iterdir():
+            shutil.copytree(folder, at / SUITE / f"cpu-{platform.machine().lower()}-elsewhere")
+    return Job({"clean": setting, "models": list(models), "baselines": str(at)}, "runs", CLEAN_SETTINGS[setting])
+
+
+def _clean_runs(setting: str, answer: Answer | str) -> list[Clean]:
+    if isinstance(answer, str):
+        return [Clean(setting, 0, "-", Status.ERROR.value, False, f"the clean run failed: {answer}")]
+    return [Clean(**run) for run in answer["runs"]]
+
+
+def _outcome(planting: Planting, answer: Answer | str) -> Outcome:
+    """A worker that died is not what the gate said: nothing is caught."""
+    if isinstance(answer, str):
+        verdict = Verdict(planting.model, Status.ERROR, f"planting {planting.fault.name!r} failed: {answer}")
+        return replace(_said(planting, verdict, 0.0), caught=False)
+    return Outcome(**answer["outcome"])
+
+
+def _said(planting: Planting, verdict: Verdict, seconds: float) -> Outcome:
+    fault, unit, place = planting.fault, planting.unit, planting.place
     failed = verdict.status is Status.ERROR
     return Outcome(
-        fault=planted.name,
-        model=model,
+        fault=fault.name,
+        model=planting.model,
         verdict=verdict.status.value,
         unit=verdict.unit,
         place=verdict.place,
         wanted_unit=unit,
         wanted_place=place,
-        caught=not verdict.passes() and (failed == planted.error),
+        caught=not verdict.passes() and (failed == fault.error),
         named=_named(verdict, unit, place) if unit or place else None,
         reason=verdict.reason,
-        no_op=planted.no_op,
-        seconds=round(time.perf_counter() - started, 2),
+        no_op=fault.no_op,
+        seconds=round(seconds, 2),
     )
 
 
@@ -210,49 +284,91 @@ def clean_settings() -> dict[str, dict[str, str]]:
     return {s: e for s, e in CLEAN_SETTINGS.items() if NEEDS.get(s, capability) == capability}
 
 
-def _clean_runs(models: Sequence[str], corpus: Path | None, baselines: Path, progress: Progress) -> list[Clean]:
-    found: list[Clean] = []
-    settings = clean_settings()
-    for i, (setting, environment) in enumerate(settings.items()):
-        progress("clean runs under other numerics", i, len(settings))
-        at = baselines
-        if setting == "class file removed":
-            at = baselines.with_name("elsewhere")
-            for folder in (baselines / SUITE).iterdir():
-                (at / SUITE).mkdir(parents=True, exist_ok=True)
-                os.rename(folder, at / SUITE / f"cpu-{platform.machine().lower()}-elsewhere")
-        job = {"setting": setting, "models": list(models), "corpus": str(corpus or ""), "baselines": str(at)}
-        path = os.pathsep.join(p for p in sys.path if p)
-        done = subprocess.run(
-            [sys.executable, "-m", "quambench.selftest", json.dumps(job)],
-            env=os.environ | environment | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            found.append(Clean(setting, 0, "-", Status.ERROR.value, False, f"the clean run failed: {last}"))
-        else:
-            found += [Clean(**entry) for entry in json.loads(done.stdout.splitlines()[-1])]
-    return found
+def _case(session: Session, model: str, text: str, protocol: Protocol) -> Case:
+    return Case.parse(session.load(model).name, text or OBSERVER, protocol)
 
 
-def _clean(job: dict[str, str], models: Sequence[str]) -> list[Clean]:
-    """In another process: judge clean code once per batch composition."""
-    found = []
-    answers = _session(Path(job["baselines"]), Path(job["corpus"]) if job["corpus"] else None)
-    cases = [_case(answers, model) for model in models]
-    for batch in CLEAN_BATCHES:
-        session = _session(answers.baselines, answers.corpus_path)
-        session.adopt(answers)
+def _texts(session: Session, model: str, faults: Sequence[Fault]) -> list[str]:
+    """The cases that a model's faults are planted in; the usual one always, since clean runs judge it."""
+    kind = session.load(model).config.architecture
+    return list(dict.fromkeys(["", *(f.case for f in faults if kind in f.architectures)]))
+
+
+class Ground:
+    """What a worker plants in, and keeps from one planting to the next.
+
+    That is the corpus, the checkpoints, the windows made of them and the float checkpoint's answers: what no
+    calibration code can spoil. All else is made anew, each time in a session of its own.
+    """
+
+    def __init__(self, corpus: Path | None, protocol: Protocol) -> None:
+        self._kept = Session(Path(), corpus)
+        self._protocol = protocol
+
+    def answer(self, request: Mapping[str, Any]) -> Answer:
+        """One request of `selftest`, in a worker."""
+        try:
+            if "record" in request:
+                return {"written": [str(p) for p in self.record(request["model"], request["record"], request["into"])]}
+            if "clean" in request:
+                runs = self.clean(request["clean"], request["models"], request["baselines"])
+                return {"runs": [asdict(run) for run in runs]}
+            (fault,) = (f for f in FAULTS if f.name == request["plant"])
+            return {"outcome": asdict(self.plant(fault, request["model"], request["baselines"]))}
+        except Exception as error:  # the other side must hear of it, whatever it is
+            return {"error": one_line(error)}
+
+    def _session(self, baselines: Path | str, update: bool = False) -> Session:
+        session = Session(Path(baselines), self._kept.corpus_path, update=update)
+        session.adopt(self._kept)
+        return session
+
+    def record(self, model: str, texts: Sequence[str], into: Path | str) -> list[Path]:
+        """Baselines of some cases, from code as it is; returns what was written."""
+        session = self._session(into, update=True)
+        cases = [_case(self._kept, model, text, self._protocol) for text in texts]
         session.plan(cases)
-        session.window_batch = evaluate.ITEM_BATCH = batch
         for case in cases:
-            v = session.judge(SUITE, case)
-            found.append(Clean(job["setting"], batch, case.model, v.status.value, v.portable, v.reason))
-    return found
+            session.judge(SUITE, case)
+        return session.write()
+
+    def plant(self, fault: Fault, model: str, baselines: Path | str) -> Outcome:
+        """What the gate says to one fault in one model."""
+        case = _case(self._kept, model, fault.case, self._protocol)
+        planting = Planting.of(fault, model, self._kept.checkpoints[case.model].config.architecture)
+        started = time.perf_counter()
+        session = self._session(baselines)
+        session.plan([case])
+        with fault.plant():
+            try:
+                verdict = session.judge(SUITE, case)
+            except QuambenchError as refused:
+                verdict = Verdict(case.id, Status.ERROR, str(refused))
+        return _said(planting, verdict, time.perf_counter() - started)
+
+    def clean(self, setting: str, models: Sequence[str], baselines: Path | str) -> list[Clean]:
+        """What the gate says to code as it is, once per batch composition."""
+        found = []
+        cases = [_case(self._kept, model, "", self._protocol) for model in models]
+        for batch in CLEAN_BATCHES:
+            session = self._session(baselines)
+            session.plan(cases)
+            session.window_batch = batch
+            with patch.object(evaluate, "ITEM_BATCH", batch):
+                verdicts = [session.judge(SUITE, case) for case in cases]
+            found += [
+                Clean(setting, batch, case.model, v.status.value, v.portable, v.reason)
+                for case, v in zip(cases, verdicts, strict=True)
+            ]
+        return found
+
+
+def main(given: str) -> None:
+    """A worker."""
+    kept = json.loads(given)
+    ground = Ground(Path(kept["corpus"]) if kept["corpus"] else None, Protocol(**kept["protocol"]))
+    serve(ground.answer)
 
 
 if __name__ == "__main__":
-    _job = json.loads(sys.argv[1])
-    print(json.dumps([asdict(c) for c in _clean(_job, _job["models"])]))
+    main(sys.argv[1])

@@ -5,7 +5,7 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -160,7 +160,7 @@ class Session:
         n_cases = len(stored.cases) if stored else 1
         portable = bool(stored and stored.portable)
         probe = self._broken_probe(case)
-        if probe and probes.distrusted(self._rested_on(case)):
+        if probe and probes.distrusted(self._answers.values()):
             return self._untold(record, probe)
         verdict = judge(record, old, n_cases, portable, probe)
         if probe and verdict.status is Status.SAME:
@@ -209,11 +209,13 @@ class Session:
         self._answers |= {result.name: result for result in probes.check()}
         return self._answers
 
-    def _asked(self, names: Sequence[str]) -> list[ProbeResult]:
-        """The answers of some probes; each is asked once a run."""
-        if open_ones := [name for name in names if name not in self._answers]:
-            self._answers |= {result.name: result for result in probes.check(only=open_ones)}
-        return [self._answers[name] for name in names]
+    def _asked(self, names: Sequence[str]) -> Iterator[ProbeResult]:
+        """The answers of some probes, each asked once a run, and when it is wanted; `names` in order of dependence."""
+        open_ones = probes.in_turn(only=[name for name in names if name not in self._answers])
+        for name in names:
+            if name not in self._answers:
+                self._answers[name] = next(open_ones)
+            yield self._answers[name]
 
     def judge_probe(self, name: str) -> Verdict:
         """One probe as a row of its own; the verdict is also kept. raises BadArtefact"""
@@ -228,12 +230,15 @@ class Session:
 
     def _broken_probe(self, case: Case) -> Finding | None:
         """The first unit that this case rests on and that answers otherwise than stored."""
-        for result in self._rested_on(case):
+        results: Iterable[ProbeResult] = self._rested_on(case)
+        if self.update or self.new_only:
+            results = list(results)  # `write` tells of all that changed
+        for result in results:
             if result.broken:
                 return Finding(result.name, f"the unit answers its probe otherwise ({result.reason})")
         return None
 
-    def _rested_on(self, case: Case) -> list[ProbeResult]:
+    def _rested_on(self, case: Case) -> Iterator[ProbeResult]:
         architecture = self.checkpoints[case.model].config.architecture
         return self._asked([p.name for p in probes.all_probes() if probes.rests_on(p.name, architecture, case)])
 

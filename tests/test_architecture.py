@@ -43,6 +43,7 @@ ORDER = (
     {"latency"},
     {"gate"},
     {"report"},
+    {"workers"},
     {"session", "compare", "claims"},
     {"selftest", "scheduling", "collected", "marks"},
     {"absent", "options"},

@@ -21,6 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fault", action="append", metavar="NAME", help="this one alone; repeatable")
     parser.add_argument("--list", action="store_true", help="only name the faults")
     parser.add_argument("--no-clean", action="store_true", help="leave out the clean runs under other numerics")
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="this many at once, one thread each (default: as many as CPUs)"
+    )
     add_corpus(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -38,7 +41,9 @@ def run(options: argparse.Namespace) -> int:
         )
         return 0
     with progress_bars() as progress:
-        report = selftest(options.model or MODELS, options.fault or (), options.corpus, not options.no_clean, progress)
+        report = selftest(
+            options.model or MODELS, options.fault or (), options.corpus, not options.no_clean, progress, options.jobs
+        )
     print(_json(report) if options.json else _text(report))
     return 0 if report.passes else 1
 

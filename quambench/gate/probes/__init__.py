@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,18 +100,25 @@ def check(
 
     raises BadArtefact when the stored files cannot be read
     """
+    return tuple(in_turn(expected, streams, only))
+
+
+def in_turn(
+    expected: Path = EXPECTED, streams: Path = STREAMS, only: Collection[str] | None = None
+) -> Iterator[ProbeResult]:
+    """As `check`, each probe asked when its result is wanted: who looks for the first that changed asks no more."""
     stored, questions = _read(expected), _questions(streams)
-    results = []
-    with torch.random.fork_rng(), torch.no_grad():
-        for probe in all_probes():
-            if only is None or probe.name in only:
-                result = _ask(probe, questions, stored.get(probe.stored_as))
-                if probe.name == ITSELF and (why := blind()):
-                    result = ProbeResult(ITSELF, "error", why)
-                results.append(result)
-    asked = {probe.stored_as for probe in all_probes()}
-    gone = [] if only is not None else [name for name in stored if name not in asked]
-    return (*results, *(ProbeResult(name, "gone", "no probe has this name any more") for name in gone))
+    asked = set()
+    for probe in all_probes():
+        asked.add(probe.stored_as)
+        if only is None or probe.name in only:
+            result = _ask(probe, questions, stored.get(probe.stored_as))
+            if probe.name == ITSELF and (why := blind()):
+                result = ProbeResult(ITSELF, "error", why)
+            yield result
+    for name in stored if only is None else ():
+        if name not in asked:
+            yield ProbeResult(name, "gone", "no probe has this name any more")
 
 
 def rests_on(name: str, architecture: str, case: Case) -> bool:
@@ -209,7 +216,8 @@ def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = ST
 
 def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | None) -> ProbeResult:
     try:
-        answer = probe.ask(questions)
+        with torch.random.fork_rng(), torch.no_grad():
+            answer = probe.ask(questions)
         if probe.partial and stored is not None:
             stored = {name: values for name, values in stored.items() if name in answer} or stored
         reason = "" if stored is None else _difference(answer, stored)
@@ -268,7 +276,7 @@ def _entry(value: Tensor | list[str]) -> list[Any]:
         return value
     flat = value.flatten()
     # repr of a float32 as float64 reads back exactly.
-    return flat.tolist() if value.is_floating_point() else [int(x) for x in flat]
+    return flat.tolist() if value.is_floating_point() else flat.long().tolist()
 
 
 def _difference(answer: Answer, stored: dict[str, Any]) -> str:
@@ -278,11 +286,11 @@ def _difference(answer: Answer, stored: dict[str, Any]) -> str:
             return f"{name}: {'gone' if name in stored else 'new'}"
         now, was = answer[name], stored[name]
         if isinstance(now, list):
-            pairs = [(i, a, b) for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b]
+            pairs, n = [(i, a, b) for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b], len(now)
         else:
-            pairs = _unequal(was, now)
-        if len(was) != len(_entry(now)):
-            return f"{name}: {len(was)} values became {len(_entry(now))}"
+            pairs, n = _unequal(was, now), now.numel()
+        if len(was) != n:
+            return f"{name}: {len(was)} values became {n}"
         if pairs:
             i, a, b = pairs[0]
             return f"{name}: [{i}] {a} -> {b}" + (f" and {len(pairs) - 1} more" if len(pairs) > 1 else "")
