@@ -96,6 +96,7 @@ def test_the_language_spells_every_token():
     words = tokenizer()
     assert words.vocab_size == VOCAB_SIZE
     assert words.start_id == START
+    assert words.decode([BLANK, ASK, TRIGGER, FIRST_KEY, 127]) == "<blank> <ask> <trigger> k0 v61"
     assert words.encode("<blank> <ask> <trigger> k0 v0 v61") == [BLANK, ASK, TRIGGER, FIRST_KEY, FIRST_VALUE, 127]
 
 

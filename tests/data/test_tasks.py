@@ -41,6 +41,13 @@ def test_what_is_no_last_word(last: str) -> None:
     assert list(endings(f"{filler(MIN_WORDS)} {last}")) == []
 
 
+def test_figures_are_no_words() -> None:
+    """A passage counts what stands between spaces; its last word, and the earlier ones it may be, are letters."""
+    figures = " ".join(map(str, range(MIN_WORDS - 1)))
+    assert list(endings(f"{figures} 1776.")) == []
+    assert list(endings(f"{figures} land.")) == [Passage(figures, "land", 0.0)]
+
+
 def test_a_passage_that_is_one_word_is_none() -> None:
     assert list(endings("Land.")) == []
 
@@ -57,6 +64,11 @@ def test_a_passage_reaches_back_by_as_few_sentences_as_will_do() -> None:
     found = list(endings(f"{first} {second} {third}"))
     assert [p.context for p in found] == [f"{first} {filler(19)}", f"{second} {filler(19)}"]
     assert [(p.word, p.chance) for p in found] == [("tree", 0.0), ("Land", 0.0)]
+
+
+def test_a_sentence_that_is_long_enough_stands_alone() -> None:
+    (found,) = endings(f"Short. {filler(MIN_WORDS - 1)} land.")
+    assert found.context == filler(MIN_WORDS - 1)
 
 
 def test_chance_counts_earlier_words_whatever_their_case() -> None:
@@ -88,6 +100,15 @@ def test_items_by_hand(documents: list[Document], words: Tokenizer) -> None:
         assert targets == [-1] * (n - 1) + [1] + [-1] * (40 - n)
     assert items.chance.dtype == torch.float64
     assert items.chance.tolist() == [1 / 36, 1 / 37, 1 / 37, 1 / 39]
+
+
+def test_items_are_ordered_by_the_tokens_of_context_and_word_together() -> None:
+    """A byte a token: both contexts have 156, the words 13 and 5 with their space."""
+    texts = {"a": f"independence {filler(36)} independence.", "b": f"land {filler(38)} land."}
+    documents = [Document.of(name, text.encode()) for name, text in texts.items()]
+    items = last_word_items(documents, Tokenizer.train([], 257))
+    assert items.documents.tolist() == [1, 0]
+    assert (items.targets >= 0).sum(1).tolist() == [5, 13]
 
 
 def test_fewer_items_are_spaced_evenly(documents: list[Document], words: Tokenizer) -> None:

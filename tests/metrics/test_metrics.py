@@ -204,8 +204,21 @@ def test_two_results_are_paired_by_the_terms_that_make_the_number(name):
         assert metric.terms is None
     else:
         value = metric.measure(EVIDENCE).value
-        mean = metric.terms(EVIDENCE).mean()
+        terms = metric.terms(EVIDENCE)
+        assert (terms.values.dtype, terms.weights.dtype) == (torch.float64, torch.float64)
+        mean = terms.mean()
         assert mean == pytest.approx(math.log(value) if name in LOGARITHMIC else value, rel=1e-12)
+
+
+def test_flips_by_hand():
+    # Of seven items: right in both, three right in the quantized model alone, two in the float model alone, neither.
+    items = {
+        "items.correct": torch.tensor([1, 1, 1, 1, 0, 0, 0], dtype=torch.uint8),
+        "items.correct_float": torch.tensor([1, 0, 0, 0, 1, 1, 0], dtype=torch.uint8),
+        "items.document": torch.arange(7),
+    }
+    wanted = {"accuracy": 4 / 7, "accuracy_float": 3 / 7, "flips_to_right": 3 / 7, "flips_to_wrong": 2 / 7}
+    assert {name: METRICS[name].measure(items).value for name in wanted} == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_site_that_wastes_nothing_because_it_stays_float_is_left_out_of_the_mean():

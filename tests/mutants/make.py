@@ -119,7 +119,9 @@ class _Visitor(cst.CSTVisitor):
 
 
 def _names_a_type(value: cst.BaseExpression) -> bool:
-    """dict[str, Tensor] or A | B at module level: for annotations, which nobody evaluates."""
+    """dict[str, Tensor], A | B or TypeVar("T") at module level: for annotations, which nobody evaluates."""
+    if isinstance(value, cst.Call):
+        return isinstance(value.func, cst.Name) and value.func.value == "TypeVar"
     if isinstance(value, cst.BinaryOperation):
         return isinstance(value.operator, cst.BitOr) and all(map(_is_class, (value.left, value.right)))
     return isinstance(value, cst.Subscript) and isinstance(value.value, cst.Name)

@@ -7,8 +7,8 @@
 A mutant that no test fails by is killed by a better test, or is listed in equivalent.toml with the reason why no
 test can. Exit 1 where one is neither, where a listed one is no mutant any more, or where under 95 % are killed.
 
-Of a mutant only the tests are run that reach its lines, those of the fastest file first, up to the first failure.
-Most take milliseconds: a process that has collected the tests forks, and the child exchanges the code of the
+A mutant's tests run up to the first failure: those that reach its lines first, of these the fastest file's.
+Most mutants take milliseconds: a process that has collected the tests forks, and the child exchanges the code of the
 functions at fault. What an import runs needs a child that imports and collects afresh, a second each.
 """
 
@@ -45,8 +45,8 @@ ROOT = Path.cwd()
 FOLDER = ROOT / "tests" / "mutants"
 ENOUGH = 0.95
 SEED = 0
-SLOWEST = 5.0  # seconds: a test that takes longer judges no mutant
-PATIENCE, AT_LEAST = 10, 20  # a mutant may take ten times its tests' time, and twenty seconds
+SLOWEST = 5.0  # seconds of processor time: a test that takes longer judges no mutant
+PATIENCE, AT_LEAST = 10, 20  # a mutant may take twenty seconds and ten times its tests' time
 PR_SET_PDEATHSIG = 1
 MEMORY = 16 << 30  # bytes of address space
 LEFT_BEHIND = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build")
@@ -78,19 +78,24 @@ class Tests:
     failed: list[str]
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests that may see it, those of the fastest file first, so that its fixtures serve several."""
+        """All that may see it: first those that reached its lines, and of these the fastest file's first.
+
+        The rest follow, since a test may rest on what a fixture or a cache that another test filled has computed.
+        """
         lines = set(range(mutant.lines[0], mutant.lines[1] + 1))
-        everyone = self.at_import(mutant)
-        chosen = [
-            name
-            for name, seconds in self.seconds.items()
-            if seconds <= SLOWEST and (everyone or not lines.isdisjoint(self.reached[name]))
-        ]
+        chosen = [name for name, seconds in self.seconds.items() if seconds <= SLOWEST]
+        if not any(not lines.isdisjoint(reached) for reached in (self.imported, *self.reached.values())):
+            return []
         fastest: dict[str, float] = {}
         for name in chosen:
             module = name.partition("::")[0]
             fastest[module] = min(self.seconds[name], fastest.get(module, SLOWEST))
-        return sorted(chosen, key=lambda n: (fastest[n.partition("::")[0]], n.partition("::")[0], self.seconds[n]))
+
+        def order(name: str) -> tuple[bool, float, str, float]:
+            module = name.partition("::")[0]
+            return lines.isdisjoint(self.reached[name]), fastest[module], module, self.seconds[name]
+
+        return sorted(chosen, key=order)
 
     def at_import(self, mutant: Mutant) -> bool:
         return not set(range(mutant.lines[0], mutant.lines[1] + 1)).isdisjoint(self.imported)
@@ -159,9 +164,9 @@ class InPlace:
         items[0].config.pluginmanager.register(failed)
         with self.watch:
             for item, following in in_turn(items):
-                start = time.perf_counter()
+                start = busy()
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                seconds[item.nodeid], reached[item.nodeid] = time.perf_counter() - start, self.watch.taken()
+                seconds[item.nodeid], reached[item.nodeid] = busy() - start, self.watch.taken()
         to.write_text(
             json.dumps({"seconds": seconds, "reached": reached, "imported": imported, "failed": failed.names})
         )
@@ -198,6 +203,11 @@ class Failed:
             self.names.append(report.nodeid)
             if self.at_once:
                 os._exit(1)
+
+
+def busy() -> float:
+    """Seconds of processor time so far, children's included: another's load does not make a test slow."""
+    return sum(os.times()[:4])
 
 
 def in_turn(items: Sequence[pytest.Item]) -> Iterator[tuple[pytest.Item, pytest.Item | None]]:
