@@ -245,10 +245,10 @@ def _clean_runs(setting: str, answer: Answer | str) -> list[Clean]:
 
 
 def _outcome(planting: Planting, answer: Answer | str) -> Outcome:
-    """A worker that died is not what the gate said: nothing is caught."""
+    """A worker that died is not what the gate said: a fault is missed, and a change of nothing raised an alarm."""
     if isinstance(answer, str):
         verdict = Verdict(planting.model, Status.ERROR, f"planting {planting.fault.name!r} failed: {answer}")
-        return replace(_said(planting, verdict, 0.0), caught=False)
+        return replace(_said(planting, verdict, 0.0), caught=bool(planting.fault.no_op))
     return Outcome(**answer["outcome"])
 
 
