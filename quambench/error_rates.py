@@ -48,6 +48,12 @@ class Rate:
     def measured(self) -> float:
         return self.alarms / self.runs
 
+    @property
+    def holds(self) -> bool:
+        """Whether no more alarms were met than three standard deviations above the nominal share."""
+        expected = self.level * self.runs
+        return self.alarms <= expected + 3 * (expected * (1 - self.level)) ** 0.5 + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Power:
@@ -59,20 +65,21 @@ class Power:
     two_looks: int  # by half of it, and a second look where that is suspicious
 
 
-def error_rates(runs: int, progress: Progress = lambda what, done, total: None, seed: int = 0) -> list[Rate]:
-    """False alarms over `runs` runs of each number of cases, at each of LEVELS."""
+def error_rates(rows: int, progress: Progress = lambda what, done, total: None, seed: int = 0) -> list[Rate]:
+    """False alarms over `rows` rows, in runs of each number of cases, at each of LEVELS."""
     found = []
     for level in LEVELS:
         for cases in CASES:
             alarms = second = 0
+            runs = max(rows // cases, 1)
             with _at(level):
-                for run in range(runs // cases):
-                    progress(f"clean runs of {cases} cases at level {level:g}", run, runs // cases)
+                for run in range(runs):
+                    progress(f"clean runs of {cases} cases at level {level:g}", run, runs)
                     generator = torch.Generator().manual_seed(hash((seed, cases, run)) & 0xFFFFFFFF)
                     outcomes = [_judged(_clean(generator), cases) for _ in range(cases)]
                     alarms += any(red for red, _ in outcomes)
                     second += sum(looked for _, looked in outcomes)
-            found.append(Rate(level, cases, runs // cases, alarms, second))
+            found.append(Rate(level, cases, runs, alarms, second))
     return found
 
 

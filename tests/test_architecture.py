@@ -45,7 +45,7 @@ ORDER = (
     {"report"},
     {"workers"},
     {"session", "compare", "claims"},
-    {"selftest", "scheduling", "collected", "marks"},
+    {"selftest", "scheduling", "collected", "marks", "error_rates"},
     {"absent", "options"},
     {"pytest_plugin", "cli"},
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from tabulate import tabulate
 
 from quambench.cli.options import add_corpus, progress_bars
+from quambench.error_rates import Power, Rate, error_rates, powers
 from quambench.errors import UnknownName
 from quambench.gate.faults import FAULTS
 from quambench.selftest import MODELS, Report, selftest
@@ -23,6 +25,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-clean", action="store_true", help="leave out the clean runs under other numerics")
     parser.add_argument(
         "--jobs", type=int, default=0, metavar="N", help="this many at once, one thread each (default: as many as CPUs)"
+    )
+    parser.add_argument(
+        "--error-rates",
+        type=int,
+        metavar="ROWS",
+        nargs="?",
+        const=2000,
+        help="instead: how often the gate is wrong, by simulation of so many rows",
     )
     add_corpus(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -40,12 +50,32 @@ def run(options: argparse.Namespace) -> int:
             )
         )
         return 0
+    if options.error_rates:
+        with progress_bars() as progress:
+            rates = error_rates(options.error_rates, progress)
+            found = powers(options.error_rates // 10 or 1, progress)
+        print(json.dumps([asdict(r) for r in (*rates, *found)], indent=1) if options.json else _rates(rates, found))
+        return 0 if all(rate.holds for rate in rates) else 1
     with progress_bars() as progress:
         report = selftest(
             options.model or MODELS, options.fault or (), options.corpus, not options.no_clean, progress, options.jobs
         )
     print(_json(report) if options.json else _text(report))
     return 0 if report.passes else 1
+
+
+def _rates(rates: Sequence[Rate], found: Sequence[Power]) -> str:
+    alarms = [
+        [f"{r.level:g}", r.cases, r.runs, r.alarms, f"{r.measured:.2g}", f"{r.second_looks / (r.runs * r.cases):.1%}"]
+        for r in rates
+    ]
+    seen = [[f"{p.loss:.0%}", p.rows, f"{p.one_look / p.rows:.0%}", f"{p.two_looks / p.rows:.0%}"] for p in found]
+    return "\n\n".join(
+        [
+            tabulate(alarms, ["level", "cases a run", "clean runs", "alarms", "measured", "rows looked at twice"]),
+            tabulate(seen, ["accuracy lost", "rows", "red by one look", "red by two"]),
+        ]
+    )
 
 
 def _json(report: Report) -> str:
