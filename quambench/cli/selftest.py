@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
         with progress_bars() as progress:
             rates = error_rates(options.error_rates, progress)
             found = powers(options.error_rates // 10 or 1, progress)
-        print(json.dumps([asdict(r) for r in (*rates, *found)], indent=1) if options.json else _rates(rates, found))
+        document = [*map(asdict, rates), *map(asdict, found)]
+        print(json.dumps(document, indent=1) if options.json else _rates(rates, found))
         return 0 if all(rate.holds for rate in rates) else 1
     with progress_bars() as progress:
         report = selftest(
