@@ -13,7 +13,7 @@ from quambench.case import Case
 from quambench.errors import BadArtefact
 from quambench.gate import probes
 from quambench.gate.faults import FAULTS
-from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, record, rests_on
+from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, in_turn, record, rests_on
 from quambench.gate.probes.base import Probe
 from quambench.gate.probes.models import BARE, CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
@@ -110,10 +110,17 @@ def test_the_unit_at_fault_is_named_first(fault):
     import re
 
     with fault.plant():
-        broken = [r for r in check(only=asked_by(fault)) if r.status in ("changed", "error")]
+        broken = next((r for r in in_turn(only=asked_by(fault)) if r.broken), None)
     assert broken, "no probe sees it"
-    assert re.match(fault.unit, broken[0].name), broken[0]
-    assert "\n" not in broken[0].reason
+    assert re.match(fault.unit, broken.name), broken
+    assert "\n" not in broken.reason
+
+
+def test_what_was_planted_and_asked_is_gone_again():
+    for fault in FAULTS:
+        with fault.plant():
+            pass
+    assert {r.status for r in check()} == {"same"}
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.no_op], ids=lambda f: f.name)
