@@ -45,7 +45,7 @@ ROOT = Path.cwd()
 FOLDER = ROOT / "tests" / "mutants"
 ENOUGH = 0.95
 SEED = 0
-SLOWEST = 5.0  # seconds of processor time: a test that takes longer judges no mutant
+SLOWEST = 5.0  # seconds of processor time: a test that takes longer judges no mutant, unless files.toml allows it
 PATIENCE, AT_LEAST = 10, 20  # a mutant may take twenty seconds and ten times its tests' time
 PR_SET_PDEATHSIG = 1
 MEMORY = 16 << 30  # bytes of address space
@@ -76,6 +76,7 @@ class Tests:
     reached: dict[str, list[int]]  # by node id: lines of the file
     imported: list[int]  # lines that run before any test
     failed: list[str]
+    slowest: float
 
     def of(self, mutant: Mutant) -> list[str]:
         """All that may see it: first those that reached its lines, and of these the fastest file's first.
@@ -83,13 +84,13 @@ class Tests:
         The rest follow, since a test may rest on what a fixture or a cache that another test filled has computed.
         """
         lines = set(range(mutant.lines[0], mutant.lines[1] + 1))
-        chosen = [name for name, seconds in self.seconds.items() if seconds <= SLOWEST]
+        chosen = [name for name, seconds in self.seconds.items() if seconds <= self.slowest]
         if not any(not lines.isdisjoint(reached) for reached in (self.imported, *self.reached.values())):
             return []
         fastest: dict[str, float] = {}
         for name in chosen:
             module = name.partition("::")[0]
-            fastest[module] = min(self.seconds[name], fastest.get(module, SLOWEST))
+            fastest[module] = min(self.seconds[name], fastest.get(module, self.slowest))
 
         def order(name: str) -> tuple[bool, float, str, float]:
             module = name.partition("::")[0]
@@ -135,8 +136,8 @@ class Watch:
 class InPlace:
     """pytest plug-in: once the tests are collected, a child for each mutant, with its functions' code exchanged."""
 
-    def __init__(self, path: Path, todo: Sequence[Mutant], watch: Watch, answer: Path) -> None:
-        self.path, self.todo, self.watch, self.answer = path, todo, watch, answer
+    def __init__(self, path: Path, todo: Sequence[Mutant], slowest: float, watch: Watch, answer: Path) -> None:
+        self.path, self.todo, self.slowest, self.watch, self.answer = path, todo, slowest, watch, answer
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         imported = self.watch.taken()
@@ -145,7 +146,7 @@ class InPlace:
             raise session.Interrupted("the tests cannot be collected")
         measured = self.answer.with_suffix(".tests")
         in_child(lambda: self._measure(session.items, imported, measured), 3600)
-        tests = Tests(**json.loads(measured.read_text()))
+        tests = Tests(**json.loads(measured.read_text()), slowest=self.slowest)
         by_name = {item.nodeid: item for item in session.items}
         original, live = self.path.read_text(encoding="utf-8"), functions_of(self.path)
         for number, mutant in enumerate(self.todo):
@@ -285,8 +286,9 @@ def say(answer: Path, number: int, survived: bool) -> None:
         file.write(f"{number} {int(survived)}\n")
 
 
-def judge(file: str, tests: Sequence[str], todo: Sequence[Mutant], home: Path) -> Iterator[tuple[Mutant, bool]]:
+def judge(row: Mapping[str, Any], todo: Sequence[Mutant], home: Path) -> Iterator[tuple[Mutant, bool]]:
     """Each mutant, and whether it survived; in a process that has not yet imported the file's package."""
+    file, tests, slowest = row["path"], row["tests"], row.get("slowest", SLOWEST)
     path, answer = home / file, home / "answers"
     answer.write_text("")
     original = path.read_text(encoding="utf-8")
@@ -303,7 +305,7 @@ def judge(file: str, tests: Sequence[str], todo: Sequence[Mutant], home: Path) -
     measured = answer.with_suffix(".tests")
     if status or not measured.exists():
         raise SystemExit(f"{file}: its tests cannot be run\n{end_of_log(home)}")
-    found = Tests(**json.loads(measured.read_text()))
+    found = Tests(**json.loads(measured.read_text()), slowest=slowest)
     if found.failed:
         raise SystemExit(f"{file}: tests fail without any mutant: {', '.join(found.failed[:3])}\n{end_of_log(home)}")
     done = {int(n): survived == "1" for n, survived in (line.split() for line in answer.read_text().splitlines())}
@@ -378,7 +380,7 @@ def judge_file(row: Mapping[str, Any], containing: str, home: Path, listed: set[
         import_all_but(module, home, first)
         gc.freeze()
         told.write_text("")
-        for mutant, survived in judge(file, row["tests"], todo, home):
+        for mutant, survived in judge(row, todo, home):
             say(told, todo.index(mutant), survived)
 
     if todo:
