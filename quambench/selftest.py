@@ -36,6 +36,7 @@ from quambench.gate.faults import FAULTS, SCAN_INPUT, Fault
 from quambench.gate.verdicts import Status, Verdict
 from quambench.outside import one_line
 from quambench.provenance import machine_class
+from quambench.runner import ModelRun
 from quambench.session import Session
 from quambench.workers import Answer, Crew, Job, serve
 
@@ -263,7 +264,8 @@ def _said(planting: Planting, verdict: Verdict, seconds: float) -> Outcome:
         place=verdict.place,
         wanted_unit=unit,
         wanted_place=place,
-        caught=not verdict.passes() and (failed == fault.error),
+        # A crash catches a fault only where one is due, or where a probe says whose it is.
+        caught=not verdict.passes() and (failed == fault.error or (failed and bool(verdict.unit))),
         named=_named(verdict, unit, place) if unit or place else None,
         reason=verdict.reason,
         no_op=fault.no_op,
@@ -330,12 +332,16 @@ class Ground:
         session.plan(cases)
         for case in cases:
             session.judge(SUITE, case)
-        return session.write()
+        written = session.write()
+        if refused := [v for v in session.verdicts if not v.written]:
+            raise QuambenchError(f"{refused[0].case_id} was not stored: {refused[0].status} {refused[0].reason}")
+        return written
 
     def plant(self, fault: Fault, model: str, baselines: Path | str) -> Outcome:
         """What the gate says to one fault in one model."""
         case = _case(self._kept, model, fault.case, self._protocol)
         planting = Planting.of(fault, model, self._kept.checkpoints[case.model].config.architecture)
+        self._know(case)
         started = time.perf_counter()
         session = self._session(baselines)
         session.plan([case])
@@ -345,6 +351,12 @@ class Ground:
             except QuambenchError as refused:
                 verdict = Verdict(case.id, Status.ERROR, str(refused))
         return _said(planting, verdict, time.perf_counter() - started)
+
+    def _know(self, case: Case) -> None:
+        """Have what is kept made by code as it is, before a fault is planted in what makes it."""
+        kept = self._kept
+        run = ModelRun(kept.checkpoints[case.model], kept.corpus, [case], known=kept.known)
+        _ = run.answers, run.calibration_sequences
 
     def clean(self, setting: str, models: Sequence[str], baselines: Path | str) -> list[Clean]:
         """What the gate says to code as it is, once per batch composition."""

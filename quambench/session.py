@@ -30,7 +30,7 @@ from quambench.gate.arrays import Evidence
 from quambench.gate.baselines import BaselineStore, Stored
 from quambench.gate.comparisons import gated
 from quambench.gate.findings import Finding
-from quambench.gate.noise import DISTURBANCES, disturbance, implausible, largest, spread
+from quambench.gate.noise import DISTURBANCES, DISTURBED, ELSEWHERE, disturbance, implausible, largest, spread
 from quambench.gate.probes import ProbeResult
 from quambench.gate.record import Record, record_of
 from quambench.gate.rerun import Job, in_words, rerun
@@ -185,7 +185,7 @@ class Session:
             rest=run.rest(case),
             rest_digest=run.rest_digest,
         )
-        if why := implausible("a repetition with disturbed rounding", record.noise, record.evidence, "this process"):
+        if why := implausible("a repetition with disturbed rounding", record.noise, record.evidence, DISTURBED):
             return replace(verdict, status=Status.ERROR, reason=why)
         self.to_write.setdefault((suite, case.model), []).append((case, record))
         return replace(verdict, written=True)
@@ -352,7 +352,7 @@ class Session:
             return record
         try:
             apart = spread(record.evidence, again, gated(record.evidence))
-            why = implausible(in_words(), apart, record.evidence, "this process")
+            why = implausible(in_words(), apart, record.evidence, ELSEWHERE, beside=record.noise)
         except NonFinite as error:
             why = str(error)
         if not why:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from quambench.data.recall import TASKS
 from quambench.gate.arrays import Evidence
 from quambench.gate.deciding import beyond, larger
-from quambench.gate.noise import Noise, terms_of, unit_size
+from quambench.gate.noise import BEYOND, Noise, terms_of, unit_size
 from quambench.gate.stats import Paired, holm, mcnemar, paired
 from quambench.metrics import Terms, metrics_of
 from quambench.metrics.tasks import gated_tasks
@@ -35,11 +35,6 @@ GATED = (*BY_DOCUMENT, *BY_ITEM)
 # Continuous, so that any change of the computation moves them.
 SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
 IN_NATS = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap")  # of their terms, per token
-
-# How many times the floor is more than noise. Two machines are two draws of the noise, so their
-# difference is sqrt(2) times one draw's; draws measured on the bundled models differed among
-# themselves by up to 1.4 (docs/gate.md). 3 leaves half as much again.
-BEYOND = 3.0
 
 # What counts at the least, relative: to KL, of a metric in nats; of an error's energy, at a site. Where 4 bits
 # leave nothing of a model, disturbing it moves a site in one draw of five and by 0.02 % of KL, or never: two

@@ -100,23 +100,32 @@ def spread(a: Evidence, b: Evidence, gated: Sequence[str]) -> Noise:
     return Noise(means, units, sites, {name: moved(name, a[name], b[name]) for name in noisy_names(b) if name in a})
 
 
-# Share of KL that two repetitions may lie apart. On the bundled models the largest of some 250 cases, 4 bits and
-# recall among them, was 0.034; a kernel that computes something else moves KL by its own size and more.
-PLAUSIBLE = 0.1
+# How many times the floor is more than noise. Two machines are two draws of the noise, so their
+# difference is sqrt(2) times one draw's; draws measured on the bundled models differed among
+# themselves by up to 1.4 (docs/gate.md). 3 leaves half as much again.
+BEYOND = 3.0
+
+# Shares of KL that a repetition may lie away: one that is disturbed, and one in another process, which computes the
+# same. On the bundled models both stayed below 0.034 in some 250 cases, recall and 4 bits among them; on eight short
+# windows a disturbed 4-bit row moved by 0.12. A kernel that computes something else moves KL by its own size and more.
+DISTURBED, ELSEWHERE = 0.5, 0.1
 # KL of a model that is as good as float: log-probabilities of some tens of nats, stored as float32, err by that much.
 LEAST_KL = 1e-6
 
 
-def implausible(side: str, apart: Noise, evidence: Evidence, here: str) -> str:
+def implausible(side: str, apart: Noise, evidence: Evidence, share: float, beside: Noise | None = None) -> str:
     """Why a repetition cannot be noise, naming both sides; "" where it can.
 
-    side, here  what the repetition and the result are, in words
+    side    what the repetition is, in words
+    share   of KL that it may lie away
+    beside  another repetition: BEYOND times what that came to is noise too
     """
     for name in ("kl", "decode_kl"):
         size = abs(terms_of(name, evidence).mean())
-        if beyond(apart.means[name], PLAUSIBLE * size + LEAST_KL, name):
+        other = BEYOND * beside.means[name] if beside else 0.0
+        if beyond(apart.means[name], larger(share * size + LEAST_KL, other, what=name), name):
             return (
-                f"two repetitions of the same case disagree: {name} is {size:.3g} nats/token in {here} and"
+                f"two repetitions of the same case disagree: {name} is {size:.3g} nats/token in this process and"
                 f" {apart.means[name]:.2g} away from it in {side}, {apart.means[name] / max(size, LEAST_KL):.0%} of it;"
                 " one of them computes something else: `pytest suites/probes` may name it; nothing is stored"
             )

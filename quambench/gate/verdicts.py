@@ -76,8 +76,8 @@ def judge(
     if old is None:
         return Verdict(new.case_id, Status.NEW, "no stored baseline; --qb-new-only records it", metrics=new.metrics)
     if changed_settings := changed_fields(old, new):
-        reason = f"the stored result measured something else: {changed_settings}"
-        return Verdict(new.case_id, Status.STALE, reason, metrics=new.metrics, stored=old.metrics)
+        stale = Finding("", f"the stored result measured something else: {changed_settings}")
+        return _named(new, old, Status.STALE, [f for f in (probe, stale) if f], probe)
     for status, found in (
         (Status.REGRESSED, findings.first_gone(old.evidence, new.evidence, old.gone)),
         (Status.ERROR, findings.first_broken(old, new)),

@@ -503,7 +503,7 @@ def _() -> AbstractContextManager[Any]:
     return at_eight_bits(weights, recipe)
 
 
-@fault("the model ignores its weights' bits", "fuse")
+@fault("the model ignores its weights' bits", "weights/recipe|fuse")
 def _() -> AbstractContextManager[Any]:
     return at_eight_bits(recipe)
 

@@ -79,7 +79,8 @@ def all_probes() -> tuple[Probe, ...]:
 # No unit goes through one that stands after it.
 ORDER = (
     ITSELF,
-    "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site", "policy",
+    "grid", "hadamard", "observer", "weights", "w4", "gptq", "weights/recipe",
+    "cluster", "adaptive", "granularity", "site", "policy",
     "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "gptq/fed", "cluster/statistics",
     "calibration", "sensitivity", "saved", "export", "step", "refine",
     *MEASURING,

@@ -217,11 +217,23 @@ def _measured() -> Answer:
         "a NaN among repetitions": [_said(lambda a=a: noise.largest(a).means) for a in _spoilt(apart)]  # type: ignore[misc]
         + [_said(lambda: noise.spread(whole, whole | {"decode.kl": whole["decode.kl"] * NAN}, gated))],
         "implausible": [
-            "no noise" if noise.implausible("there", Noise({"kl": a, "decode_kl": b}), whole, "here") else "noise"
-            for a, b in ((0.0, 0.0), (0.015, 0.0), (0.0, 0.015), (0.019, 0.0), (0.0, 0.02))
+            _repeated(whole, share, times, name)
+            for share in (noise.DISTURBED, noise.ELSEWHERE)
+            for times in (WITHIN, BEYOND)
+            for name in ("kl", "decode_kl")
+        ],
+        "implausible beside": [
+            _repeated(whole, 0.0, times, "kl", beside=Noise({"kl": 0.25, "decode_kl": 0.25})) for times in (0.7, 0.8)
         ],
         "disturbance": [f"{(added.abs().max() < 1).item()} {added.square().mean().sqrt().item():.1f}"],
     }
+
+
+def _repeated(whole: Mapping[str, Tensor], share: float, times: float, name: str, beside: Noise | None = None) -> str:
+    """Whether a repetition is noise whose KL lies `times` its share away, or as many nats where it has none."""
+    of_kl = {n: abs(noise.terms_of(n, whole).mean()) for n in ("kl", "decode_kl")}
+    means = dict.fromkeys(of_kl, 0.0) | {name: times * (share * of_kl[name] if share else 1.0)}
+    return "no noise" if noise.implausible("there", Noise(means), whole, share, beside) else "noise"
 
 
 def _floors(*measured: float) -> list[float]:
