@@ -19,6 +19,7 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
 
+from quambench import session
 from quambench.gate import arrays, baselines, comparisons, deciding, findings, noise, probes, recount, stats, verdicts
 from quambench.gate.baselines import BaselineStore
 from quambench.gate.faults.base import ONE, OTHER, Plant, fault
@@ -106,7 +107,15 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("repetitions ten times apart are noise", "noise")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(noise, "ELSEWHERE", 10.0)
+    def ten_times(original: Any, side: str, apart: Any, evidence: Any, share: float, beside: Any = None) -> Any:
+        return original(side, apart, evidence, 10.0 * share, beside)
+
+    return wrapped(noise, "implausible", ten_times)
+
+
+@judging("a repetition in another process may be ten times itself away", "noise")
+def _() -> AbstractContextManager[Any]:
+    return everywhere("ELSEWHERE", 10.0, noise, session)
 
 
 # --- what is looked at ----------------------------------------------------------------------------------

@@ -217,8 +217,8 @@ def _measured() -> Answer:
         "a NaN among repetitions": [_said(lambda a=a: noise.largest(a).means) for a in _spoilt(apart)]  # type: ignore[misc]
         + [_said(lambda: noise.spread(whole, whole | {"decode.kl": whole["decode.kl"] * NAN}, gated))],
         "implausible": [
-            _repeated(whole, share, times, name)
-            for share in (noise.DISTURBED, noise.ELSEWHERE)
+            _repeated(whole, share, times * limit, name)
+            for share, limit in ((noise.DISTURBED, 0.5), (noise.ELSEWHERE, 0.1))
             for times in (WITHIN, BEYOND)
             for name in ("kl", "decode_kl")
         ],
@@ -229,10 +229,10 @@ def _measured() -> Answer:
     }
 
 
-def _repeated(whole: Mapping[str, Tensor], share: float, times: float, name: str, beside: Noise | None = None) -> str:
-    """Whether a repetition is noise whose KL lies `times` its share away, or as many nats where it has none."""
+def _repeated(whole: Mapping[str, Tensor], share: float, away: float, name: str, beside: Noise | None = None) -> str:
+    """Whether a repetition is noise whose KL lies `away` of itself away, or as many nats where no share is allowed."""
     of_kl = {n: abs(noise.terms_of(n, whole).mean()) for n in ("kl", "decode_kl")}
-    means = dict.fromkeys(of_kl, 0.0) | {name: times * (share * of_kl[name] if share else 1.0)}
+    means = dict.fromkeys(of_kl, 0.0) | {name: away * (of_kl[name] if share else 1.0)}
     return "no noise" if noise.implausible("there", Noise(means), whole, share, beside) else "noise"
 
 
