@@ -15,9 +15,35 @@ from quambench.case import SIZES
 
 
 class ByModel(LoadScopeScheduling):
+    """xdist's scheduler by scope, but for what it does when a worker dies."""
+
     def __init__(self, config: Any, log: Any, models: Collection[str]) -> None:
         super().__init__(config, log)
         self._models = models
+
+    def remove_node(self, node: Any) -> str | None:
+        """Take a worker's tests back; the one that it died of has failed, and is not given to another to die of."""
+        crashed = next(
+            (test for unit in self.assigned_work[node].values() for test, done in unit.items() if not done), ""
+        )
+        for unit in self.assigned_work[node].values():
+            if crashed in unit:
+                unit[crashed] = True
+        left = {scope: unit for scope, unit in self.assigned_work.pop(node).items() if not all(unit.values())}
+        self.workqueue.update(left)
+        for other in self.nodes if left else ():
+            self._reschedule(other)
+        return crashed or None
+
+    def schedule(self) -> None:
+        """Also for a worker that replaces a dead one.
+
+        A worker holds its last test back until it is given another or told that none is left: xdist tells
+        those that it starts with, and a replacement with a single test would wait for ever.
+        """
+        super().schedule()
+        for node in self.nodes:
+            self._reschedule(node)
 
     def _split_scope(self, nodeid: str) -> str:
         return scope(nodeid, self._models)

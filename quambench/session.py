@@ -315,6 +315,7 @@ class Session:
                 paths += self.store.remove(suite, model, gone)
             except BadArtefact as error:  # another machine class's file
                 self.verdicts.append(Verdict(f"{suite}/{model}", Status.ERROR, f"not removed everywhere: {error}"))
+                self.refused = True
         answered = {v.case_id.removeprefix("probe/") for v in self.verdicts if v.written and v.unit}
         answered &= set(self.probes) if answered else set()
         if answered:

@@ -92,7 +92,8 @@ def run(pytester, monkeypatch, world, record):
     def go(*options, more="", red=(), args=("suites",), workers=0):
         conftest = CONFTEST.format(more=more, red=tuple(red), record=str(record), zoo=str(world))
         (pytester.path / "conftest.py").write_text(conftest)
-        fixed = ["-p", "no:cacheprovider", "--import-mode=importlib", "-rs"]
+        # A run has its own filters of warnings, not those that these tests run under.
+        fixed = ["-p", "no:cacheprovider", "--import-mode=importlib", "-rs", "-W", "default"]
         if not workers:
             return pytester.runpytest_inprocess(*args, *fixed, *options, no_reraise_ctrlc=True)
         return pytester.runpytest_subprocess(*args, *fixed, "-p", "xdist", "-n", str(workers), *options)

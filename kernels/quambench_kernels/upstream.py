@@ -52,7 +52,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tenso
     activation = "silu" if silu else None
     if x.shape[2] % 8:
         y = run(torch.cat([history, x], dim=1).transpose(1, 2).contiguous(), weight, bias, activation=activation)
-        return y.transpose(1, 2)[:, history.shape[1] :].contiguous()
+        return y.transpose(1, 2)[:, history.shape[1] :].clone(memory_format=torch.contiguous_format)
     if x.stride(2) != 1 or x.stride(0) % 8 or x.stride(1) % 8:
         x = x.contiguous()
     past = history.contiguous().transpose(1, 2)

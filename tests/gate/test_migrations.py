@@ -23,8 +23,8 @@ def test_schema_1_by_hand() -> None:
     (a, arrays), (b, others) = of_schema_1("m/a", 0.1), of_schema_1("m/b", 0.2)
     entries, found = migrated({"m/a": a, "m/b": b}, arrays | others, 1)
     assert {case: entry["noise"] for case, entry in entries.items()} == {
-        "m/a": {"means": {"kl": 0.001}, "units": {}},
-        "m/b": {"means": {"kl": 0.001}, "units": {}},
+        "m/a": {"means": {"kl": 0.001}, "units": {}, "arrays": {}},
+        "m/b": {"means": {"kl": 0.001}, "units": {}, "arrays": {}},
     }
     of_a_case = {
         "prefill.kl_quantiles", "decode.kl_quantiles", "decode.kl", "decode.kl_prefill", "decode.accumulated",

@@ -195,8 +195,9 @@ def test_units_are_asked_before_what_rests_on_them() -> None:
             yield probe.name.split("/")[0]
 
     assert list(dict.fromkeys(units())) == [
-        "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site",
-        "policy", "fuse", "reorder", "int8_linear", "kernel", "calibration", "refine", "step",
+        "judge", "grid", "hadamard", "observer", "weights", "w4", "gptq", "cluster", "adaptive", "granularity", "site",
+        "policy", "kernel", "int8_linear", "float", "checkpoint", "fuse", "reorder", "calibration", "sensitivity",
+        "saved", "export", "step", "refine", "sampling", "evaluation", "metrics",
     ]  # fmt: skip
 
 

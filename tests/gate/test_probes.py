@@ -166,7 +166,7 @@ def test_a_scale_may_differ_by_one_ulp_and_an_integer_by_nothing(tmp_path):
     for ulps, status in ((1, "same"), (2, "changed")):
         document["probes"]["grid/scale"]["8 bits"][7] = (scale.view(torch.int32) + ulps).view(torch.float32).item()
         (tmp_path / "e.json").write_text(json.dumps(document))
-        assert check(expected=tmp_path / "e.json")[0].status == status
+        assert check(expected=tmp_path / "e.json", only={"grid/scale"})[0].status == status
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_what_the_gate_compares(run: ModelRun, records: dict[str, Any]) -> None:
     assert {f"task_{TASK}", f"task_{TASK}_nats"} <= set(gated(good.evidence))
     assert f"task_{TASK}_float" not in gated(good.evidence)
     assert judge(good, good, 1).status == "SAME"
-    found = {c.metric: c for c in compare(good, bad, 0.01)}
+    found = {c.metric: c for c in compare(good.evidence, bad.evidence, good.noise, 0.01)}
     assert found[f"task_{TASK}_nats"].paired.n == 24
     assert found[f"task_{TASK}_nats"].paired.difference != 0
     right = good.evidence[f"task.{TASK}.value"]

@@ -298,7 +298,7 @@ def judge(row: Mapping[str, Any], todo: Sequence[Mutant], home: Path) -> Iterato
         watch = Watch(path)
         with watch:
             return pytest.main(
-                [*PYTEST, f"--basetemp={home}/tmp", *tests], plugins=[InPlace(path, todo, watch, answer)]
+                [*PYTEST, f"--basetemp={home}/tmp", *tests], plugins=[InPlace(path, todo, slowest, watch, answer)]
             )
 
     status = in_child(collected, 24 * 3600)

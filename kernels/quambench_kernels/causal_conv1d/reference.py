@@ -28,4 +28,4 @@ def next_history(x: Tensor, history: Tensor) -> Tensor:
     keep = history.shape[1]
     if x.shape[1] >= keep:
         return x[:, x.shape[1] - keep :].clone(memory_format=torch.contiguous_format)
-    return torch.cat([history, x], dim=1)[:, x.shape[1] :].contiguous()
+    return torch.cat([history[:, x.shape[1] :], x], dim=1)
