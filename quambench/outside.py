@@ -66,7 +66,9 @@ class Kind:
         return found
 
     def used(self, name: str, thing: Any) -> None:
-        """Note it for `sources`."""
+        """Note it for `sources`; what is quambench's own, as its probes' are, is not from outside."""
+        if name.startswith("quambench."):
+            return
         _sources.setdefault(self.plural, {})[name] = _digest(thing)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -143,7 +143,8 @@ def _mark_of(metafunc: pytest.Metafunc) -> CasesMark | None:
     """A test's mark `cases`; None where it has nothing to do with cases. raises UnknownName, BadParameter"""
     marks, names = list(metafunc.definition.iter_markers("cases")), metafunc.fixturenames
     own = _has_own(metafunc, "case")
-    if not marks and "judge" not in names and ("case" not in names or own):
+    judges = "judge" in names and not _has_own(metafunc, "judge")
+    if not marks and not judges and ("case" not in names or own):
         return None
     if "case" not in names:
         what = "has the mark cases" if marks else "asks for judge"
@@ -166,7 +167,18 @@ def _has_own(metafunc: pytest.Metafunc, name: str) -> bool:
         names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
         if name in (names.replace(",", " ").split() if isinstance(names, str) else names):
             return True
-    return name in getattr(metafunc, "_arg2fixturedefs", {})
+    found = metafunc.definition._fixtureinfo.name2fixturedefs.get(name) or ()
+    return bool(found) and not _is_ours(name, found)
+
+
+def _is_ours(name: str, definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
+    """Whether a fixture is this plug-in's, or somebody's that asks for this plug-in's by the same name."""
+    for definition in reversed(definitions):
+        if definition.func.__module__ == __name__:
+            return True
+        if name not in definition.argnames:
+            break
+    return False
 
 
 def _case_of(item: pytest.Item) -> Case | None:
@@ -182,12 +194,16 @@ def _run_of(case: Case) -> tuple[str, Protocol]:
 
 def _asks(item: pytest.Item) -> bool:
     """Whether a test is there to get a verdict."""
-    return isinstance(item, pytest.Function) and ("judge_probe" in item.fixturenames or _takes_case(item))
+    return isinstance(item, pytest.Function) and (_takes(item, "judge_probe") or _takes_case(item))
 
 
 def _takes_case(item: pytest.Function) -> bool:
-    callspec = getattr(item, "callspec", None)
-    return "judge" in item.fixturenames or bool(callspec and isinstance(callspec.params.get("case"), Case))
+    return _takes(item, "judge") or _case_of(item) is not None
+
+
+def _takes(item: pytest.Function, name: str) -> bool:
+    """Whether a test asks for a fixture of this plug-in."""
+    return name in item.fixturenames and _is_ours(name, item._fixtureinfo.name2fixturedefs.get(name) or ())
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

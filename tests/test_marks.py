@@ -152,6 +152,33 @@ class TestCourt:
     result.assert_outcomes(passed=1)
 
 
+JUDGE = "import pytest\n@pytest.fixture\ndef judge({}): return len"
+PROBE = JUDGE.replace("judge", "judge_probe")
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("def test_of_courts(judge): assert judge('ab') == 2", JUDGE.format("")),
+        (f"{JUDGE.format('')}\ndef test_of_courts(judge): assert judge('ab') == 2", ""),
+        ("@pytest.mark.parametrize('judge', [len])\ndef test_of_courts(judge): assert judge('ab') == 2", ""),
+        ("def test_of_courts(judge_probe): assert judge_probe('ab') == 2", PROBE.format("")),
+    ],
+    ids=["conftest", "module", "parametrize", "judge_probe"],
+)
+def test_a_judge_of_ones_own_is_nobody_elses(run, text, more):
+    """Nothing was asked of the gate, so that nothing is missing either."""
+    result = run(text, more=more)
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+
+
+def test_a_judge_around_the_plug_ins_is_the_plug_ins(run):
+    result = run("def test_alpha(judge): judge('mse')", more=JUDGE.format("judge"))
+    assert "asks for judge and asks for no case" in "\n".join(result.outlines)
+    assert result.ret != 0
+
+
 @pytest.mark.parametrize("where", ["class", "module"])
 def test_a_mark_may_stand_on_a_class_or_a_module(run, where):
     mark = "pytest.mark.cases('mse', 'aciq', language='recall', architecture='mamba')"

@@ -58,7 +58,7 @@ def test_a_crash_names_the_unit_whose_probe_broke(judged, monkeypatch):
 
 def test_a_crash_of_the_probes_themselves_does_not_hide_the_first(judged, monkeypatch):
     monkeypatch.setattr(module, "record_of", lambda *_: 1 / 0)
-    monkeypatch.setattr(module.probes, "check", lambda **_: {}["gone"])
+    monkeypatch.setattr(module.probes, "in_turn", lambda **_: {}["gone"])
     assert judged().reason.startswith("ZeroDivisionError")
 
 
@@ -87,7 +87,7 @@ def of_the_judge(monkeypatch):
         ("a stored file is read once and for all", "judge/baselines"),
     ],
 )
-def test_a_fault_in_the_judge_makes_every_row_an_error_that_names_it(of_the_judge, recorded, fault, unit):
+def test_a_fault_in_the_judge_makes_every_row_an_error_that_names_it(recorded, fault, unit):
     session, case = recorded(allow_drift=True)
     with planted(fault):
         verdict = session.judge("alpha", case)
@@ -97,7 +97,7 @@ def test_a_fault_in_the_judge_makes_every_row_an_error_that_names_it(of_the_judg
 
 
 @pytest.mark.parametrize("update", [False, True])
-def test_a_judge_that_finds_everything_the_same_is_not_asked_of_itself(of_the_judge, recorded, monkeypatch, update):
+def test_a_judge_that_finds_everything_the_same_is_not_asked_of_itself(recorded, monkeypatch, update):
     session, case = recorded(update=update)
     monkeypatch.setattr(module, "judge", lambda new, *_, **__: Verdict(new.case_id, Status.SAME))
     with planted("everything is the same"):
@@ -106,7 +106,7 @@ def test_a_judge_that_finds_everything_the_same_is_not_asked_of_itself(of_the_ju
     assert session.to_write == {}
 
 
-def test_a_broken_unit_is_never_the_same(of_the_judge, recorded, monkeypatch):
+def test_a_broken_unit_is_never_the_same(recorded, monkeypatch):
     session, case = recorded()
     broken = module.ProbeResult("metrics/kl", "changed", "0.5 -> 1.0")
     session._answers |= {p.name: replace(broken, name=p.name, status="same") for p in module.probes.all_probes()}
@@ -117,7 +117,7 @@ def test_a_broken_unit_is_never_the_same(of_the_judge, recorded, monkeypatch):
     assert (verdict.status, verdict.unit) == (Status.ERROR, "metrics/kl")
 
 
-def test_an_error_that_passes_ends_the_row_otherwise(of_the_judge, recorded):
+def test_an_error_that_passes_ends_the_row_otherwise(recorded):
     session, case = recorded()
     with planted("whatever is said passes"), pytest.raises(BrokenJudge, match=re.escape(case.id)):
         session.judge("alpha", case)
@@ -126,13 +126,13 @@ def test_an_error_that_passes_ends_the_row_otherwise(of_the_judge, recorded):
 
 def test_probes_that_cannot_be_asked_make_the_row_an_error(recorded, monkeypatch):
     session, case = recorded()
-    monkeypatch.setattr(module.probes, "check", lambda **_: {}["gone"])
+    monkeypatch.setattr(module.probes, "in_turn", lambda **_: {}["gone"])
     assert session.judge("alpha", case).status is Status.ERROR
 
 
 def test_probes_that_answer_nothing_make_the_row_an_error(recorded, monkeypatch):
     session, case = recorded()
-    monkeypatch.setattr(module.probes, "check", lambda **_: ())
+    monkeypatch.setattr(module.probes, "in_turn", lambda **_: iter(()))
     assert session.judge("alpha", case).status is Status.ERROR
 
 
@@ -154,8 +154,11 @@ LARGE = replace(SMALL, quality_windows=9, decode_windows=7, max_items=9)
 
 
 @pytest.fixture
-def recorded(world, tmp_path, monkeypatch):
-    """session(update=...): sessions over one small case whose baseline is in `tmp_path`, with a second look."""
+def recorded(world, tmp_path, monkeypatch, of_the_judge):
+    """session(update=...): sessions over one small case whose baseline is in `tmp_path`, with a second look.
+
+    That look is no case's outside these tests, which the probe of second looks would tell.
+    """
     monkeypatch.setitem(LARGER, SMALL, LARGE)
 
     def session(**options):

@@ -13,11 +13,14 @@ from quambench.case import Case
 from quambench.errors import BadArtefact
 from quambench.gate import probes
 from quambench.gate.faults import FAULTS
+from quambench.gate.faults.base import BOTH
 from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, in_turn, record, rests_on
 from quambench.gate.probes.base import Probe
 from quambench.gate.probes.models import BARE, CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
+from quambench.observers import OBSERVERS
 from quambench.quant import quantized
+from quambench.quant.site_grid import AsymmetricGrid
 from quambench.selftest import OBSERVER
 
 
@@ -116,6 +119,23 @@ def test_the_unit_at_fault_is_named_first(fault):
     assert "\n" not in broken.reason
 
 
+def test_a_case_rests_on_no_observer_and_no_grid_that_it_has_not(monkeypatch):
+    """A fault in percentile is none of running_max's, which would be red without a reason that anybody could see."""
+
+    def broken(*_, **__):
+        raise AssertionError("nobody asked for this")
+
+    for name, observer in OBSERVERS.items():
+        if name != "running_max":
+            for method in ("observe", "take", "threshold"):
+                monkeypatch.setattr(observer, method, broken, raising=False)
+    for method in ("quantize", "dequantize"):
+        monkeypatch.setattr(AsymmetricGrid, method, broken)
+    case = Case.parse("m", "running_max")
+    of_the_case = {p.name for p in probes.all_probes() for kind in BOTH if rests_on(p.name, kind, case)}
+    assert [r for r in check(only=of_the_case) if r.status != "same"] == []
+
+
 def test_what_was_planted_and_asked_is_gone_again():
     for fault in FAULTS:
         with fault.plant():
@@ -211,8 +231,10 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
         ("observer/percentile/sizes", True),
         ("observer/running_max/halves", True),
         ("observer/mse/sizes", False),
-        ("weights/recipe/quamba", True),
-        ("weights/recipe/group", False),
+        ("weights/recipe/quamba/running_max", True),
+        ("weights/recipe/quamba/percentile[alpha=0.9]", True),
+        ("weights/recipe/quamba/mse[low=0.5,steps=5]", False),
+        ("weights/recipe/group/running_max", False),
         ("float/mamba2-bare", True),
         ("fuse/mamba2-bare", True),
         ("step/mamba2-bare/pieces", True),

@@ -148,7 +148,8 @@ def rests_on(name: str, architecture: str, case: Case) -> bool:
     if unit == "observer":
         return re.split(r"[\[/]", variant)[0] in observers
     if name.startswith("weights/recipe/"):
-        return variant == f"recipe/{case.weights.granularity}"
+        _, granularity, observer = variant.split("/")
+        return granularity == case.weights.granularity and observer.split("[")[0] in observers
     if unit == "policy":
         policy, _, kind = variant.rpartition("/")
         return policy.split("[")[0] == case.policy.name and kind == architecture

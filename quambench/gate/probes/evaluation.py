@@ -66,6 +66,8 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k))  # type: ignore[misc]
     for name, arrays in ARRAYS.items():
         yield Probe(f"evaluation/{name}", lambda _, a=arrays: _told(a))  # type: ignore[misc]
+    lopsided = LookUp(int8_table(), exact=False, asymmetric=True)
+    yield Probe("evaluation/sites/asymmetric", lambda _: _told(ARRAYS["sites"], lopsided))
     yield Probe("evaluation/second_look", lambda _: _second_look())
     yield Probe("evaluation/refused", lambda _: _refused())
     yield Probe("evaluation/names", lambda _: _names())
@@ -75,11 +77,13 @@ def probes() -> Iterator[Probe]:
 class LookUp:
     """A model that computes nothing: `table` has its logits, by the state's number.
 
-    exact  the float model: it reads its state as it was stored, and its sites are off by nothing
+    exact       the float model: it reads its state as it was stored, and its sites are off by nothing
+    asymmetric  some grids have a zero point, as only a case of such a precision has
     """
 
     table: Tensor  # (ROWS, VOCABULARY)
     exact: bool
+    asymmetric: bool = False
 
     config = CONFIG
     n_bytes = 1234
@@ -124,8 +128,8 @@ class LookUp:
     def calibrated(self) -> dict[str, Any]:
         """A grid at each site, of each kind; at steps that divide exactly."""
         half, one, ends = torch.tensor(0.5), torch.tensor(1.0), torch.tensor([0.25, 0.5, 1.0, 2.0])
-        kinds = (SymmetricGrid(half, 4), SymmetricGrid(one, 8), AsymmetricGrid(half, one * -3, 4),
-                 SymmetricGrid(ends, 4), Unquantized())  # fmt: skip
+        third = AsymmetricGrid(half, one * -3, 4) if self.asymmetric else SymmetricGrid(half / 2, 4)
+        kinds = (SymmetricGrid(half, 4), SymmetricGrid(one, 8), third, SymmetricGrid(ends, 4), Unquantized())
         states = SymmetricGrid(torch.tensor([[0.5], [1.0]]), 4)
         return {s: states if s.endswith("ssm_state") else kinds[i % 5] for i, s in enumerate(sites_of(CONFIG))}
 
@@ -335,9 +339,9 @@ def _reference(streams: Streams, kind: str) -> Answer:
     }
 
 
-def _told(names: Sequence[str]) -> Answer:
+def _told(names: Sequence[str], model: LookUp | None = None) -> Answer:
     """Those of the arrays that there are: one that went, and one that came, is another answer."""
-    found = evidence(recall=any(name.startswith(("recall.", "long.")) for name in names))
+    found = evidence(model, recall=any(name.startswith(("recall.", "long.")) for name in names))
     return {name: told(found[name]) for name in names if name in found}
 
 

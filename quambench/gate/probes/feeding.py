@@ -6,8 +6,9 @@ All of them, once, in order and unshifted, whatever number of them goes through 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,16 +27,15 @@ from quambench.models.checkpoint import Checkpoint
 from quambench.models.config import ModelConfig
 from quambench.models.sites import local_name, sites_of
 from quambench.observers import ObserverSpec
+from quambench.observers.base import Observer
+from quambench.observers.batch import Batch
 from quambench.policy.base import PER_TENSOR
 from quambench.policy.quamba import Quamba
 from quambench.quant.precision import Precision
 
 SEQUENCES, TOKENS = 37, 5  # two forward batches, and a part of a third
-CASES = {
-    "running_max": "running_max",
-    "percentile": "percentile[alpha=0.95,sigma=0.2]",
-    "gptq": "running_max/w4a8/gptq",
-}
+FADING = f"{__name__}:Fading"
+CASES = {"running_max": "running_max", "fading": FADING, "gptq": "running_max/w4a8/gptq"}
 
 
 def probes() -> Iterator[Probe]:
@@ -45,6 +45,17 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"calibration/{kind}/run", lambda s, k=kind: _run(s, k))  # type: ignore[misc]
     yield Probe("cluster/statistics/fed", lambda _: _looked_at(CONFIGS["mamba2"]))
     yield Probe("gptq/fed", lambda _: _multiplied(CONFIGS["mamba"]))
+
+
+@dataclass
+class Fading(Observer):
+    """Half of what was, half of what comes: it tells the order, and is no observer that only some cases have."""
+
+    order_matters: ClassVar[bool] = True
+
+    def observe(self, batch: Batch) -> Tensor:
+        newest = batch.amax.double()
+        return newest if self.amax is None else (self.amax + newest) / 2
 
 
 class Echo:
@@ -81,7 +92,7 @@ def _sequences(count: int, length: int) -> Tensor:
 
 def _calibrated(config: ModelConfig) -> Answer:
     """An average that depends on the order of sequences, and maxima."""
-    echo, plan = Echo(config), Quamba().plan(config, ObserverSpec.parse("percentile[alpha=1.0,sigma=0.5]"), PER_TENSOR)
+    echo, plan = Echo(config), Quamba().plan(config, ObserverSpec(FADING), PER_TENSOR)
     tasks = {"": calibrating.Task(plan, 8)}
     made = calibrating.calibrate(echo, _sequences(SEQUENCES, TOKENS), tasks, "probe")[""]  # type: ignore[arg-type]
     return {"tokens": echo.tokens, **made.scales, "digest": [made.data_digest]}

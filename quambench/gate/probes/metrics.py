@@ -60,7 +60,7 @@ def _evidence() -> dict[str, Tensor]:
         "items.correct": torch.tensor([1, 0, 0, 1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 1], dtype=torch.uint8),
         "items.correct_float": torch.tensor([1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1], dtype=torch.uint8),
         "items.document": torch.tensor([3, 3, 0, 7, 0, 3, 7, 7, 1, 3, 0, 1, 3, 7], dtype=torch.int32),
-        "sites.local_mse": (_numbers(SITES, 1, 7) + 1) / 8,
+        "sites.local_mse": (_numbers(SITES, 1, 9) + 1) / 8,
         "sites.signal": (_numbers(SITES, 2, 19) + 40) / 8,
         "sites.clipped": torch.tensor([1, 0, 5, 2, 0], dtype=torch.float64) / 64,
         "sites.range_used": torch.tensor([8, 7, torch.nan, 9, 5], dtype=torch.float64) / 8,

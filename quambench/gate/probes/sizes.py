@@ -8,6 +8,7 @@ come from formulas, so that none of them is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,8 +36,8 @@ def probes() -> Iterator[Probe]:
     for name in OBSERVERS:
         yield Probe(f"observer/{name}/sizes", lambda _, n=name: _sizes(n))  # type: ignore[misc]
         yield Probe(f"observer/{name}/halves", lambda _, n=name: _halves(n))  # type: ignore[misc]
-    for granularity in GRANULARITIES:
-        yield Probe(f"weights/recipe/{granularity}", lambda _, g=granularity: _weights(g))  # type: ignore[misc]
+    for granularity, observer in product(GRANULARITIES, SEARCHES):
+        yield Probe(f"weights/recipe/{granularity}/{observer}", lambda _, g=granularity, o=observer: _weights(g, o))  # type: ignore[misc]
     yield Probe("gptq/groups", lambda _: _gptq())
 
 
@@ -116,29 +117,29 @@ def _matrix(rows: int, columns: int) -> Tensor:
     return floats(rows, columns, turn=0.7548, dtype=torch.float64) * loudness
 
 
-def _weights(granularity: str) -> Answer:
-    """What becomes of each kind of weight at each width, with and without parts, by the largest and by a search."""
+def _weights(granularity: str, observer: str) -> Answer:
+    """What becomes of each kind of weight at each width, with and without parts."""
     answer: dict[str, Tensor | list[str]] = {}
     kinds: list[str] = []
-    for bits in WIDTHS if granularity != "group" else (*WIDTHS[1:2], Bits(4, 16)):
-        for observer in SEARCHES if bits == Bits(4, 8) else SEARCHES[:2]:
-            made = WeightQuantizer(WeightRecipe(observer=ObserverSpec.parse(observer), granularity=granularity), bits)
-            wide, narrow, flat = _matrix(sum(SPLITS), INPUTS), _matrix(sum(SPLITS), 4), _matrix(sum(SPLITS), 1)[:, 0]
-            for what, found in (
-                ("projection", made.projection("in_proj.weight", wide)),
-                ("projection in parts", made.projection("in_proj.weight", wide, SPLITS)),
-                ("projection in parts, as usual", made.projection("in_proj.weight", wide, SPLITS, True)),
-                ("narrow", made.narrow(narrow)),
-                ("narrow in parts, as usual", made.narrow(narrow, SPLITS, True)),
-                ("other", made.other(flat)),
-                ("other in parts", made.other(flat, SPLITS)),
-                ("rows", made.rows(narrow)),
-                ("rows of 4 bits", made.rows(narrow, 4)),
-                ("rows left float", made.rows(narrow, 16)),
-            ):
-                name = f"{bits}, {observer}, {what}"
-                answer |= _kept(name, found)
-                kinds.append(f"{name}: {type(found).__name__}")
+    widths = WIDTHS if granularity != "group" else (*WIDTHS[1:2], Bits(4, 16))
+    for bits in widths if observer in SEARCHES[:2] else WIDTHS[1:2]:
+        made = WeightQuantizer(WeightRecipe(observer=ObserverSpec.parse(observer), granularity=granularity), bits)
+        wide, narrow, flat = _matrix(sum(SPLITS), INPUTS), _matrix(sum(SPLITS), 4), _matrix(sum(SPLITS), 1)[:, 0]
+        for what, found in (
+            ("projection", made.projection("in_proj.weight", wide)),
+            ("projection in parts", made.projection("in_proj.weight", wide, SPLITS)),
+            ("projection in parts, as usual", made.projection("in_proj.weight", wide, SPLITS, True)),
+            ("narrow", made.narrow(narrow)),
+            ("narrow in parts, as usual", made.narrow(narrow, SPLITS, True)),
+            ("other", made.other(flat)),
+            ("other in parts", made.other(flat, SPLITS)),
+            ("rows", made.rows(narrow)),
+            ("rows of 4 bits", made.rows(narrow, 4)),
+            ("rows left float", made.rows(narrow, 16)),
+        ):
+            name = f"{bits}, {what}"
+            answer |= _kept(name, found)
+            kinds.append(f"{name}: {type(found).__name__}")
     return answer | {"kinds": kinds}
 
 
