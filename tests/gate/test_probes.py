@@ -249,6 +249,7 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
         ("checkpoint/config", True),
         ("checkpoint/mamba2-options", True),
         ("saved/mamba2", True),
+        ("saved/mamba2/asymmetric", False),
         ("saved/mamba2/groups", False),
         ("export/mamba2", True),
         ("export/mamba", False),

@@ -52,6 +52,7 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"checkpoint/{kind}", lambda s, k=kind: _checkpoint(s, k))  # type: ignore[misc]
     for kind in ARCHITECTURES:
         yield Probe(f"saved/{kind}", lambda s, k=kind: _saved(s, k))  # type: ignore[misc]
+        yield Probe(f"saved/{kind}/asymmetric", lambda s, k=kind: _saved_asymmetric(s, k))  # type: ignore[misc]
         yield Probe(f"export/{kind}", lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))))  # type: ignore[misc]
     yield Probe("saved/mamba2/groups", lambda s: _again(_calibration(fixed_in_groups(s, "mamba2"))))
     yield Probe("export/mamba2/groups", lambda s: _exported(s, "mamba2", _calibration(fixed_in_groups(s, "mamba2"))))
@@ -85,31 +86,39 @@ def _again(calibration: Calibration) -> Answer:
 
 
 def _saved(streams: Streams, kind: str) -> Answer:
-    """A calibration, one of asymmetric grids of 4 bits with a site left float; the model that is made of either."""
+    """Calibrations of 8 and of 4 bits, and one with a site left float; the models that are made of them."""
     usual, low = scales_of(streams, kind), scales_of(streams, kind, 4)
     first = next(iter(low.scales))
-    shifted = {s: torch.stack([x, -8 * x]) for s, x in low.scales.items()}
-    answer: dict[str, Tensor | list[str]] = {}
-    tokens, eighths = streams["sequences"][:1], SymmetricGrid(LOGITS, 8)
-    checkpoint = checkpoint_of(streams, kind)
-    for name, made in (
-        ("usual", _calibration(usual)),
-        ("4 bits", _calibration(low, act_bits=4)),
-        ("asymmetric", _calibration(low, scales=shifted, act_bits=4, symmetric=False)),
-    ):
-        answer |= {f"{name}, {k}": v for k, v in _again(made).items()}
-        _, model = runner.saved_model(checkpoint, replace(made, model_digest=checkpoint.digest))
-        precision = quantized.Precision(act_bits=made.act_bits, symmetric=made.symmetric)
-        same = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), made, precision)
-        with torch.inference_mode():
-            differ = eighths.quantize(model(tokens)[0]) != eighths.quantize(same(tokens)[0])
-        answer[f"{name}, logits that differ"] = differ.sum()
     float_site = _calibration(
         usual,
         scales=dict(usual.scales) | {first: torch.zeros(0)},
         granularities=dict(usual.granularities) | {first: UNQUANTIZED},
     )
-    return answer | {f"a site left float, {k}": v for k, v in _again(float_site).items()}
+    return (
+        _made_again(streams, kind, "usual", _calibration(usual))
+        | _made_again(streams, kind, "4 bits", _calibration(low, act_bits=4))
+        | {f"a site left float, {k}": v for k, v in _again(float_site).items()}
+    )
+
+
+def _saved_asymmetric(streams: Streams, kind: str) -> Answer:
+    """Of 4 bits, with zero points."""
+    low = scales_of(streams, kind, 4)
+    shifted = {s: torch.stack([x, -8 * x]) for s, x in low.scales.items()}
+    made = _calibration(low, scales=shifted, act_bits=4, symmetric=False)
+    return _made_again(streams, kind, "asymmetric", made)
+
+
+def _made_again(streams: Streams, kind: str, name: str, made: Calibration) -> Answer:
+    """What is read of it, and how many logits differ between the model made of the file and one made at once."""
+    tokens, eighths = streams["sequences"][:1], SymmetricGrid(LOGITS, 8)
+    checkpoint = checkpoint_of(streams, kind)
+    _, model = runner.saved_model(checkpoint, replace(made, model_digest=checkpoint.digest))
+    precision = quantized.Precision(act_bits=made.act_bits, symmetric=made.symmetric)
+    same = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), made, precision)
+    with torch.inference_mode():
+        differ = eighths.quantize(model(tokens)[0]) != eighths.quantize(same(tokens)[0])
+    return {f"{name}, {k}": v for k, v in _again(made).items()} | {f"{name}, logits that differ": differ.sum()}
 
 
 def _exported(streams: Streams, kind: str, calibration: Calibration) -> Answer:
