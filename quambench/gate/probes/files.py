@@ -109,7 +109,7 @@ def _saved_asymmetric(streams: Streams, kind: str) -> Answer:
     return _made_again(streams, kind, "asymmetric", made)
 
 
-def _made_again(streams: Streams, kind: str, name: str, made: Calibration) -> Answer:
+def _made_again(streams: Streams, kind: str, name: str, made: Calibration) -> dict[str, Tensor | list[str]]:
     """What is read of it, and how many logits differ between the model made of the file and one made at once."""
     tokens, eighths = streams["sequences"][:1], SymmetricGrid(LOGITS, 8)
     checkpoint = checkpoint_of(streams, kind)
