@@ -254,7 +254,7 @@ def _() -> AbstractContextManager[Any]:
 # --- what is written --------------------------------------------------------------------------------------
 
 
-@fault("a calibration that is loaded is symmetric", "saved")
+@fault("a calibration that is loaded is symmetric", "saved", case="percentile/w8a8-asymmetric", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     right = Calibration.load
     return patch.object(Calibration, "load", lambda folder: replace(right(folder), symmetric=True))
