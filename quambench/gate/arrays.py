@@ -22,11 +22,11 @@ Evidence = Mapping[str, Tensor]
 class Rule(enum.Enum):
     """How an array is compared."""
 
-    EXACT = "exact"
-    REFERENCE = "reference"
-    NOISY = "noisy"
-    QUANTILES = "quantiles"
-    ELSEWHERE = "elsewhere"
+    EXACT = enum.auto()
+    REFERENCE = enum.auto()
+    NOISY = enum.auto()
+    QUANTILES = enum.auto()
+    ELSEWHERE = enum.auto()
 
 
 # The first pattern that fits a name says its rule.
@@ -74,9 +74,7 @@ def moved(name: str, old: Tensor, new: Tensor) -> float:
         return 0.0
     if rule_of(name) is Rule.QUANTILES:
         return float((difference / known.clamp(min=_TINY)).abs().max())
-    size = root_mean_square(known)
-    change = root_mean_square(most(difference))
-    return float(change / size.clamp(min=_TINY)) if float(change) else 0.0
+    return float(root_mean_square(most(difference)) / root_mean_square(known).clamp(min=_TINY))
 
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -95,13 +93,13 @@ def most(x: Tensor) -> Tensor:
     measured a floor of nothing. A fault that touches no more windows than that is left to the probes.
     """
     measured = (~x.isnan()).sum(-1, keepdim=True)
-    rank = x.double().abs().nan_to_num(-1.0).argsort(dim=-1, descending=True).argsort(dim=-1)  # 0: the farthest
+    rank = (-x.double().abs()).argsort().argsort()  # along the last axis; 0: the farthest; NaN stands last
     return x.masked_fill(rank < (TIES * measured).long(), torch.nan)
 
 
 def root_mean_square(x: Tensor) -> Tensor:
     """Over the last axis; entries that were not measured (NaN) do not count."""
-    return x.double().square().nanmean(-1).sqrt().nan_to_num(0.0)
+    return x.double().square().nanmean(-1).sqrt().nan_to_num()
 
 
 def noisy_names(evidence: Evidence) -> Iterator[str]:

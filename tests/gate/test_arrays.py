@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quambench.gate.arrays import REFERENCE_TOLERANCE, Rule, lost, moved, noisy_names, rule_of
+from quambench.gate.arrays import REFERENCE_TOLERANCE, Rule, lost, most, moved, noisy_names, rule_of
 
 NAN = float("nan")
 
@@ -29,10 +29,15 @@ def column(*values):
         ("sites.signal", Rule.REFERENCE),
         ("sites.local_mse", Rule.ELSEWHERE),
         ("groups.channel_index", Rule.ELSEWHERE),
+        ("decode.accumulated", Rule.ELSEWHERE),
+        ("scales.values", Rule.ELSEWHERE),
+        ("model.bytes", Rule.ELSEWHERE),
         ("prefill.kl_quantiles", Rule.QUANTILES),
         ("decode.kl_left_out", Rule.QUANTILES),
         ("task.lambada.value", Rule.NOISY),
         ("task.lambada.weight", Rule.EXACT),
+        ("task.lambada.unit", Rule.EXACT),
+        ("task.lambada.higher_is_better", Rule.EXACT),
         ("long.state_error", Rule.NOISY),
         ("something.new", Rule.NOISY),
     ],
@@ -76,6 +81,16 @@ def test_right_and_wrong_move_by_more_than_ties_alone_where_sixteen_of_eighty_fl
 def test_the_quantile_that_moved_most_counts():
     old = column(0.1, 1.0, 2.0)
     assert moved("prefill.kl_quantiles", old, column(0.1, 0.5, 2.2)) == pytest.approx(0.5)
+    assert moved("prefill.kl_quantiles", old, column(0.1, 1.0, 3.5)) == pytest.approx(0.75)  # relative to each
+
+
+def test_what_was_not_measured_is_no_window_that_may_be_lost():
+    """Of eight measured beside nine others one: the farthest, be there only zeros."""
+    eight = [0.5, -0.75, 0.25, 0.125, 0.0, 0.5, 0.25, 0.5]
+    assert most(column(*[NAN] * 9, *eight)).isnan().tolist() == [True] * 9 + [x == -0.75 for x in eight]
+    assert most(column(*[NAN] * 9, *[0.0] * 8)).isnan().sum() == 10
+    table = column(*eight, *eight[::-1]).view(2, 8)
+    assert most(table).isnan().nonzero().tolist() == [[0, 1], [1, 6]]  # of each row
 
 
 def test_what_was_never_measured_does_not_count_and_what_vanished_is_lost():
@@ -92,3 +107,7 @@ def test_two_machines_references_lie_within_the_tolerance(log_probs, seed):
     other = exact * (1 + 1e-13 * (torch.rand(len(exact), generator=generator, dtype=torch.float64) - 0.5))
     a, b = (x.float().double().sum().item() for x in (exact, other))
     assert abs(a - b) <= REFERENCE_TOLERANCE * max(abs(a), abs(b))
+
+
+def test_the_tolerance_in_figures():
+    assert REFERENCE_TOLERANCE == 2**-22

@@ -26,6 +26,7 @@ def test_schema_1_by_hand() -> None:
         "m/a": {"means": {"kl": 0.001}, "units": {}, "arrays": {}},
         "m/b": {"means": {"kl": 0.001}, "units": {}, "arrays": {}},
     }
+    assert [entry["rest"] for entry in entries.values()] == ["", ""]  # the digest of no second look
     of_a_case = {
         "prefill.kl_quantiles", "decode.kl_quantiles", "decode.kl", "decode.kl_prefill", "decode.accumulated",
         "sites.range_used", "scales.count", "scales.bytes", "model.bytes",
