@@ -80,8 +80,9 @@ class BaselineStore:
     def named(self, suite: str, model: str) -> set[str]:
         """Ids of the cases that this class's file names, as far as its text shows, readable or not."""
         path = self.path(suite, model)
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        return set(re.findall(r'^  "(.+)": \{$', text, re.MULTILINE))
+        if not path.exists():
+            return set()
+        return set(re.findall(r'^  "(.+)": \{\r?$', path.read_bytes().decode(errors="replace"), re.MULTILINE))
 
     def read(self, path: Path) -> Stored:
         """raises BadArtefact"""
@@ -102,7 +103,7 @@ class BaselineStore:
                 write_baseline(path, kept)
             else:
                 remove_baseline(path)
-            self._read.pop(path, None)
+            del self._read[path]
             written.append(path)
         return written
 
@@ -162,7 +163,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
     raises BadArtefact when unreadable, corrupt, from a newer schema, or without its evidence
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_bytes().decode())
         schema = document["schema"]
         if type(schema) is not int or schema < 1:
             raise ValueError(f"no schema is numbered {schema!r}")
@@ -252,8 +253,9 @@ def _number(value: float) -> float | None:
 def _floors(stored: Mapping[str, Any]) -> dict[str, float]:
     """raises ValueError for what no repetition can come to: a floor that is no number would make everything noise"""
     floors = {name: math.nan if value is None else float(value) for name, value in stored.items()}
-    if wrong := next((name for name, floor in floors.items() if not 0 <= floor < math.inf), ""):
-        raise ValueError(f"the noise of {wrong} must be a number of 0 or more (got {floors[wrong]})")
+    for name, floor in floors.items():
+        if not 0 <= floor < math.inf:
+            raise ValueError(f"the noise of {name} must be a number of 0 or more (got {floor})")
     return floors
 
 

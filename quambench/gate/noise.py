@@ -161,7 +161,7 @@ def unit_moved(old: Terms, new: Terms) -> float:
 
 def unit_size(terms: Terms) -> float:
     """Root mean square per unit of weight: what `unit_moved` is small beside."""
-    return float(root_mean_square(terms.values / terms.weights.mean())) if len(terms.values) else 0.0
+    return float(root_mean_square(terms.values / terms.weights.mean()))
 
 
 def site_moved(old: Tensor, new: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,28 +69,27 @@ class Record:
 
 
 def record_of(result: Result, provenance: Mapping[str, Any]) -> Record:
-    """Flatten a Result; scales in the order in which a forward pass meets them."""
-    weight_scales = {name: w.scale for name, w in result.weights.items()}
-    named = {**weight_scales, **result.calibration.scales}
+    """Flatten a Result; scales in the order in which a forward pass meets them, a layer's weights before its sites."""
+    named = {name: weight.scale for name, weight in result.weights.items()} | dict(result.calibration.scales)
+    in_order = sorted(named, key=lambda name: (_layer(name), name not in result.weights))
     return Record(
         case_id=result.case.id,
         settings=result.settings,
         metrics=result.metrics,
         evidence=result.evidence,
         artefacts=Artefacts(
-            scales={name: named[name].flatten().contiguous() for name in sorted(named, key=_forward_order)},
+            scales={name: named[name].flatten().contiguous() for name in in_order},
             digests={name: weight.digest for name, weight in result.weights.items()},
         ),
         provenance=provenance,
     )
 
 
-def _forward_order(name: str) -> tuple[int, int]:
-    """Embedding, then each layer's weights before its sites, then lm_head. Stable within those."""
-    is_site = int(":" in name or not name.endswith((".weight", ".bias", ".A_log", ".D")))
+def _layer(name: str) -> float:
+    """Its number; the embedding is before the first layer, lm_head after the last."""
     if name.startswith("layers."):
-        return int(name.split(".")[1]), is_site
-    return (-1, is_site) if name.startswith("embedding") else (1 << 30, is_site)
+        return int(name.split(".")[1])
+    return -math.inf if name.startswith("embedding") else math.inf
 
 
 def scale_steps_apart(a: Tensor, b: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +21,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from quambench.errors import BadArtefact, NewerSchema
-from quambench.gate.baselines import BaselineStore, read_baseline, write_baseline
+from quambench.gate.baselines import BaselineStore, read_baseline, remove_baseline, write_baseline
 from quambench.gate.migrations import SCHEMA, STEPS
 from quambench.gate.verdicts import Status, judge
 from quambench.metrics import METRICS, Measurement
@@ -251,6 +254,314 @@ def test_why_a_worse_result_was_stored_is_kept(path, record):
     write_baseline(path, {record.case_id: replace(record, accepted="faster by half")})
     assert read_baseline(path)[record.case_id].accepted == "faster by half"
     assert '"accepted": "faster by half"' in path.read_text()
+
+
+def plain(x):
+    """Everything in it, arrays with their dtypes, such that NaN is equal to NaN."""
+    if isinstance(x, torch.Tensor):
+        return f"{x.dtype} {x.tolist()}"
+    if dataclasses.is_dataclass(x):
+        return {field.name: plain(getattr(x, field.name)) for field in dataclasses.fields(x)}
+    return {name: plain(value) for name, value in x.items()} if isinstance(x, Mapping) else repr(x)
+
+
+def full(record):
+    """With all that only some records have."""
+    rest = {"prefill.kl": torch.ones(5, dtype=torch.float64), "items.correct": torch.zeros(7, dtype=torch.uint8)}
+    return replace(record, accepted="faster by half", rest=rest, rest_digest="ab12")
+
+
+@pytest.mark.parametrize("has_all", [False, True])
+def test_every_field_reads_back_to_the_last_bit(path, record, has_all):
+    stored = full(record) if has_all else record
+    write_baseline(path, {record.case_id: stored})
+    (found,) = read_baseline(path).values()
+    assert plain(found) == plain(stored)
+    assert list(found.artefacts.scales) == list(stored.artefacts.scales)
+    assert ('"accepted"' in path.read_text()) == has_all
+
+
+def test_a_stored_metric_that_no_code_knows_is_told(path, record):
+    metrics = dict(record.metrics) | {"accuracy_of_old": Measurement(0.5, 0.25)}
+    write_baseline(path, {record.case_id: replace(record, metrics=metrics)})
+    (found,) = read_baseline(path).values()
+    assert found.gone == ("accuracy_of_old",)
+    assert plain(found.metrics) == plain(record.metrics)
+
+
+def test_the_files_form_is_what_other_versions_read(path, record):
+    """Names and dtypes of the arrays, the JSON's order and indentation; numbers that there are none of are null."""
+    write_baseline(path, {record.case_id: full(record)})
+    arrays = load(evidence_of(path).read_bytes())
+    expected = dict(record.evidence) | {f"noise.{rows}": array for rows, array in record.noise.sites.items()}
+    expected |= {f"rest.{name}": array for name, array in full(record).rest.items()}
+    expected |= {
+        "artefacts.scales": torch.tensor([0.01 * (i + 1) for i in range(5)]),
+        "artefacts.sizes": torch.ones(5, dtype=torch.int32),
+    }
+    assert plain(arrays) == {f"m/running_max/1x1//{name}": plain(array) for name, array in expected.items()}
+    text, digest = path.read_text(), hashlib.sha256(evidence_of(path).read_bytes()).hexdigest()
+    of_cases = hashlib.sha256(json.dumps(json.loads(text)["cases"], sort_keys=True).encode()).hexdigest()
+    assert text.startswith(
+        f'{{\n "schema": 3,\n "evidence": {{\n  "file": "m.{digest[:12]}.safetensors",\n  "sha256": "{digest}"\n }},\n'
+        f' "sha256": "{of_cases}",\n "cases": {{\n  "m/running_max/1x1": {{\n   "protocol": "'
+    )
+    assert text.endswith('"layers.1.x_proj:input"],\n   "accepted": "faster by half"\n  }\n }\n}\n')
+    assert '"most_clipped": [0.0, null]' in text
+    assert "NaN" not in text
+
+
+def test_a_file_whose_keys_another_tool_has_sorted_is_the_same(path, stored):
+    before = read_baseline(path)
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert plain(read_baseline(path)) == plain(before)
+
+
+def harm(path: Path, change) -> None:
+    """A change of the document, with its hash as if it had been written so."""
+    document = json.loads(path.read_text())
+    change(document, *document["cases"].values())
+    document["sha256"] = hashlib.sha256(json.dumps(document["cases"], sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(document))
+
+
+BY_HAND = "ValueError: m/running_max/1x1: settings or artefacts were edited by hand"
+REFUSED = {
+    "schema 0": (lambda d, c: d.update(schema=0), "ValueError: no schema is numbered 0"),
+    "schema as text": (lambda d, c: d.update(schema="3"), "ValueError: no schema is numbered '3'"),
+    "schema true": (lambda d, c: d.update(schema=True), "ValueError: no schema is numbered True"),
+    "200 letters": (
+        lambda d, c: d.update(schema="x" * 164),
+        f"ValueError: no schema is numbered '{'x' * 164}'",
+    ),
+    "201 letters": (
+        lambda d, c: d.update(schema="x" * 165),
+        f"ValueError: no schema is numbered '{'x' * 165}...",
+    ),
+    "202 letters": (
+        lambda d, c: d.update(schema="x" * 166),
+        f"ValueError: no schema is numbered '{'x' * 165}...",
+    ),
+    "evidence elsewhere": (
+        lambda d, c: d["evidence"].update(file="../m.safetensors"),
+        "ValueError: the evidence must stand beside it (got '../m.safetensors')",
+    ),
+    "no floor": (
+        lambda d, c: c["noise"]["means"].update(kl=None),
+        "ValueError: the noise of kl must be a number of 0 or more (got nan)",
+    ),
+    "floor below 0": (
+        lambda d, c: c["noise"]["units"].update(kl=-1),
+        "ValueError: the noise of kl must be a number of 0 or more (got -1.0)",
+    ),
+    "floor without end": (
+        lambda d, c: c["noise"]["arrays"].update({"prefill.kl": float("inf")}),
+        "ValueError: the noise of prefill.kl must be a number of 0 or more (got inf)",
+    ),
+    "settings": (lambda d, c: c["settings"].update(act_bits=4), BY_HAND),
+    "artefacts": (lambda d, c: c.update(artefacts="0" * 16), BY_HAND),
+    "a scale too few": (lambda d, c: c["scales"].pop(), "ValueError: zip() argument 2 is longer than argument 1"),
+    "a third number": (
+        lambda d, c: c["metrics"]["kl"].append(1),
+        "ValueError: zip() argument 2 is shorter than argument 1",
+    ),
+    "no cases": (lambda d, c: d.update(cases=[]), "AttributeError: 'list' object has no attribute 'items'"),
+}
+RESTORE = "git checkout . restores it, --qb-update records it anew"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, record) -> Path:
+    """A baseline in the working directory, so that a message about it is the same on every machine."""
+    monkeypatch.chdir(tmp_path)
+    settings = record.settings | {"metric.kl": METRICS["kl"].version}
+    write_baseline(Path("m.json"), {record.case_id: replace(record, settings=settings)})
+    return Path("m.json")
+
+
+@pytest.mark.parametrize(("change", "why"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_says_which_file_and_why_and_what_to_type(here, change, why):
+    harm(here, change)
+    with pytest.raises(BadArtefact) as caught:
+        read_baseline(here)
+    assert str(caught.value) == f"m.json is not a readable baseline ({why}); {RESTORE}"
+
+
+def a_folder_in_its_place(path, evidence):
+    path.unlink()
+    path.mkdir()
+    return f"m.json is not a readable baseline (IsADirectoryError: [Errno 21] Is a directory: 'm.json'); {RESTORE}"
+
+
+def no_evidence(path, evidence):
+    evidence.unlink()
+    return f"m.json: {evidence.name} is missing; {RESTORE}"
+
+
+def other_evidence(path, evidence):
+    evidence.write_bytes(save({name: array + 1 for name, array in load(evidence.read_bytes()).items()}))
+    return f"{evidence.name} is not the evidence that m.json names; {RESTORE}"
+
+
+def another_provenance(path, evidence):
+    path.write_text(path.read_text().replace('"cpu-test"', '"cpu-best"'))
+    return f"m.json was edited by hand; {RESTORE}"
+
+
+def another_provenance_of_schema_2(path, evidence):
+    harm(path, lambda document, case: (document.update(schema=2), case["noise"].pop("arrays"), case.pop("rest")))
+    assert read_baseline(path)
+    return another_provenance(path, evidence)
+
+
+def schema_4(path, evidence):
+    harm(path, lambda document, case: document.update(schema=SCHEMA + 1))
+    return (
+        f"m.json has schema {SCHEMA + 1}, this version of quambench reads 1 to {SCHEMA}:"
+        " update quambench, or restore the file from git"
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        a_folder_in_its_place,
+        no_evidence,
+        other_evidence,
+        another_provenance,
+        another_provenance_of_schema_2,
+        schema_4,
+    ],
+)
+def test_a_file_that_is_not_what_was_written_is_refused_in_whole_words(here, spoil):
+    message = spoil(here, evidence_of(here))
+    with pytest.raises(BadArtefact) as caught:
+        read_baseline(here)
+    assert str(caught.value) == message
+
+
+def test_a_reviewer_reads_what_went_wrong_in_the_evidence_itself(here):
+    evidence_of(here).write_bytes(b"?")
+    harm(here, lambda document, case: document["evidence"].update(sha256=hashlib.sha256(b"?").hexdigest()))
+    with pytest.raises(BadArtefact, match=r"^m\.json is not a readable baseline \(SafetensorError: .*\); git checkout"):
+        read_baseline(here)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        (1.0000000044, 1.0000000044, False),  # of which nine digits are stored
+        (1.0, 1 + 5e-7, False),
+        (1.0, 1 + 2e-6, True),
+        (0.0, 5e-13, False),
+        (0.0, 5e-12, True),
+        (1.0, NAN, True),
+        (NAN, 1.0, True),
+        (NAN, NAN, False),
+    ],
+)
+def test_a_number_is_restated_from_its_sixth_digit_on_or_where_one_is_none(here, record, monkeypatch, was, now, told):
+    stored = {"value": Measurement(was, 0.5), "error": Measurement(0.5, was)}
+    today = {"value": Measurement(now, 0.5), "error": Measurement(0.5, now)}
+    for which in ("value", "error"):
+        old = replace(record, metrics=dict(record.metrics) | {"kl": stored[which]})
+        write_baseline(here, {record.case_id: replace(old, settings=record.settings | {"metric.kl": 1})})
+        changed = replace(METRICS["kl"], measure=lambda e, which=which: today[which])
+        monkeypatch.setitem(METRICS._entries, "kl", changed)
+        (found,) = read_baseline(here).values()
+        assert (list(found.restated) == ["kl"]) == told
+        if told and which == "error":
+            both = (was, now)
+            assert found.restated["kl"] == tuple("0.5" if x != x else f"0.5 ± {x:.3g}" for x in both)
+
+
+def test_a_metric_of_another_version_is_as_stored_also_where_it_has_no_error(here, record, monkeypatch):
+    name = "most_clipped"
+    old = replace(record, metrics=dict(record.metrics) | {name: Measurement(0.25, NAN)})
+    write_baseline(here, {record.case_id: replace(old, settings=record.settings | {f"metric.{name}": 1})})
+    monkeypatch.setitem(METRICS._entries, name, replace(METRICS[name], version=2))
+    (found,) = read_baseline(here).values()
+    assert plain(found.metrics[name]) == {"value": "0.25", "standard_error": "nan"}
+
+
+# --- the store ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path, stored) -> BaselineStore:
+    """Beside what is stored: a later model of another class, and an earlier suite."""
+    for name in ("alpha/cpu-x86_64-amx-avx512/m.json", "alpha/gpu/a.json", "Beta/gpu/n.json"):
+        write_baseline(tmp_path / name, {"m/third/1x1": replace(stored["m/other/1x1"], case_id="m/third/1x1")})
+    return BaselineStore(tmp_path, "cpu-x86_64-avx512")
+
+
+def test_suites_and_models_are_those_that_any_class_has_stored(store):
+    assert store.suites() == ["Beta", "alpha"]
+    assert store.models("alpha") == ["a", "m"]
+    assert store.models("none") == []
+
+
+def test_a_classs_own_file_comes_first_even_where_anothers_name_has_all_its_words(store, path):
+    assert store.files("alpha", "m") == [path, path.parent.with_name("cpu-x86_64-amx-avx512") / "m.json"]
+    assert not store.find("alpha", "m").portable
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda blob: blob,
+        lambda blob: blob[:-8] + b"\xff\xfe",  # cut, and no text
+        lambda blob: blob.replace(b"\n", b"\r\n"),
+    ],
+)
+def test_the_cases_that_a_file_names_are_known_although_it_cannot_be_read(store, path, spoil):
+    path.write_bytes(spoil(path.read_bytes()))
+    assert store.named("alpha", "m") == {"m/running_max/1x1", "m/other/1x1"}
+    assert store.named("alpha", "a") == set()  # another class's
+    assert store.named("Beta", "m") == set()
+
+
+def test_what_is_written_or_removed_is_not_remembered_as_it_was(store, path, stored, record):
+    assert sorted(store.find("alpha", "m").cases) == sorted(stored)
+    store.write("alpha", "m", [record], afresh=True)
+    assert list(store.find("alpha", "m").cases) == [record.case_id]
+    assert store.write("alpha", "m", [stored["m/other/1x1"]]) == path
+    assert store.remove("alpha", "m", ["m/other/1x1"]) == [path]
+    assert list(store.find("alpha", "m").cases) == [record.case_id]
+
+
+def test_a_class_without_the_case_does_not_keep_it_from_being_removed_from_the_next(store, path):
+    other = path.parent.with_name("cpu-x86_64-amx-avx512") / "m.json"
+    assert store.remove("alpha", "m", ["m/third/1x1"]) == [other]
+    assert not other.exists()
+
+
+def test_removing_what_is_gone_takes_the_evidence_that_it_left(path, stored):
+    path.unlink()
+    remove_baseline(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_is_whole_on_the_disk_before_it_takes_the_old_ones_name(path, monkeypatch):
+    """And what is not yet whole has a name that nothing looks for."""
+    seen, fsync, rename = [], os.fsync, os.replace
+
+    def to_the_disk(descriptor):
+        seen.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    def renamed(old, new):
+        assert (old.stat().st_size, old.name) == (seen.pop(), f"{new.name}.partial")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", to_the_disk)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_baseline(path, {})
+    assert seen == []
+    assert read_baseline(path) == {}
 
 
 def mutations(text: str):

@@ -6,10 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from quambench.errors import NonFinite
+from quambench.gate import noise
 from quambench.gate.arrays import most
 from quambench.gate.comparisons import GATED
-from quambench.gate.noise import Noise, disturbance, largest, site_moved, spread, unit_moved
+from quambench.gate.noise import (
+    DISTURBANCES,
+    DISTURBED,
+    Noise,
+    disturbance,
+    implausible,
+    largest,
+    site_moved,
+    spread,
+    unit_moved,
+    unit_size,
+)
 from quambench.metrics import Terms
+from quambench.metrics.base import NO_TERMS
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -108,3 +122,89 @@ def test_the_disturbance_stays_within_its_bound():
     added = (disturbance(3)(x) - x).abs()
     bound = 128**0.5 * EPS * x.square().mean(1, keepdim=True).sqrt() + x.abs() * EPS  # and the addition's own rounding
     assert (added <= bound).all()
+
+
+def test_the_disturbance_is_sized_by_the_last_axis_and_keeps_the_kind_of_its_tensor():
+    x = torch.ones(64, 16, 4)
+    x[:, :, 1:] = 0  # norms of 1 along the last axis, of 4 along the middle one
+    added = disturbance(5)(x.double()) - x.double()
+    assert added.abs().max() < EPS
+    assert added.square().mean().sqrt() == pytest.approx(EPS / 3**0.5, rel=0.05)  # uniform
+    assert disturbance(5)(x.bfloat16()).dtype is torch.bfloat16
+    assert disturbance(5)(x.to("meta")).device.type == "meta"
+
+
+def test_random_numbers_are_drawn_once_and_then_only_for_what_is_larger(monkeypatch):
+    """Drawing afresh for every tensor took three quarters of a measurement; four million floats are 16 MiB."""
+    drawn, rand = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda n, **kwargs: drawn.append(n) or rand(n, **kwargs))
+    x = torch.ones(16, 4, dtype=torch.float64)
+    disturb = disturbance(0)
+    assert not torch.equal(disturb(x), disturb(x))  # from another place on
+    assert drawn == [4_194_304]
+
+    monkeypatch.setattr(noise, "_POOL", 64)
+    drawn.clear()
+    disturb = disturbance(0)
+    whole = [disturb(x) for _ in range(8)]  # all of the pool, which begins at one place alone
+    assert all(torch.equal(whole[0], other) for other in whole)
+    assert drawn == [64]
+    larger = torch.ones(65, dtype=torch.float64)
+    assert not torch.equal(disturb(larger), disturb(larger))
+    assert drawn == [64, 65, 65]
+
+
+def test_a_repetition_that_loses_a_number_is_refused_by_name(record):
+    again = dict(record.evidence) | {"decode.kl": record.evidence["decode.kl"] * torch.nan}
+    with pytest.raises(NonFinite, match=r"^decode\.kl is not finite in a repetition$"):
+        spread(record.evidence, again, GATED)
+
+
+def kl_of(record, change, kl):
+    """The record's evidence with so many nats per token of KL in prefill; as many in decoding as there were."""
+    with_evidence, *_ = change
+    return with_evidence(record, prefill__kl=torch.full((12,), kl * 256, dtype=torch.float64)).evidence
+
+
+@pytest.mark.parametrize(
+    ("kl", "apart", "share", "percent"),
+    [(0.25, 0.2, 0.5, "80%"), (0.25, 0.0251, 0.1, "10%"), (0.0, 2e-6, 0.5, "200%"), (1e-5, 2.1e-6, 0.1, "21%")],
+)
+def test_a_repetition_too_far_away_is_refused_in_one_line_that_names_both_sides(
+    record, change, kl, apart, share, percent
+):
+    evidence = kl_of(record, change, kl)
+    said = implausible("another process", Noise({"kl": apart, "decode_kl": 0.0}), evidence, share)
+    assert said == (
+        f"two repetitions of the same case disagree: kl is {kl:.3g} nats/token in this process and {apart:.2g} away"
+        f" from it in another process, {percent} of it; one of them computes something else: `pytest suites/probes`"
+        " may name it; nothing is stored"
+    )
+
+
+@pytest.mark.parametrize(("kl", "apart"), [(0.0, 0.9e-6), (0.25, 0.1250009), (1e-5, 5.9e-6)])
+def test_half_of_kl_and_a_millionth_of_a_nat_are_what_a_disturbance_may_do(record, change, kl, apart):
+    evidence = kl_of(record, change, kl)
+    assert implausible("another", Noise({"kl": apart, "decode_kl": 0.0}), evidence, DISTURBED) == ""
+    assert implausible("another", Noise({"kl": apart + 2e-7, "decode_kl": 0.0}), evidence, DISTURBED) != ""
+
+
+def test_a_repetition_without_a_number_is_refused_by_name(record):
+    with pytest.raises(NonFinite, match=r"^decode_kl is nan, which cannot be compared$"):
+        implausible("another", Noise({"kl": 0.0, "decode_kl": float("nan")}), record.evidence, DISTURBED)
+
+
+def test_a_single_repetition_is_its_own_largest():
+    alone = Noise({"kl": 0.5}, {"kl": 0.25}, {"sites.accumulated": column(1.0, 2.0)}, {"prefill.kl": 0.125})
+    found = largest([alone])
+    assert (found.means, found.units, found.arrays) == (alone.means, alone.units, alone.arrays)
+    assert found.sites["sites.accumulated"].tolist() == [1.0, 2.0]
+
+
+def test_a_metric_without_windows_has_no_size():
+    assert unit_size(NO_TERMS) == 0.0
+    assert unit_size(Terms(column(3.0, 4.0), column(2.0, 2.0), torch.tensor([0, 1]))) == pytest.approx(12.5**0.5 / 2)
+
+
+def test_a_case_is_disturbed_twice_since_one_draw_may_meet_no_tie_and_each_costs_an_evaluation():
+    assert DISTURBANCES == 2
