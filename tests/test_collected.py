@@ -205,7 +205,8 @@ class Stored:
         self.verdicts, self.allow_drift, self.notes = list(verdicts), allow_drift, []
         self.to_write: dict = {}
         self.finds, self.orphaned, self.looked, self.asked_probes = list(finds), [], [], 0
-        self.store = SimpleNamespace(suites=lambda: ["a", "b"], models=dict.fromkeys("ab", set(models)).__getitem__)
+        of_each = {suite: set(models) for suite in "ab"}
+        self.store = SimpleNamespace(suites=lambda: ["a", "b"], models=of_each.__getitem__)
 
     def stored(self, suite, full, models):
         self.looked.append((suite, full, models))

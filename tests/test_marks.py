@@ -88,6 +88,10 @@ MISTAKES = {
     "values of its own": (
         f"@pytest.mark.cases('mse')\n@pytest.mark.parametrize('case', ['mse'])\n{TEST}", "case has values of its own",
     ),
+    "values of its own, by name": (
+        f"@pytest.mark.cases('mse')\n@pytest.mark.parametrize(argnames='case', argvalues=['mse'])\n{TEST}",
+        "case has values of its own",
+    ),
     "a fixture of its own": (f"@pytest.fixture\ndef case(): return 'mse'\n{TEST}", "case has values of its own"),
     "a depth of no model": (
         f"@pytest.mark.cases('mse', 'mse/mix[w8a8*99]')\n{TEST}", "'mse/mix[w8a8*99]' is for 99 layers, and no bundled",
@@ -190,6 +194,33 @@ def test_a_mark_may_stand_on_a_class_or_a_module(run, where):
     assert [line.partition("[")[2] for line in result.outlines if "::test_alpha[" in line] == [
         "mamba-recall/mse/1x1]",
         "mamba-recall/aciq/1x1]",
+    ]
+
+
+ANNOUNCED = """
+from quambench.pytest_plugin import SESSION
+
+def pytest_collection_finish(session):
+    for cases in session.config.stash[SESSION]._cases.values():
+        print("announced:", *(case.id for case in cases))
+"""
+
+
+def test_cases_of_one_model_run_together_and_are_announced(run):
+    """Whatever tests they are of: one calibration pass then serves them all."""
+    mark = "@pytest.mark.cases('{}', language='recall')\n"
+    tests = [mark.format("mse") + TEST, mark.format("aciq") + TEST.replace("alpha", "beta"), "def test_other(): pass"]
+    result = run("\n\n".join(tests), "--collect-only", "-q", more=ANNOUNCED)
+    assert [line.partition("::")[2] for line in result.outlines if "::" in line] == [
+        "test_other",
+        "test_alpha[mamba-recall/mse/1x1]",
+        "test_beta[mamba-recall/aciq/1x1]",
+        "test_alpha[mamba2-recall/mse/1x1]",
+        "test_beta[mamba2-recall/aciq/1x1]",
+    ]
+    assert sorted(line for line in result.outlines if line.startswith("announced: ")) == [
+        "announced: mamba-recall/mse/1x1 mamba-recall/aciq/1x1",
+        "announced: mamba2-recall/mse/1x1 mamba2-recall/aciq/1x1",
     ]
 
 
