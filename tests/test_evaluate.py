@@ -15,7 +15,7 @@ from quambench.case import Protocol
 from quambench.data.corpus import Document
 from quambench.data.recall import VOCAB_SIZE, long_sequences
 from quambench.data.recall import sequences as recall_sequences
-from quambench.data.tasks import last_word_items
+from quambench.data.tasks import LastWordItems, last_word_items
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import rest_windows, sequence_windows, spread_windows
 from quambench.decoding import CHECKPOINTS, answers_right, decode, states_along
@@ -517,3 +517,47 @@ def test_logits_that_are_not_finite_are_told_with_the_phase(setting, measured, p
     with pytest.raises(NonFinite) as told:
         evaluation._compare(phase, [spoilt], measured[0].quality_log_probs, data.quality)
     assert str(told.value) == f"the quantized model's logits are not finite in {phase}"
+
+
+def test_a_site_that_stays_float_has_no_error_there(setting, measured):
+    _, prepared, _, calibration, data = setting
+    quantized = QuantizedModel(prepared, calibration, Precision(lm_head=False))
+    evidence = evaluation.evaluate(quantized, *measured[:2], data, calibration)
+    at = list(sites_of(prepared.config)).index("lm_head:input")
+    assert not evidence["sites.accumulated"][at].any() and not evidence["decode.accumulated"][at].any()
+    assert evidence["sites.accumulated"][:at].any(1).all()
+
+
+def test_two_documents_have_a_jackknife():
+    values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]], dtype=torch.float64)
+    found, without = evaluation._quantiles_with_errors(values, torch.tensor([3, 7]), [0.5])
+    assert without.tolist() == [[5, 2]]
+    assert found.tolist() == [[3.5, 1.5]]
+
+
+class Saying:
+    """A model of six tokens that says, after each token, what a table says; it notes how many tokens it is given."""
+
+    def __init__(self, *says: int) -> None:
+        self.says, self.lengths = torch.tensor(says), []
+
+    def hidden(self, tokens):
+        self.lengths.append(tokens.shape[1])
+        return F.one_hot(self.says[tokens], 6).float(), None
+
+    def head(self, hidden):
+        return hidden
+
+
+def test_a_last_word_is_right_where_each_of_its_tokens_is_whichever_that_is_and_padding_is_not_read():
+    """Token 0 is one like any other."""
+    inputs = torch.tensor([[1, 2, 0, 0], [1, 3, 0, 0], [1, 3, 4, 0], [2, 3, 5, 0]])
+    targets = torch.tensor([[-1, 0, -1, -1], [-1, 0, -1, -1], [-1, 4, 5, -1], [-1, 4, 0, -1]])
+    items = LastWordItems(inputs, targets, torch.arange(4), tuple("abcd"), torch.zeros(4))
+    model = Saying(0, 0, 0, 4, 5, 3)  # after 2 comes 0, after 3 comes 4, after 4 comes 5, after 5 comes 3
+    assert evaluation.last_word_correct(model, items).tolist() == [True, False, True, False]
+    assert model.lengths == [3]
+    for row, right in enumerate((True, False, True, False)):
+        one = replace(items, inputs=inputs[row : row + 1], targets=targets[row : row + 1])
+        assert evaluation.last_word_correct(model, one).tolist() == [right]
+    assert model.lengths[1:] == [2, 2, 3, 3]
