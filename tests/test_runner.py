@@ -441,3 +441,34 @@ def test_one_order_of_channels_is_arranged_once_and_the_one_before_leaves_the_de
     for one in cases:
         assert run.inside(one) is run.inside(one)
         assert run.quantized(one) is run.quantized(one)
+
+
+@pytest.mark.parametrize("step", ["saving", "training"])
+def test_a_case_that_cannot_be_saved_or_trained_is_no_other_cases_concern(world, monkeypatch, step):
+    one, other = case("mse"), case("running_max")
+    run, spoilt = start(world, one, other), []
+
+    def fails_at_first(*given):
+        if not spoilt:
+            spoilt.append(True)
+            raise ArithmeticError("no good: 7")
+        return given[-1]
+
+    monkeypatch.setattr(*((runner, "_saved_and_loaded") if step == "saving" else (run, "_refined")), fails_at_first)
+    assert run.calibration(other).scales
+    with pytest.raises(ArithmeticError, match="no good: 7"):
+        run.calibration(one)
+
+
+def test_scales_that_were_made_before_are_measured_on_the_runs_device(world, monkeypatch):
+    run, given = start(world, case("mse")), []
+
+    def noted(*args):
+        given.append(args)
+        raise LookupError
+
+    monkeypatch.setattr(runner, "saved_model", noted)
+    run._guest.device = torch.device("cuda:1")
+    with pytest.raises(LookupError):
+        run.with_saved("scales")
+    assert given == [(run.checkpoint, "scales", torch.device("cuda:1"))]
