@@ -386,10 +386,11 @@ def test_tasks_are_asked_of_the_model_that_is_measured_and_their_documents_are_a
     assert asker.given[-1][3] == f"{run.calibration(one).digest} {one.id} {id(disturb)}"
 
 
-def test_tasks_that_nobody_asks_are_refused(world):
+@pytest.mark.parametrize("what", ["result", "settings"])
+def test_tasks_that_nobody_asks_are_refused(world, what):
     one = case("running_max", tasks=("one",))
     with pytest.raises(BadParameter) as told:
-        start(world, one).result(one)
+        getattr(start(world, one), what)(one)
     assert str(told.value) == f"{one.id} names tasks, and nobody here asks them: use --qb-task, or eval --task"
 
 
