@@ -487,6 +487,42 @@ def test_a_case_that_is_asked_for_twice_is_judged_once(run, pytester):
     assert sum(line.startswith("tiny-model/running_max/1x1") for line in result.outlines) == 1
 
 
+def test_a_test_that_fails_says_its_verdict(recorded):
+    result = recorded(red=["running_max"])
+    at = next(i for i, line in enumerate(result.outlines) if line.startswith("____"))
+    assert result.outlines[at + 1] == f"REGRESSED {RUNNING_MAX}: "
+
+
+def test_how_to_record_cases_is_told_where_some_are_new_and_nowhere_else(run, pytester):
+    advice = "4 case(s) without a baseline; record them: add --qb-new-only to this command"
+    assert advice in run().outlines
+    recording = run("--qb-new-only", "--qb-report", "reports/x.md", "--qb-report", "x.json")
+    assert "without a baseline" not in text(recording)
+    assert "report: reports/x.md" in recording.outlines
+    assert RUNNING_MAX in (pytester.path / "reports" / "x.md").read_text()
+    assert RUNNING_MAX in (pytester.path / "x.json").read_text()
+    assert "without a baseline" not in text(run())
+
+
+def test_input_that_is_no_use_ends_the_run_in_one_line(run, pytester):
+    spoilt = """
+from quambench.errors import BadCorpus
+from quambench.session import Session
+
+def no_text(self, suite, case):
+    raise BadCorpus("no text at all")
+
+Session._judge = no_text  # put back with what the conftest exchanges
+"""
+    (pytester.path / "suites" / "test_alpha.py").write_text(spoilt + ALPHA)
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert [line.strip("! ") for line in result.outlines if "no text" in line] == [
+        "_pytest.outcomes.Exit: quambench: no text at all"
+    ]
+    assert "Traceback" not in text(result)
+
+
 XFAIL = ALPHA.replace("def", "@pytest.mark.xfail(reason='known since May'{more})\ndef")
 
 

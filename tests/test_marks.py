@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quambench import marks
 from quambench.case import Case
-from quambench.errors import BadParameter, QuambenchError
+from quambench.errors import BadParameter, QuambenchError, UnknownName
 from quambench.marks import Asked, CasesMark, NoCase
 from quambench.models.checkpoint import load_checkpoint
 from quambench.session import Session
@@ -85,6 +87,10 @@ MISTAKES = {
     ),
     "values of its own": (
         f"@pytest.mark.cases('mse')\n@pytest.mark.parametrize('case', ['mse'])\n{TEST}", "case has values of its own",
+    ),
+    "values of its own, by name": (
+        f"@pytest.mark.cases('mse')\n@pytest.mark.parametrize(argnames='case', argvalues=['mse'])\n{TEST}",
+        "case has values of its own",
     ),
     "a fixture of its own": (f"@pytest.fixture\ndef case(): return 'mse'\n{TEST}", "case has values of its own"),
     "a depth of no model": (
@@ -191,6 +197,33 @@ def test_a_mark_may_stand_on_a_class_or_a_module(run, where):
     ]
 
 
+ANNOUNCED = """
+from quambench.pytest_plugin import SESSION
+
+def pytest_collection_finish(session):
+    for cases in session.config.stash[SESSION]._cases.values():
+        print("announced:", *(case.id for case in cases))
+"""
+
+
+def test_cases_of_one_model_run_together_and_are_announced(run):
+    """Whatever tests they are of: one calibration pass then serves them all."""
+    mark = "@pytest.mark.cases('{}', language='recall')\n"
+    tests = [mark.format("mse") + TEST, mark.format("aciq") + TEST.replace("alpha", "beta"), "def test_other(): pass"]
+    result = run("\n\n".join(tests), "--collect-only", "-q", more=ANNOUNCED)
+    assert [line.partition("::")[2] for line in result.outlines if "::" in line] == [
+        "test_other",
+        "test_alpha[mamba-recall/mse/1x1]",
+        "test_beta[mamba-recall/aciq/1x1]",
+        "test_alpha[mamba2-recall/mse/1x1]",
+        "test_beta[mamba2-recall/aciq/1x1]",
+    ]
+    assert sorted(line for line in result.outlines if line.startswith("announced: ")) == [
+        "announced: mamba-recall/mse/1x1 mamba-recall/aciq/1x1",
+        "announced: mamba2-recall/mse/1x1 mamba2-recall/aciq/1x1",
+    ]
+
+
 @pytest.fixture
 def session(tmp_path, world) -> Session:
     session = Session(tmp_path / "baselines", world / "corpus")
@@ -223,6 +256,176 @@ def test_a_bundled_model_is_as_deep_as_a_mix_or_the_mark_is_refused(session):
     assert [case.model for case in fits.cases(Asked(), session)] == ["mamba-tiny"]
     with pytest.raises(BadParameter, match=f"is for {deep + 1} layers"):
         CasesMark.parse((f"mse/mix[w8a8*{deep + 1}]",), {"architecture": "mamba"}).cases(Asked(), session)
+
+
+REFUSED = {
+    "a setting that is none": (
+        ("mse",), {"quik": True},
+        "no setting of the mark cases named 'quik'. Did you mean 'quick'? Known: architecture, language, quick",
+    ),
+    "no case": (
+        (), {},
+        'the mark cases must name a case: write @pytest.mark.cases("running_max", "percentile[alpha=0.9995]")',
+    ),
+    "a number": (
+        ("mse", 8), {},
+        "the mark cases names each case by a string of its own, "
+        '@pytest.mark.cases("running_max", "percentile[alpha=0.9995]") (got 8)',
+    ),
+    "a language": (("mse",), {"language": "zzz"}, "no language named 'zzz'. Known: prose, recall"),
+    "a language that is no text": (("mse",), {"language": 3}, "no language named '3'. Known: prose, recall"),
+    "an architecture": (
+        ("mse",), {"architecture": "mamba3"},
+        "no architecture named 'mamba3'. Did you mean 'mamba'? Known: mamba, mamba2",
+    ),
+    "an architecture that is no text": (
+        ("mse",), {"architecture": 3}, "no architecture named '3'. Known: mamba, mamba2",
+    ),
+    "a quick that is neither": (
+        ("mse",), {"quick": "no"}, "the mark cases: quick must be True or False (got 'no')",
+    ),
+    "one case twice": (
+        ("aciq", "mse", "mse/1x1"), {}, "the mark cases names one case twice, 'mse' and 'mse/1x1': write it once",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_a_mark_that_is_refused_says_all_of_this(which):
+    args, settings, says = REFUSED[which]
+    with pytest.raises(QuambenchError) as refused:
+        CasesMark.parse(args, settings)
+    assert str(refused.value) == says
+    assert type(refused.value) is (UnknownName if says.startswith("no ") else BadParameter)
+
+
+class Loaded:
+    """A session that has loaded two models of prose and one of recall, of one layer, two and one."""
+
+    def __init__(self) -> None:
+        self.checkpoints = {
+            name: SimpleNamespace(recall=recall, config=SimpleNamespace(architecture=architecture, n_layers=n))
+            for name, recall, architecture, n in (
+                ("shallow", None, "mamba", 1), ("deep", None, "mamba2", 2), ("memory", {"induction": 8}, "mamba2", 1),
+            )
+        }  # fmt: skip
+
+    def load(self, name: str):
+        return load_checkpoint(name)
+
+
+THESE = ("shallow", "deep", "memory")
+HAS_CASES = {
+    "all of prose": ({}, THESE, ("mse", "aciq/channel"), [
+        "shallow/mse/1x1", "deep/mse/1x1", "shallow/aciq/channel", "deep/aciq/channel"]),
+    "of recall": ({"language": "recall"}, THESE, ("mse",), ["memory/mse/1x1"]),
+    "of an architecture": ({"architecture": "mamba2"}, THESE, ("mse",), ["deep/mse/1x1"]),
+    "of a depth": ({}, THESE, ("mse/mix[w8a8*2]", "aciq"), [
+        "deep/mse/1x1/mix[w8a8*2]", "shallow/aciq/1x1", "deep/aciq/1x1"]),
+    "the bundled ones": ({}, (), ("mse",), ["mamba-tiny/mse/1x1", "mamba2-tiny/mse/1x1"]),
+    "the bundled ones of recall": (
+        {"language": "recall"}, (), ("mse",), ["mamba-recall/mse/1x1", "mamba2-recall/mse/1x1"]),
+    "a bundled one": ({"architecture": "mamba2"}, (), ("mse",), ["mamba2-tiny/mse/1x1"]),
+    "quick": ({"quick": True}, ("shallow",), ("mse",), ["shallow/mse/1x1/quick"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", HAS_CASES)
+def test_a_mark_has_one_case_for_each_model_it_is_for(which):
+    settings, models, specs, ids = HAS_CASES[which]
+    cases = CasesMark.parse(specs, settings).cases(Asked(models=models), Loaded())
+    assert [case.id for case in cases] == ids
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_is_asked_for_in_full_is_never_quick(quick):
+    (full,) = CasesMark.parse(("mse",), {"quick": quick}).cases(Asked(models=("deep",), full=True), Loaded())
+    assert full.id == "deep/mse/1x1/full"
+
+
+NO_CASE = {
+    "another language": (
+        {"language": "recall"}, {"models": ("shallow", "deep")}, NoCase,
+        "no case: the mark is for a model of recall, and --qb-model names shallow, deep",
+    ),
+    "another architecture": (
+        {"architecture": "mamba2"}, {"models": ("shallow",)}, NoCase,
+        "no case: the mark is for mamba2 of prose, and --qb-model names shallow",
+    ),
+    "another depth": (
+        {}, {"models": ("shallow", "deep")}, NoCase,
+        "no case: shallow, deep is of another depth than the mark's precisions",
+    ),
+    "a depth of no bundled model": (
+        {}, {}, BadParameter,
+        "'mse/mix[w8a8*99]' is for 99 layers, and no bundled model of the mark has as many "
+        "(mamba-tiny has 5, mamba2-tiny has 4)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", NO_CASE)
+def test_a_mark_without_a_case_says_whose_doing_that_is(which):
+    settings, asked, kind, says = NO_CASE[which]
+    with pytest.raises(kind) as told:
+        CasesMark.parse(("mse/mix[w8a8*99]",), settings).cases(Asked(**asked), Loaded())
+    assert str(told.value) == says
+
+
+def test_a_mark_for_models_that_nobody_bundles_judges_nothing_and_says_so(monkeypatch):
+    monkeypatch.setattr(marks, "bundled_names", lambda language: ("shallow",) if language == "prose" else ())
+    for settings, wanted in (({"language": "recall"}, "a model of recall"), ({"architecture": "mamba2"}, "mamba2 of")):
+        with pytest.raises(BadParameter) as told:
+            CasesMark.parse(("mse",), settings).cases(Asked(), Loaded())
+        says = f"the mark cases is for {wanted}{' prose' if wanted.endswith('of') else ''}, and no bundled model is one"
+        assert str(told.value) == f"{says}: it judges nothing"
+
+
+OUTSIDE = f"{__name__}:from_outside"
+
+
+def from_outside(model, sequences):
+    raise AssertionError("a mark only names it")
+
+
+STANDS_IN = {
+    "groupings": ({"groupings": ("channel", "1x1")}, ("mse", "aciq"), [
+        "shallow/mse/channel", "shallow/mse/1x1", "shallow/aciq/channel", "shallow/aciq/1x1"]),
+    "a precision": ({"precision": "w4a8"}, ("mse", "aciq/w8a4"), ["shallow/mse/1x1/w4a8", "shallow/aciq/1x1/w4a8"]),
+    "what comes to one case twice": ({"observers": ("aciq",)}, ("mse", "aciq", "mse/w4a8"), [
+        "shallow/aciq/1x1", "shallow/aciq/1x1/w4a8"]),
+    "tasks": ({"tasks": ("one", "two")}, ("mse",), ["shallow/mse/1x1/tasks=one+two"]),
+    "some of each task": ({"tasks": ("one",), "task_limit": 7}, ("mse",), ["shallow/mse/1x1/tasks=one:7"]),
+    "a calibration": ({"calibrations": (OUTSIDE,)}, ("mse/w8a4", "mse", "aciq/channel"), [
+        f"shallow/calibration={OUTSIDE}/1x1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", STANDS_IN)
+def test_each_option_stands_in_for_what_the_mark_says_and_for_nothing_else(which):
+    asked, specs, ids = STANDS_IN[which]
+    found = CasesMark.parse(specs, {}).cases(Asked(models=("shallow",), **asked), Loaded())
+    assert [case.id for case in found] == ids
+    assert Asked(**asked).replaces
+
+
+def test_no_model_of_recall_is_asked_tasks():
+    mark = CasesMark.parse(("mse",), {"language": "recall"})
+    (case,) = mark.cases(Asked(models=("memory",), tasks=("one",)), Loaded())
+    assert case.id == "memory/mse/1x1"
+
+
+def test_a_command_line_without_options_replaces_nothing():
+    assert Asked() == Asked(
+        models=(), observers=(), calibrations=(), groupings=(), precision="", tasks=(), task_limit=0, full=False
+    )
+    assert not Asked(models=("shallow",), task_limit=3, full=True).replaces
+
+
+def test_a_calibration_that_stands_in_for_nothing_is_told_whole():
+    with pytest.raises(NoCase) as told:
+        CasesMark.parse(("mse/w8a4",), {}).cases(Asked(models=("shallow",), calibrations=(OUTSIDE,)), Loaded())
+    assert str(told.value) == "no case: --qb-calibration stands in for none of the mark's"
 
 
 PARTS = ["mse", "percentile", "[", "]", "alpha", "=", "0.5", "/", "1x1", "4x4", "w8a", "mix[", "*", ",", "|", ":",

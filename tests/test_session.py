@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from quambench import session as module
 from quambench.case import LARGER, Case, Protocol
-from quambench.errors import BrokenJudge
+from quambench.errors import BadArtefact, BrokenJudge, NewerSchema
 from quambench.gate.faults import FAULTS
 from quambench.gate.probes import records
 from quambench.gate.verdicts import Status, Verdict
@@ -257,3 +258,231 @@ def test_another_process_that_computes_something_else_poisons_no_floor(recorded,
     assert (verdict.status, verdict.written, session.refused) == (Status.ERROR, False, True)
     assert "prefill.kl" in verdict.reason or "another process (one thread" in verdict.reason
     assert session.store.path("alpha", case.model).read_bytes() == before
+
+
+# --- what is stored and what is gone, on stores that are made up ----------------------------------------
+
+
+class Store:
+    """Baselines of some (suite, model): ids, or what reading them raises; it notes what is written and removed."""
+
+    def __init__(self, **files) -> None:
+        self.files = {tuple(name.split("__")): found for name, found in files.items()}
+        self.written, self.removed = [], []
+
+    def models(self, suite):
+        return [model for of, model in self.files if of == suite]
+
+    def find(self, suite, model):
+        found = self.files[suite, model]
+        if isinstance(found, Exception):
+            raise found
+        return SimpleNamespace(cases=dict.fromkeys(found)) if found is not None else None
+
+    def named(self, suite, model):
+        return {"m/mse/1x1", "m/aciq/1x1/full", "m/entropy/1x1/tasks=one"} if (suite, model) == ("a", "m") else set()
+
+    def write(self, suite, model, records, afresh=False):
+        found = self.files.get((suite, model))
+        if isinstance(found, Exception) and not afresh:
+            raise found
+        self.written.append((suite, model, records, afresh))
+        return f"{suite}/{model}.json"
+
+    def remove(self, suite, model, gone):
+        if isinstance(self.files[suite, model], Exception):
+            raise self.files[suite, model]
+        self.removed.append((suite, model, gone))
+        return [f"{suite}/{model}.json"]
+
+
+IDS = ("m/mse/1x1", "m/aciq/1x1", "m/aciq/1x1/full", "m/mse/1x1/tasks=one")
+CUT = BadArtefact("m.json is cut short")
+
+
+def session_of(tmp_path, store=None, **options) -> Session:
+    made = Session(tmp_path / "baselines", **options)
+    made.store = store or Store()
+    return made
+
+
+def test_what_a_run_did_not_produce_is_gone_of_its_own_size_and_models_alone(tmp_path):
+    reason = "stored, but no case produces it any more; a full run with --qb-update removes it"
+    for update in (False, True):
+        session = session_of(tmp_path, Store(a__m=IDS, a__n=("n/mse/1x1",), a__empty=None, b__m=IDS), update=update)
+        gone = Verdict("m/aciq/1x1", Status.ORPHAN, reason, written=update)
+        assert session.orphans("a", {"m/mse/1x1"}, models=("m", "empty")) == [gone]
+        assert session.verdicts == [gone]
+        assert session.to_remove == ({("a", "m"): ["m/aciq/1x1"]} if update else {})
+    full = session.orphans("a", {"m/mse/1x1"}, full_size=True)
+    assert [v.case_id for v in full] == ["m/aciq/1x1/full"]
+    assert [v.case_id for v in session.orphans("a", set())] == ["m/aciq/1x1", "m/mse/1x1", "n/mse/1x1"]
+
+
+def test_a_file_that_cannot_be_read_is_an_error_unless_it_is_written_anyway(tmp_path):
+    session = session_of(tmp_path, Store(a__m=CUT, a__n=("n/mse/1x1",)))
+    found = session.orphans("a", set())
+    assert [(v.case_id, v.status) for v in found] == [("a/m", Status.ERROR), ("n/mse/1x1", Status.ORPHAN)]
+    assert found[0].reason == "m.json is cut short"
+    session.to_write = {("a", "m"): []}
+    assert [v.case_id for v in session.orphans("a", set())] == ["n/mse/1x1"]
+    assert session.stored("a", False, ("m", "n")) == {"n/mse/1x1"}
+    assert session.stored("a", False, ("m",)) == set()
+    whole = session_of(tmp_path, Store(a__m=IDS))
+    assert whole.stored("a", False, ("m",)) == {"m/mse/1x1", "m/aciq/1x1"}
+    assert whole.stored("a", True, ("m",)) == {"m/aciq/1x1/full"}
+
+
+PROBES = {"x/new": "new", "x/changed": "changed", "x/gone": "gone", "x/same": "same", "x/error": "error"}
+WRITES = {"": set(), "new_only": {"x/new"}, "update": {"x/new", "x/changed", "x/gone"}}
+
+
+@pytest.mark.parametrize("option", WRITES)
+def test_each_probe_is_a_row_that_says_what_it_answers_and_whether_that_is_stored(tmp_path, monkeypatch, option):
+    answers = [module.ProbeResult(name, status, f"it is {status}") for name, status in PROBES.items()]
+    monkeypatch.setattr(module.probes, "check", lambda: answers)
+    stored = []
+    monkeypatch.setattr(module.probes, "record", lambda names: stored.append(names) or "probes.json")
+    session = session_of(tmp_path, **({option: True} if option else {}))
+    statuses = (Status.NEW, Status.DRIFTED, Status.ORPHAN, Status.SAME, Status.ERROR)
+    for name, status in zip(PROBES, statuses, strict=True):
+        place = "" if status is Status.SAME else name
+        assert session.judge_probe(name) == Verdict(
+            f"probe/{name}", status, f"it is {PROBES[name]}", unit=place, written=name in WRITES[option]
+        )
+    assert [v.case_id for v in session.verdicts] == [f"probe/{name}" for name in PROBES]
+    assert session.write() == (["probes.json"] if option else [])
+    assert stored == ([WRITES[option]] if option else [])
+    assert [v.case_id for v in session.gone_probes()] == ["probe/x/gone"]
+
+
+def writing(tmp_path, store: Store, *suites: str, **options) -> Session:
+    """A session that is to store one case, m/mse/1x1, in each suite."""
+    session = session_of(tmp_path, store, update=True, **options)
+    session._measured_elsewhere = dict
+    session.to_write = {(suite, "m"): [(Case.parse("m", "mse"), f"record of {suite}")] for suite in suites}
+    session.verdicts = [Verdict("m/mse/1x1", Status.NEW, written=True), Verdict("m/aciq/1x1", Status.SAME)]
+    return session
+
+
+def test_records_are_written_and_units_that_answer_otherwise_are_told(tmp_path):
+    session = writing(tmp_path, Store(), "a", "b")
+    session._answers = {"x/y": module.ProbeResult("x/y", "changed", ""), "x/z": module.ProbeResult("x/z", "same", "")}
+    assert session.write() == ["a/m.json", "b/m.json"]
+    assert session.store.written == [("a", "m", ["record of a"], False), ("b", "m", ["record of b"], False)]
+    assert session.notes == [
+        "written, but the probe x/y still answer otherwise than stored; "
+        "if that is meant, `pytest suites/probes --qb-update` stores their answers too"
+    ]
+    assert not session.refused
+
+
+REFUSED = {
+    "another kind of run's cases": (
+        "a", None,
+        "m.json is cut short; replacing it would lose 2 cases (the first: m/aciq/1x1/full) that another kind of run "
+        "measures",
+    ),
+    "a run of some": (
+        "b", (),
+        "m.json is cut short; replacing it takes a run of all the suite's own cases, none skipped or left out",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_a_file_that_may_not_be_replaced_is_left_and_its_cases_are_told(tmp_path, which):
+    suite, whole, why = REFUSED[which]
+    session = writing(tmp_path, Store(**{f"{suite}__m": CUT}), suite)
+    assert session.write(whole) == []
+    assert session.refused
+    assert session.verdicts == [
+        Verdict("m/mse/1x1", Status.NEW, written=False), Verdict("m/aciq/1x1", Status.SAME),
+        Verdict(f"{suite}/m", Status.ERROR, f"not stored: {why}"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [None, {("b", "m")}])
+def test_a_file_that_cannot_be_read_is_replaced_by_a_run_of_all_its_cases(tmp_path, whole):
+    session = writing(tmp_path, Store(b__m=CUT), "b")
+    assert session.write(whole) == ["b/m.json"]
+    assert session.store.written == [("b", "m", ["record of b"], True)]
+
+
+def test_what_a_later_version_wrote_is_never_replaced_and_others_are_written(tmp_path):
+    session = writing(tmp_path, Store(b__m=NewerSchema("of a later version")), "b", "c")
+    assert session.write() == ["c/m.json"]
+    assert session.verdicts[-1] == Verdict("b/m", Status.ERROR, "not stored: of a later version")
+
+
+def test_what_is_gone_is_removed_or_told(tmp_path):
+    session = session_of(tmp_path, Store(a__m=CUT, b__m=IDS))
+    session.to_remove = {("a", "m"): ["x"], ("b", "m"): ["y"]}
+    assert session.write() == ["b/m.json"]
+    assert session.store.removed == [("b", "m", ["y"])]
+    assert session.verdicts == [Verdict("a/m", Status.ERROR, "not removed everywhere: m.json is cut short")]
+    assert session.refused
+
+
+def test_a_record_gets_the_larger_noise_of_both_repetitions_and_none_that_cannot_be_noise(tmp_path):
+    session, case, record = session_of(tmp_path), Case.parse("m", "running_max"), records.record()
+    again = record.evidence | {"prefill.nll": record.evidence["prefill.nll"] + 1}
+    apart = module.spread(record.evidence, again, module.gated(record.evidence))
+    noise = session._with_floor(case, record, again).noise
+    assert repr(noise) == repr(module.largest([record.noise, apart]))
+    assert noise.means["loss_rise"] > record.noise.means["loss_rise"]
+    assert session._with_floor(case, record, None) is record
+
+
+def test_of_two_suites_one_may_have_nothing_to_store_and_the_other_is_stored(tmp_path):
+    session = writing(tmp_path, Store(), "a", "b")
+    session._with_floor = lambda case, record, again: record if record == "record of b" else None
+    assert session.write() == ["b/m.json"]
+
+
+def test_another_process_measures_each_case_once_and_what_it_cannot_is_told(tmp_path, monkeypatch):
+    steps, jobs = [], []
+    session = session_of(tmp_path, corpus_path=tmp_path, progress=lambda *step: steps.append(step), device="cpu")
+    one, other = Case.parse("m", "mse"), Case.parse("n", "mse")
+    session.to_write = {("a", "m"): [(one, None)], ("b", "m"): [(one, None)], ("a", "n"): [(other, None)]}
+    session._given = {"m": "models/m"}
+
+    def rerun(job):
+        jobs.append(job)
+        if job.model == "n":
+            raise RuntimeError("it failed")
+        return [{"prefill.kl": "found"}]
+
+    monkeypatch.setattr(module, "rerun", rerun)
+    assert session._measured_elsewhere() == {one: {"prefill.kl": "found"}}
+    assert jobs == [module.Job("models/m", tmp_path, (one,), "cpu"), module.Job("n", tmp_path, (other,), "cpu")]
+    assert steps == [("noise floor, in another process", i, 2) for i in range(2)]
+    assert session.notes == ["n: it failed; its noise floor is the disturbed repetition's alone"]
+
+
+def test_a_worse_result_is_stored_with_its_reason_alone(recorded, monkeypatch):
+    original = module.judge
+    monkeypatch.setattr(module, "judge", lambda *a, **k: replace(original(*a, **k), status=Status.REGRESSED))
+    session, case = recorded(update=True)
+    refused = session.judge("alpha", case)
+    assert refused.reason.startswith('not stored, being worse (--qb-accept "why" stores it): ')
+    assert not refused.written and session.to_write == {}
+    session, case = recorded(update=True, accept="to see it")
+    assert session.judge("alpha", case).written
+    ((_, record),) = session.to_write["alpha", case.model]
+    assert record.accepted == "to see it"
+    assert record.provenance == module.provenance("cpu")
+    monkeypatch.setattr(module, "judge", original)
+    session, case = recorded(update=True, accept="to see it")
+    session.judge("alpha", case)
+    ((_, record),) = session.to_write["alpha", case.model]
+    assert record.accepted == ""
+
+
+def test_a_second_look_that_is_gone_is_told_whole(recorded, suspected, monkeypatch):
+    session, case = recorded()
+    old = stored_case(session, case).rest_digest[:12]
+    monkeypatch.delitem(LARGER, SMALL)
+    assert session.judge("alpha", case).reason == (
+        f"the stored result measured something else: data of the second look {old} -> absent"
+    )
