@@ -103,8 +103,8 @@ def compare(
 
 
 def _known(terms: Terms) -> bool:
-    """Whether there is anything to compare: what an older schema did not measure is NaN."""
-    return len(terms.values) > 0 and not bool(terms.values.isnan().all())
+    """Whether there is anything to compare: what an older schema did not measure is NaN, and of nothing all is."""
+    return not bool(terms.values.isnan().all())
 
 
 def by_item(name: str, terms: Terms) -> bool:
@@ -115,9 +115,8 @@ def by_item(name: str, terms: Terms) -> bool:
 
 def least_change(evidence: Evidence) -> dict[str, float]:
     """Gated metric -> the change, in its terms' unit, that more than arithmetic must exceed."""
-    known = metrics_of(evidence)
-    sizes = {name: unit_size(terms_of(name, evidence)) for name in SENSITIVE if name in known}
-    in_nats = max((sizes[name] for name in ("kl", "decode_kl") if name in sizes), default=0.0)
+    sizes = {name: unit_size(terms_of(name, evidence)) for name in SENSITIVE}
+    in_nats = max(sizes["kl"], sizes["decode_kl"])
     of = {name: max(size, in_nats) if name in IN_NATS else size for name, size in sizes.items()}
     return {name: LEAST_CHANGE * of.get(name, 0.0) for name in gated(evidence)}
 

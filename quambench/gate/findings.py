@@ -237,7 +237,7 @@ def first_moved_array(old: Evidence, new: Evidence, noise: Noise) -> Finding | N
 
 def _moved_quantile(name: str, was: Tensor, now: Tensor, limit: float, stored: Mapping[str, Tensor]) -> Finding | None:
     """A quantile that moved beyond noise and beyond its own standard error; errors themselves are counted again."""
-    errors = stored[f"{name.partition('.')[0]}.kl_quantiles"][:, 1:].nan_to_num(0.0)
+    errors = stored[f"{name.partition('.')[0]}.kl_quantiles"][:, 1:].nan_to_num()
     if name.endswith("kl_quantiles"):
         was, now = was[:, :1], now[:, :1]
     known = ~was.isnan()

@@ -90,7 +90,7 @@ def judge(
     second = () if rest is None else compare(old.rest, rest, old.noise, level, old.metrics)
     found_all = _findings(new, old, first, probe)
     status, why = _decide(first, second, bool(found_all))
-    suspicious = bool(old.rest) and rest is None and status not in (Status.REGRESSED, Status.ERROR)
+    suspicious = bool(old.rest) and rest is None and status is not Status.REGRESSED
     suspicious = suspicious and (status is Status.INCONCLUSIVE or any(c.suspicious for c in first))
     metric = next((c.metric for c in (*first, *second) if c.significant), "")
     return _named(new, old, status, found_all, probe, why, metric, first, portable, suspicious)
@@ -114,7 +114,7 @@ def _named(
         status,
         reason="; ".join(filter(None, [*map(str, found), why])),
         unit=probe.place if probe else "",
-        place="" if status is Status.SAME else next((f.place for f in found if f is not probe), metric),
+        place=next((f.place for f in found if f is not probe), metric),
         metrics=new.metrics,
         stored=old.metrics,
         comparisons=comparisons,
@@ -146,15 +146,15 @@ def _findings(new: Record, old: Record, first: Sequence[Comparison], probe: Find
 def _decide(first: Sequence[Comparison], second: Sequence[Comparison], changed: bool) -> tuple[Status, str]:
     """A change is sure where either look shows it, and unsure where the last look at its metric leaves it so."""
     sure = [c for look in (first, second) for c in look if c.significant]
-    worse, better = [c for c in sure if c.worse > 0], [c for c in sure if c.worse < 0]
+    worse = [c for c in sure if c.worse > 0]
     looked = {c.metric for c in second}
     unsure = [c for c in (*second, *(c for c in first if c.metric not in looked)) if c.unsure]
     if worse:
         return Status.REGRESSED, _said(worse, second)
     if changed and unsure:
         return Status.INCONCLUSIVE, f"{_said(unsure, second)}: too few to tell; {_needed(unsure)}"
-    if better:
-        return Status.IMPROVED, _said(better, second)
+    if sure:
+        return Status.IMPROVED, _said(sure, second)
     if changed:
         return Status.DRIFTED, _equal(first)
     return Status.SAME, ""

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from quambench.errors import NonFinite
-from quambench.gate.comparisons import GATED
+from quambench.gate import verdicts
+from quambench.gate.comparisons import GATED, Comparison
 from quambench.gate.findings import Finding
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts
+from quambench.gate.stats import Paired
 from quambench.gate.verdicts import SEVERITY, Status, Verdict, judge
 from quambench.metrics import METRICS
 
@@ -28,18 +30,194 @@ def test_the_same_record_is_the_same(record):
     assert verdict.passes()
 
 
+def test_statuses_read_as_they_are_named_worst_first():
+    ranked = ["ERROR", "REGRESSED", "ORPHAN", "STALE", "INCONCLUSIVE", "DRIFTED", "IMPROVED", "NEW", "SAME"]
+    assert [str(status) for status in SEVERITY] == [status.name for status in SEVERITY] == ranked
+
+
+def test_of_a_row_that_nothing_is_known_of_nothing_is_told():
+    assert Verdict("c", Status.NEW) == Verdict(
+        "c", Status.NEW, reason="", unit="", place="", metrics=None, stored=None, comparisons=()
+    )
+    told = Verdict("c", Status.NEW)
+    assert (told.portable, told.written, told.suspicious) == (False, False, False)
+
+
 def test_nothing_stored_is_new_and_fails_with_the_command(record):
     verdict = judge(record, None, n_cases=1)
-    assert verdict.status is Status.NEW
-    assert "--qb-new-only" in verdict.reason
+    says = "no stored baseline; --qb-new-only records it"
+    assert verdict == Verdict(record.case_id, Status.NEW, says, metrics=record.metrics)
     assert not verdict.passes(allow_drift=True)
+
+
+PROBE = Finding("observer/percentile", "scale[0] 0.5 -> 0.25")
+PROBE_SAYS = "scale[0] 0.5 -> 0.25 at observer/percentile"
+
+
+@pytest.mark.parametrize("probe", [None, PROBE], ids=["no probe", "a probe"])
+@pytest.mark.parametrize(
+    ("what", "status", "place", "says"),
+    [
+        ("stale", Status.STALE, "", "the stored result measured something else: calib_length 256 -> 128"),
+        ("gone", Status.REGRESSED, "prefill.kl", "stored, and not measured any more at prefill.kl"),
+        ("broken", Status.ERROR, "prefill.kl", "prefill.kl is not finite any more at prefill.kl"),
+        ("rest gone", Status.REGRESSED, "decode.kl", "stored, and not measured any more at decode.kl"),
+    ],
+)
+def test_what_cannot_be_compared_says_why_and_names_the_probe_before_it(record, probe, what, status, place, says):
+    old, new, rest = record, record, None
+    spoilt = record.evidence["prefill.kl"] * torch.tensor([1.0] * 11 + [torch.inf]).double()
+    if what == "stale":
+        old = replace(record, settings=dict(record.settings) | {"calib_length": 256})
+    elif what == "gone":
+        new = without(record, "prefill.kl")
+    elif what == "broken":
+        new = replace(record, evidence=dict(record.evidence) | {"prefill.kl": spoilt})
+    else:
+        old, rest = replace(record, rest=record.evidence), without(record, "decode.kl").evidence
+    assert judge(new, old, 1, portable=True, probe=probe, rest=rest) == Verdict(
+        record.case_id,
+        status,
+        reason=f"{PROBE_SAYS}; {says}" if probe else says,
+        unit=probe.place if probe else "",
+        place=place,
+        metrics=new.metrics,
+        stored=old.metrics,
+    )
+
+
+def test_a_changed_row_holds_both_results_and_all_comparisons(record, change):
+    _, with_scale, make_record = change
+    old = with_scale(make_record(), "layers.0.ssm_state", torch.tensor([9.0]))
+    scale = record.artefacts.scales["layers.0.ssm_state"].item()
+    verdict = judge(record, old, 1, portable=True, probe=PROBE)
+    assert {c.metric for c in verdict.comparisons} >= {"kl", "accuracy", "decode_gap"}
+    assert verdict == Verdict(
+        record.case_id,
+        Status.DRIFTED,
+        f"{PROBE_SAYS}; scale changed (9 -> {scale:.6g}) at layers.0.ssm_state; quality equal to the last bit",
+        unit=PROBE.place,
+        place="layers.0.ssm_state",
+        metrics=record.metrics,
+        stored=old.metrics,
+        comparisons=verdict.comparisons,
+        portable=True,
+    )
+    assert verdict.metrics is record.metrics
+    assert verdict.stored is old.metrics
+    assert not judge(record, old, 1).portable
+
+
+def test_what_a_probe_and_an_artefact_explain_names_no_echo_and_each_alone_does(record, change):
+    with_evidence, with_scale, _ = change
+    accumulated = with_evidence(record, sites__accumulated=record.evidence["sites.accumulated"] * 2)
+    changed = with_scale(accumulated, "layers.0.ssm_state", torch.tensor([9.0]))
+    echo = "error inside the INT8 model changed in prefill by 100% at layers.0.x_proj:input"
+    assert echo not in judge(changed, record, 1, probe=PROBE).reason
+    assert echo in judge(changed, record, 1).reason
+    assert echo in judge(accumulated, record, 1, probe=PROBE).reason
+
+
+def test_every_changed_setting_is_named_and_hashes_short_and_metrics_only_where_both_know_them(record):
+    old = {"a": 1, "gone": 2, "same": 3, "data": "0123456789abcdef" * 4, "metric.kl": 1, "metric.of_old": 1}
+    new = {"a": 2, "came": 2, "same": 3, "data": "fedcba9876543210" * 4, "metric.kl": 2, "metric.of_new": 1}
+    said = "a 1 -> 2, came absent -> 2, data 0123456789ab -> fedcba987654, gone 2 -> absent, metric.kl 1 -> 2"
+    assert verdicts.changed_fields(replace(record, settings=old), replace(record, settings=new)) == said
+    long = {"a": "x" * 63}, {"a": "y" * 65}
+    both = (replace(record, settings=settings) for settings in long)
+    assert verdicts.changed_fields(*both) == f"a {'x' * 63} -> {'y' * 65}"
+
+
+def compared(metric, worse, detectable=0.5, n=6, sure=False, p_value=0.01, error=0.125):
+    return Comparison(metric, Paired(worse, error, p_value, detectable, n), worse, 0.1, 0.1, sure)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changed", "status", "says"),
+    [
+        ([], [], False, Status.SAME, ""),
+        ([], [], True, Status.DRIFTED, "quality equal to the last bit"),
+        ([compared("kl", 0.0, error=0.0)], [], True, Status.DRIFTED, "quality equal to the last bit"),
+        (
+            [compared("decode_kl", 0.05), compared("kl", 0.0)],
+            [],
+            True,
+            Status.DRIFTED,
+            "quality equal as far as n can tell (a KL change of 0.5 nats would show)",
+        ),
+        (
+            [compared("decode_kl", 0.05), compared("kl", 0.0, error=0.0)],
+            [],
+            True,
+            Status.DRIFTED,
+            "quality equal as far as n can tell (decode_kl +0.05 ± 0.12, and no KL of prefill)",
+        ),
+        (
+            [compared("kl", 0.5, sure=True), compared("agreement", -0.5, sure=True), compared("accuracy", 0.25)],
+            [],
+            True,
+            Status.REGRESSED,
+            "kl +0.5 ± 0.12",
+        ),
+        ([compared("kl", -0.5, sure=True)], [], False, Status.IMPROVED, "kl -0.5 ± 0.12"),
+        (
+            [compared(metric, -0.5, sure=True, p_value=p) for metric, p in (("a", 0.3), ("b", 0.1), ("c", 0.2))],
+            [],
+            False,
+            Status.IMPROVED,
+            "b -0.5 ± 0.12, c -0.5 ± 0.12",
+        ),
+        (
+            [compared("kl", 0.05)],
+            [compared("kl", 0.5, n=90, sure=True)],
+            False,
+            Status.REGRESSED,
+            "kl +0.5 ± 0.12, in a second look at 90 documents or items more",
+        ),
+        # The clearest of those that are unsure says how many would tell: errors fall with the root of n.
+        (
+            [compared("kl", 0.25, detectable=0.5), compared("a", 0.5, detectable=0.75, n=7), compared("b", 0.05)],
+            [],
+            True,
+            Status.INCONCLUSIVE,
+            "kl +0.25 ± 0.12, a +0.5 ± 0.12: too few to tell; about 16 instead of 7 documents or items would"
+            " (try --qb-full)",
+        ),
+        (
+            [compared("kl", 0.25, detectable=float("inf"))],
+            [],
+            True,
+            Status.INCONCLUSIVE,
+            "kl +0.25 ± 0.12: too few to tell; a corpus of more documents would tell",
+        ),
+        ([compared("kl", 0.25)], [], False, Status.SAME, ""),
+        # What the last look at a metric leaves unsure is.
+        (
+            [compared("kl", 0.25), compared("a", 0.05, error=0.0)],
+            [compared("kl", 0.05)],
+            True,
+            Status.DRIFTED,
+            "quality equal as far as n can tell (a KL change of 0.5 nats would show)",
+        ),
+        (
+            [compared("kl", 0.05)],
+            [compared("kl", 0.25, n=90)],
+            True,
+            Status.INCONCLUSIVE,
+            "kl +0.25 ± 0.12, in a second look at 90 documents or items more: too few to tell; about 360 instead of"
+            " 90 documents or items would (try --qb-full)",
+        ),
+    ],
+)
+def test_each_decision_says_what_it_rests_on(first, second, changed, status, says):
+    assert verdicts._decide(first, second, changed) == (status, says)
 
 
 def test_another_protocol_is_stale_and_names_the_field(record):
     old = replace(record, settings=dict(record.settings) | {"calib_length": 256})
     verdict = judge(record, old, n_cases=1)
     assert verdict.status is Status.STALE
-    assert "calib_length 256 -> 128" in verdict.reason
+    assert not verdict.passes(allow_drift=True)
 
 
 # One scale of an activation, one of a weight, and of several the first, one between and the last: in figures, since
