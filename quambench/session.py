@@ -320,11 +320,7 @@ class Session:
         answered &= set(self.probes) if answered else set()
         if answered:
             paths.append(probes.record(answered))
-        elif self.to_write and (changed := [r.name for r in self._answers.values() if r.status == "changed"]):
-            self.notes.append(
-                f"written, but {_listed(changed)} still answer otherwise than stored; "
-                "if that is meant, `pytest suites/probes --qb-update` stores their answers too"
-            )
+        before = len(paths)
         self._runs.clear()  # the other process needs the memory
         again = self._measured_elsewhere()
         for (suite, model), found in sorted(self.to_write.items()):
@@ -345,7 +341,18 @@ class Session:
                 else:
                     advice = "replacing it takes a run of all the suite's own cases, none skipped or left out"
                     self._refuse(suite, model, f"{error}; {advice}")
+        if len(paths) > before and not answered:
+            self._tell_of_changed_units()
         return paths
+
+    def _tell_of_changed_units(self) -> None:
+        """Cases were stored, and what they rest on was not: the next run is red."""
+        if changed := [r.name for r in self._answers.values() if r.status == "changed"]:
+            answer = "answers" if len(changed) == 1 else "answer"
+            self.notes.append(
+                f"written, but {_listed(changed)} still {answer} otherwise than stored; "
+                "if that is meant, `pytest suites/probes --qb-update` stores such answers too"
+            )
 
     def _with_floor(self, case: Case, record: Record, again: Evidence | None) -> Record | None:
         """A record with the noise floor that the other process gives it; None where that cannot be noise."""

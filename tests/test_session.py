@@ -371,10 +371,18 @@ def test_records_are_written_and_units_that_answer_otherwise_are_told(tmp_path):
     assert session.write() == ["a/m.json", "b/m.json"]
     assert session.store.written == [("a", "m", ["record of a"], False), ("b", "m", ["record of b"], False)]
     assert session.notes == [
-        "written, but the probe x/y still answer otherwise than stored; "
-        "if that is meant, `pytest suites/probes --qb-update` stores their answers too"
+        "written, but the probe x/y still answers otherwise than stored; "
+        "if that is meant, `pytest suites/probes --qb-update` stores such answers too"
     ]
     assert not session.refused
+
+
+def test_what_was_refused_is_not_told_as_written(tmp_path):
+    session = writing(tmp_path, Store(), "a")
+    session._answers = {"x/y": module.ProbeResult("x/y", "changed", "")}
+    session._with_floor = lambda *_: None
+    assert session.write() == []
+    assert session.notes == []
 
 
 REFUSED = {
