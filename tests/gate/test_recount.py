@@ -35,6 +35,8 @@ def test_one_document_has_no_standard_error():
     for said, right in ((1.5, True), (1.50001, False)):
         assert (miscounted({"kl": Measurement(said, NAN)}, evidence) is None) == right
     assert miscounted({"kl": Measurement(1.5, 0.0)}, evidence) is not None
+    small = evidence | {"prefill.kl": column(1e-9, 2e-9)}  # no error says how small is small
+    assert miscounted({"kl": Measurement(1e-9, NAN)}, small) is not None
 
 
 def of_one_size(value: float, spread: float = 0.0) -> dict[str, torch.Tensor]:
@@ -78,7 +80,7 @@ def test_one_that_is_not_said_does_not_end_the_count():
 
 def test_evidence_of_unequal_lengths_is_none():
     short = of_one_size(1.0) | {"prefill.document": torch.tensor([0, 1, 1])}
-    losses = of_one_size(1.0) | {"prefill.nll": column(1.0, 2.0), "prefill.nll_float": column(1.0)}
+    losses = of_one_size(1.0) | {"prefill.nll": column(1.0, 2.0, 3.0), "prefill.nll_float": column(1.0, 2.0)}
     quantiles = {"prefill.kl_left_out": torch.ones(3, 2), "prefill.kl_quantiles": torch.ones(3, 2)}
     for evidence in (short, losses, quantiles):
         with pytest.raises(ValueError, match="zip"):
