@@ -80,7 +80,8 @@ def test_one_that_is_not_said_does_not_end_the_count():
 
 def test_evidence_of_unequal_lengths_is_none():
     short = of_one_size(1.0) | {"prefill.document": torch.tensor([0, 1, 1])}
-    losses = of_one_size(1.0) | {"prefill.nll": column(1.0, 2.0, 3.0), "prefill.nll_float": column(1.0, 2.0)}
+    losses = {"decode.nll": column(1.0, 2.0, 3.0), "decode.nll_float": column(1.0, 2.0)}
+    losses |= {"decode.tokens": column(1.0, 1.0), "decode.document": torch.tensor([0, 1])}
     quantiles = {"prefill.kl_left_out": torch.ones(3, 2), "prefill.kl_quantiles": torch.ones(3, 2)}
     for evidence in (short, losses, quantiles):
         with pytest.raises(ValueError, match="zip"):
