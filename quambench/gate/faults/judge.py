@@ -19,7 +19,6 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
 
-from quambench import session
 from quambench.gate import arrays, baselines, comparisons, deciding, findings, noise, probes, recount, stats, verdicts
 from quambench.gate.baselines import BaselineStore
 from quambench.gate.faults.base import ONE, OTHER, Plant, fault
@@ -115,7 +114,7 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("a repetition in another process may be ten times itself away", "noise")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("ELSEWHERE", 10.0, noise, session)
+    return patch.object(noise, "ELSEWHERE", 10.0)
 
 
 # --- what is looked at ----------------------------------------------------------------------------------
