@@ -29,6 +29,14 @@ def tokenizer(documents):
     return Tokenizer.train((d.text for d in documents), 300)
 
 
+def test_none_of_them_is_the_same_without_a_window(documents, tokenizer):
+    windows = full_windows(documents, tokenizer, 8)
+    none = windows.none
+    assert none.inputs.shape == none.targets.shape == (0, 8)
+    assert none.documents.shape == (0,)
+    assert (none.names, none.n_bytes) == (windows.names, 0)
+
+
 @pytest.mark.parametrize("length", [1, 7, 64, 10_000])
 def test_every_token_is_a_target_exactly_once(documents, tokenizer, length):
     windows = full_windows(documents, tokenizer, length)

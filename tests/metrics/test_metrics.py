@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -39,7 +40,9 @@ EVIDENCE |= {
     "recall.selective_copy.right": torch.tensor([0, 0]), "recall.selective_copy.right_float": torch.tensor([2, 1]),
     "recall.associative.asked": torch.tensor([4, 4]), "recall.induction.asked": torch.tensor([1, 1]),
     "recall.selective_copy.asked": torch.tensor([2, 2]),
-    "long.state_error": torch.tensor([[[0.1, 0.3], [0.2, 0.6]], [[0.3, 0.5], [0.4, 1.0]]], dtype=torch.float64),
+    "long.state_error": torch.tensor(
+        [[[0.1, 0.3], [7.0, 9.0], [0.2, 0.6]], [[0.3, 0.5], [5.0, 2.0], [0.4, 1.0]]], dtype=torch.float64
+    ),
     "scales.count": torch.tensor(23), "scales.bytes": torch.tensor(92), "model.bytes": torch.tensor(1000),
     "sites.range_used": column(0.5, 1.2), "sites.range_wasted": column(0.5, 0.1),
 }  # fmt: skip
@@ -265,6 +268,15 @@ def test_metrics_of_a_result_are_all_that_are_known_and_its_tasks():
     assert metrics_of(EVIDENCE) == dict(METRICS)
     of_task = {f"task.arc.{c}": column(1.0) for c in ("value", "log_likelihood", "higher_is_better", "weight")}
     assert set(metrics_of(EVIDENCE | of_task)) == {*METRICS, "task_arc", "task_arc_float", "task_arc_nats"}
+
+
+def test_a_perplexity_is_a_number_as_far_as_floats_have_one():
+    """exp of 709.78 nats is the last; the bound itself is beyond."""
+    bound = math.log(sys.float_info.max)
+    for nats, value in ((709.0, math.exp(709.0)), (bound, math.inf)):
+        one = {"prefill.nll": torch.tensor([nats], dtype=torch.float64), "prefill.tokens": torch.ones(1)}
+        one["prefill.document"] = torch.zeros(1, dtype=torch.int32)
+        assert METRICS["perplexity"].measure(one).value == value
 
 
 def test_a_model_gone_astray_has_an_infinite_perplexity_and_no_traceback():
