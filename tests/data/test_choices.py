@@ -15,6 +15,7 @@ from quambench.data.choices import (
     MIN_ENDING_WORDS,
     N_CHOICES,
     Choice,
+    _choice,
     cloze,
     continuations,
     digest,
@@ -158,3 +159,11 @@ def test_no_stream_of_chance_is_touched(documents: tuple[Document, ...]) -> None
     cloze(documents[:2])
     continuations(documents[:2])
     assert random.getstate() == before
+
+
+def test_a_question_has_all_its_choices_or_is_none():
+    wrong = [f"wrong {i}" for i in range(N_CHOICES - 1)]
+    assert _choice("document", "context", "right", wrong[1:]) is None
+    item = _choice("document", "context", "right", wrong)
+    assert sorted(item.choices) == sorted([*wrong, "right"])
+    assert item.choices[item.right] == "right"

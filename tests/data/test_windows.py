@@ -29,6 +29,13 @@ def tokenizer(documents):
     return Tokenizer.train((d.text for d in documents), 300)
 
 
+def test_a_document_as_long_as_a_window_is_one(documents, tokenizer):
+    longest = max(len(tokenizer.encode(d.text)) for d in documents)
+    assert len(spread_windows(documents, tokenizer, longest, 1).inputs) == 1
+    with pytest.raises(BadCorpus, match=f"longest has {longest}"):
+        spread_windows(documents, tokenizer, longest + 1, 1)
+
+
 def test_none_of_them_is_the_same_without_a_window(documents, tokenizer):
     windows = full_windows(documents, tokenizer, 8)
     none = windows.none
