@@ -47,7 +47,7 @@ class Corpus:
 
     def part(self, name: str) -> tuple[Document, ...]:
         """The documents of one part, in file-name order."""
-        documents = self.parts.get(name, ())
+        documents = self.parts.get(name)
         if not documents:
             raise BadCorpus(f"corpus {self.name!r} has no documents in its {name} part")
         return documents

