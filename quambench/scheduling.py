@@ -23,17 +23,16 @@ class ByModel(LoadScopeScheduling):
 
     def remove_node(self, node: Any) -> str | None:
         """Take a worker's tests back; the one that it died of has failed, and is not given to another to die of."""
-        crashed = next(
-            (test for unit in self.assigned_work[node].values() for test, done in unit.items() if not done), ""
-        )
-        for unit in self.assigned_work[node].values():
-            if crashed in unit:
-                unit[crashed] = True
-        left = {scope: unit for scope, unit in self.assigned_work.pop(node).items() if not all(unit.values())}
-        self.workqueue.update(left)
-        for other in self.nodes if left else ():
+        units = self.assigned_work.pop(node)
+        waiting = [(unit, test) for unit in units.values() for test, done in unit.items() if not done]
+        if not waiting:
+            return None
+        unit, crashed = waiting[0]
+        unit[crashed] = True
+        self.workqueue.update({scope: unit for scope, unit in units.items() if not all(unit.values())})
+        for other in self.nodes:
             self._reschedule(other)
-        return crashed or None
+        return crashed
 
     def schedule(self) -> None:
         """Also for a worker that replaces a dead one.

@@ -120,7 +120,7 @@ def _quantiles(evidence: Evidence, phase: str, prefix: str) -> dict[str, tuple[f
 def _equal(said: float, counted: float, size: float) -> bool:
     if math.isnan(counted):
         return math.isnan(said)
-    return abs(said - counted) <= TOLERANCE * size
+    return said == counted or (math.isfinite(counted) and abs(said - counted) <= TOLERANCE * size)
 
 
 def _finite(error: float) -> float:

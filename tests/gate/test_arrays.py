@@ -85,7 +85,7 @@ def test_the_quantile_that_moved_most_counts():
 
 
 def test_what_was_not_measured_is_no_window_that_may_be_lost():
-    """Of eight measured beside nine others one: the farthest, be there only zeros."""
+    """One window of the eight that were measured may be lost, the farthest; nine that were not are no windows."""
     eight = [0.5, -0.75, 0.25, 0.125, 0.0, 0.5, 0.25, 0.5]
     assert most(column(*[NAN] * 9, *eight)).isnan().tolist() == [True] * 9 + [x == -0.75 for x in eight]
     assert most(column(*[NAN] * 9, *[0.0] * 8)).isnan().sum() == 10

@@ -73,6 +73,14 @@ def test_a_number_that_is_not_finite_is_no_number_that_is():
         assert miscounted({"kl": Measurement(1.0, said)}, of_one_size(1.0)) is not None
 
 
+def test_infinity_is_itself_and_no_number():
+    """A model gone astray: its infinite loss is said as it is counted, and whatever else is said is wrong."""
+    evidence = of_one_size(1.0) | {"prefill.kl": column(math.inf, math.inf)}
+    assert miscounted({"kl": Measurement(math.inf, NAN)}, evidence) is None
+    for said in (1.0, -math.inf, NAN):
+        assert miscounted({"kl": Measurement(said, NAN)}, evidence) is not None
+
+
 def test_one_that_is_not_said_does_not_end_the_count():
     evidence = of_one_size(1.0) | {"prefill.agree": column(1.0, 0.0)}
     assert miscounted({"agreement": Measurement(0.75, 0.5)}, evidence)[0] == "agreement"

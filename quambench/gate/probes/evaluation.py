@@ -66,8 +66,10 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k))  # type: ignore[misc]
     for name, arrays in ARRAYS.items():
         yield Probe(f"evaluation/{name}", lambda _, a=arrays: _told(a))  # type: ignore[misc]
-    lopsided = LookUp(int8_table(), exact=False, asymmetric=True)
-    yield Probe("evaluation/sites/asymmetric", lambda _: _told(ARRAYS["sites"], lopsided))
+    yield Probe(
+        "evaluation/sites/asymmetric",
+        lambda _: _told(ARRAYS["sites"], LookUp(int8_table(), exact=False, asymmetric=True)),
+    )
     yield Probe("evaluation/second_look", lambda _: _second_look())
     yield Probe("evaluation/refused", lambda _: _refused())
     yield Probe("evaluation/names", lambda _: _names())

@@ -102,7 +102,7 @@ def _saved(streams: Streams, kind: str) -> Answer:
 
 
 def _saved_asymmetric(streams: Streams, kind: str) -> Answer:
-    """Of 4 bits, with zero points."""
+    """Return what becomes of a calibration of 4 bits with zero points."""
     low = scales_of(streams, kind, 4)
     shifted = {s: torch.stack([x, -8 * x]) for s, x in low.scales.items()}
     made = _calibration(low, scales=shifted, act_bits=4, symmetric=False)
@@ -110,7 +110,7 @@ def _saved_asymmetric(streams: Streams, kind: str) -> Answer:
 
 
 def _made_again(streams: Streams, kind: str, name: str, made: Calibration) -> dict[str, Tensor | list[str]]:
-    """What is read of it, and how many logits differ between the model made of the file and one made at once."""
+    """Return the calibration as read again, and how many logits differ between its model and one made at once."""
     tokens, eighths = streams["sequences"][:1], SymmetricGrid(LOGITS, 8)
     checkpoint = checkpoint_of(streams, kind)
     _, model = runner.saved_model(checkpoint, replace(made, model_digest=checkpoint.digest))

@@ -118,7 +118,7 @@ def _matrix(rows: int, columns: int) -> Tensor:
 
 
 def _weights(granularity: str, observer: str) -> Answer:
-    """What becomes of each kind of weight at each width, with and without parts."""
+    """Quantize each kind of weight at each width, with and without parts."""
     answer: dict[str, Tensor | list[str]] = {}
     kinds: list[str] = []
     widths = WIDTHS if granularity != "group" else (*WIDTHS[1:2], Bits(4, 16))
