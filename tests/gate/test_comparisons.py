@@ -63,7 +63,7 @@ def test_what_could_be_detected_is_told_at_the_share_that_each_metric_has_of_the
 
 
 def test_where_nothing_says_how_much_is_noise_and_nothing_its_error_any_change_counts(record, change):
-    """One document has no standard error; a metric that was not gated then has no floor."""
+    """A single document gives no standard error, and a metric that was not gated when it was stored has no floor."""
     with_evidence, *_ = change
     old = with_evidence(record, prefill__document=torch.zeros(12, dtype=torch.int32))
     new = with_evidence(old, prefill__kl=record.evidence["prefill.kl"] + 0.5)

@@ -129,7 +129,8 @@ def test_the_disturbance_is_sized_by_the_last_axis_and_keeps_the_kind_of_its_ten
     x[:, :, 1:] = 0  # norms of 1 along the last axis, of 4 along the middle one
     added = disturbance(5)(x.double()) - x.double()
     assert added.abs().max() < EPS
-    assert added.square().mean().sqrt() == pytest.approx(EPS / 3**0.5, rel=0.05)  # uniform
+    # Uniform in (-EPS, EPS): of 4,096 values the root mean square has a standard error of 0.7 %; seven are allowed.
+    assert added.square().mean().sqrt() == pytest.approx(EPS / 3**0.5, rel=0.05)
     assert disturbance(5)(x.bfloat16()).dtype is torch.bfloat16
     assert disturbance(5)(x.to("meta")).device.type == "meta"
 
