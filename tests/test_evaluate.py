@@ -498,7 +498,7 @@ def test_a_state_is_compared_at_equal_distances_along_a_long_sequence(of_recall)
             for layer, block in enumerate(quantized.blocks):
                 x, exact = block.read_state(states[layer].ssm).flatten(1).double(), truth[layer].ssm.flatten(1).double()
                 expected = (x - exact).square().sum(1) / exact.square().sum(1)
-                # Both are float64, whose rounding over some hundred steps is below 1e-13; 1e-7 is what float32 would miss.
+                # Both are float64, whose rounding over a hundred steps stays below 1e-13; float32 would miss 1e-7.
                 torch.testing.assert_close(evidence["long.state_error"][layer, at], expected, rtol=1e-7, atol=0)
 
 
