@@ -96,8 +96,9 @@ class Run:
         return standing(self.root / "suites")
 
     def _files(self, suite: str) -> set[Path]:
-        """Every file that is this suite, or may be."""
-        return self._on_disk.get(suite, set()) | {f for f in self.collected.files if suite_of(f) == suite}
+        """Every file that is this suite, or may be; a test of another thing may have the same name."""
+        named = {file for file in self.collected.files if suite_of(file) == suite}
+        return self._on_disk.get(suite, set()) | {file for file in named if self.collected.is_suite(file)}
 
     def _elsewhere(self, suite: str) -> str:
         there = moved(self.root, suite)

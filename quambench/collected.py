@@ -70,6 +70,11 @@ class Collected:
         if called or outcome != PASSED:
             self.ended[nodeid] = outcome
 
+    def is_suite(self, file: Path) -> bool:
+        """Whether a file that was collected is there to judge cases; one of which nothing is known, by its words."""
+        own = [item for item in self.items.values() if item.file == file]
+        return any(item.asks for item in own) or ((not own or file in self.broken) and _reads_as_suite(file))
+
     @property
     def left_out(self) -> list[str]:
         """Collected tests that did not run: deselected, or not reached."""
@@ -136,11 +141,15 @@ def standing(folder: Path) -> dict[str, set[Path]]:
 def moved(root: Path, suite: str) -> Path | None:
     """A file anywhere below that may be this suite: of its name, and with the words of one."""
     for file in _modules(root):
-        if suite_of(file) == suite:
-            text = file.read_bytes()
-            if b"cases" in text and b"judge" in text:
-                return file
+        if suite_of(file) == suite and _reads_as_suite(file):
+            return file
     return None
+
+
+def _reads_as_suite(file: Path) -> bool:
+    """Whether a file has the words of a suite."""
+    text = file.read_bytes() if file.exists() else b""
+    return b"cases" in text and b"judge" in text
 
 
 def _modules(folder: Path) -> Iterator[Path]:

@@ -312,6 +312,16 @@ def test_a_suite_beside_the_suites_folder_is_not_gone(recorded, pytester):
     assert f"ORPHAN {RUNNING_MAX}" in text(recorded())  # a module of that name, and no suite
 
 
+def test_a_test_of_something_else_that_has_a_suites_name_asks_for_no_verdict(recorded, pytester):
+    """tests/grouping/test_groups.py is no part of suites/test_groups.py: a run of it is green, whatever is stored."""
+    (pytester.mkdir("tests") / "test_alpha.py").write_text("def test_something_else(): pass")
+    result = recorded(args=("tests",))
+    assert result.ret == 0
+    assert "not judged" not in text(result)
+    (pytester.path / "tests" / "test_alpha.py").write_text(SKIPPED_MODULE + FEWER)  # this one is, and says nothing
+    assert recorded(args=("tests",)).ret == 5
+
+
 def test_a_suite_in_two_files_is_judged_by_both(recorded, pytester):
     """Each folder's test_alpha.py is the suite alpha."""
     (pytester.mkdir("suites/more") / "test_alpha.py").write_text(ALPHA.replace(', "percentile[alpha=0.9]"', ""))

@@ -192,6 +192,18 @@ def test_a_suite_has_moved_where_a_file_of_its_name_speaks_of_cases_and_judges(t
     assert moved(root, "alpha") == root / "d" / "test_alpha.py"
 
 
+def test_a_file_is_a_suite_by_its_tests_and_one_without_any_by_its_words(tmp_path):
+    root = written(tmp_path, test_a="", test_b="cases, judge", test_c="cases, judge")
+    a, b, c = (root / f"test_{name}.py" for name in "abc")
+    items = {"a::1": Item(a), "a::2": Item(a, asks=True), "b::1": Item(b)}
+    found = Collected(files={a, b, c}, items=items)
+    assert [found.is_suite(file) for file in (a, b, c)] == [True, False, True]  # b's test judges nothing
+    found.broken[b] = "was skipped"  # not all of its tests are known
+    assert found.is_suite(b)
+    found.broken[b.with_name("test_gone.py")] = "could not be collected"
+    assert not found.is_suite(b.with_name("test_gone.py"))
+
+
 # --- the end of a run -----------------------------------------------------------------------------------
 
 MINE = bundled_names()[0]
@@ -342,9 +354,12 @@ def test_a_suite_without_a_file_is_gone_or_moved_or_unknown(project):
 def test_a_file_that_was_collected_elsewhere_is_its_suites_too(project):
     elsewhere = project / "more" / "test_b.py"
     at = project / "suites" / "test_b.py"
-    both = {elsewhere, at}
-    run = run_of(project, files=both | {project / "suites" / "test_a.py"})
-    assert run.suites[1] == ("b", both, "")
+    run = run_of(project)
+    run.collected.files.add(elsewhere)
+    assert run.suites[1] == ("b", {at}, "")  # it has no test that judges
+    run.collected.items["more::0"] = Item(elsewhere, FIRST, MINE, asks=True)
+    run.collected.called.add("more::0")
+    assert replace(run).suites[1] == ("b", {elsewhere, at}, "")
 
 
 def test_a_file_on_disk_that_was_not_collected_is_unknown_where_the_whole_folder_was_asked_for(project):
