@@ -20,7 +20,7 @@ from quambench.data.recall import RecallSequences, long_sequences
 from quambench.data.recall import sequences as recall_sequences
 from quambench.data.tasks import LastWordItems, last_word_items
 from quambench.data.tokenizer import Tokenizer
-from quambench.data.windows import Windows, rest_windows, sequence_windows, spread_windows
+from quambench.data.windows import Windows, bytes_of_windows, rest_windows, sequence_windows, spread_windows
 from quambench.decoding import answers_right, decode, states_along
 from quambench.errors import NonFinite
 from quambench.models.backbone import LanguageModel, LayerState, no_tap
@@ -61,7 +61,7 @@ class EvalData:
             decode_prefix=protocol.decode_prefix,
             error=spread_windows(documents, tokenizer, protocol.error_length, protocol.error_windows),
             items=last_word_items(documents, tokenizer, protocol.max_items or None),
-            quality_bytes=tokenizer.byte_lengths()[quality.targets].sum(1).double(),
+            quality_bytes=bytes_of_windows(quality, documents, tokenizer),
         )
 
     def rest_of_prose(
@@ -84,7 +84,7 @@ class EvalData:
             decode=decode,
             error=self.error.none,
             items=last_word_items(documents, tokenizer, protocol.max_items or None, rest=True),
-            quality_bytes=tokenizer.byte_lengths()[quality.targets].sum(1).double(),
+            quality_bytes=bytes_of_windows(quality, documents, tokenizer),
         )
 
     def rest_of_recall(self, rungs: Mapping[str, int], protocol: Protocol, larger: Protocol) -> EvalData | None:
