@@ -11,8 +11,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from quambench.case import Case, Protocol
-from quambench.cli.options import add_corpus, add_device, add_model, progress_bars
-from quambench.data.corpus import load_corpus
+from quambench.cli.options import add_corpus, add_device, add_model, corpus_of, progress_bars
 from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.policy import PolicySpec
@@ -54,10 +53,13 @@ def run(options: argparse.Namespace) -> int:
             " --policy and --grouping say the rest, and quambench eval takes whole cases"
         )
     check_grouping(options.grouping)
+    for name in ("windows", "length"):
+        if (given := getattr(options, name)) < 1:
+            raise BadParameter(f"--{name} must be at least 1 (got {given})")
     checked_device(options.device)
     if options.out:
         check_writable(options.out)
-    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
     policy = PolicySpec.parse(options.policy)
     case = replace(case, model=checkpoint.name, policy=policy, grouping=options.grouping, protocol=protocol)

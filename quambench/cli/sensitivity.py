@@ -8,8 +8,7 @@ import json
 from tabulate import tabulate
 
 from quambench.case import Case
-from quambench.cli.options import add_corpus, add_model, progress_bars
-from quambench.data.corpus import load_corpus
+from quambench.cli.options import add_corpus, add_model, corpus_of, progress_bars
 from quambench.models.checkpoint import load_checkpoint
 from quambench.runner import ModelRun
 from quambench.sensitivity import LENGTH, WINDOWS, Cost, Scale, by_layer, by_site, grids_of
@@ -27,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     case = Case.parse(checkpoint.name, options.observer)
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, [case], progress)

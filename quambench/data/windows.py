@@ -64,12 +64,23 @@ def full_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: in
 
 
 def spread_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int) -> Windows:
-    """`count` complete windows, taken in turn from all documents and spaced evenly inside each.
+    """`count` complete windows, taken in turn from all documents and spaced evenly inside each; all where they have
+    fewer, which `check_count` tells.
 
     raises BadCorpus when the documents together have fewer complete windows than one.
     """
     encoded = _encoded(documents, tokenizer, length)
     return _cut(encoded, _spread(encoded, length, count), documents, tokenizer, length)
+
+
+def check_count(windows: Windows, asked: int, part: str) -> None:
+    """raises BadCorpus where the texts of a part had fewer windows than were asked for"""
+    there, length = windows.targets.shape
+    if there < asked:
+        raise BadCorpus(
+            f"the {part} texts fill {there} of the {asked} windows of {length} tokens that are asked for: add text, or "
+            f"take what there is (quambench calibrate --windows {there}, quambench eval --fewer)"
+        )
 
 
 def rest_windows(
