@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
+from quambench.files import locked, write
 from quambench.grouping import Groups
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
@@ -31,6 +32,7 @@ from quambench.quant.granularity import GROUPS, UNQUANTIZED, groups_at, layout
 from quambench.quant.grid import asymmetric_scale
 
 SCHEMA = 1
+_ABOUT, _SCALES = "calibration.json", "scales.safetensors"
 FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
 _GROUPS = ("head_index", "channel_index", "head_sizes", "dim_sizes")  # fields of Groups, as they are saved
 _MANY = 1 << 20  # values of which observers ask for tails of different length, to tell which asks for most
@@ -66,8 +68,23 @@ class Calibration:
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write scales.safetensors and calibration.json; each file appears whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write scales.safetensors and calibration.json: killed at any moment, the old pair is loaded or the new one.
+
+        raises NotWritten
+        """
+        arrays = dict(self.scales)
+        for layer, groups in self.groups.items():
+            arrays |= {f"groups.{layer}.{name}": getattr(groups, name).contiguous() for name in _GROUPS}
+        with locked(folder):
+            with suppress(BadArtefact):  # for as long as one of the two files is the old one, the JSON describes both
+                write(folder / _ABOUT, _dump(Calibration.load(folder)._about | {"replaced_by": self._about}))
+            write(folder / _SCALES, save(arrays))
+            write(folder / _ABOUT, _dump(self._about))
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What calibration.json says."""
+        sites = {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales}
         about = {
             "schema": SCHEMA,
             "act_bits": self.act_bits,
@@ -75,29 +92,44 @@ class Calibration:
             "model_digest": self.model_digest,
             "data_digest": self.data_digest,
             "scales_digest": self.digest,
-            "sites": {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales},
+            "sites": sites,
         }
-        arrays = dict(self.scales)
-        for layer, groups in self.groups.items():
-            arrays |= {f"groups.{layer}.{name}": getattr(groups, name).contiguous() for name in _GROUPS}
-        if self.groups:
-            about["grouped_layers"] = list(self.groups)
-        save_file(arrays, folder / "scales.safetensors.partial")
-        (folder / "calibration.json.partial").write_text(json.dumps(about, indent=1) + "\n")
-        for name in ("scales.safetensors", "calibration.json"):
-            os.replace(folder / f"{name}.partial", folder / name)
+        return about | ({"grouped_layers": list(self.groups)} if self.groups else {})
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
         """raises BadArtefact when a file is missing, corrupt, of another schema, or not the other's twin."""
-        for name in ("calibration.json", "scales.safetensors"):
+        for name in (_ABOUT, _SCALES):
             if not (folder / name).is_file():
                 raise BadArtefact(f"{folder} holds no calibration: {name} is missing")
+        while True:
+            text = (folder / _ABOUT).read_bytes()
+            try:
+                return cls._loaded(folder, text)
+            except BadArtefact:
+                if (folder / _ABOUT).read_bytes() == text:
+                    raise
+                # somebody saved another calibration between the reading of the one and of the other
+
+    @classmethod
+    def _loaded(cls, folder: Path, text: bytes) -> Calibration:
+        """raises BadArtefact"""
         try:
-            about = json.loads((folder / "calibration.json").read_text())
+            about, stored = json.loads(text), load((folder / _SCALES).read_bytes())
+            following = about.get("replaced_by")
+        except (ValueError, AttributeError, SafetensorError) as error:
+            raise BadArtefact(f"{folder} holds a corrupt calibration: {error!r}") from None
+        if following is not None:
+            with suppress(BadArtefact):  # killed on the way: the scales are the new ones, or still not
+                return cls._of(folder, following, stored)
+        return cls._of(folder, about, stored)
+
+    @classmethod
+    def _of(cls, folder: Path, about: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Calibration:
+        """What calibration.json says, and the arrays that it speaks of. raises BadArtefact"""
+        try:
             if about["schema"] != SCHEMA:
                 raise BadArtefact(f"{folder}: calibration of schema {about['schema']}, this version reads {SCHEMA}")
-            stored = load_file(folder / "scales.safetensors")
             sites = about["sites"]
             loaded = cls(
                 scales={s: stored[s] for s in sites},
@@ -115,8 +147,12 @@ class Calibration:
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, BadParameter) as error:
             raise BadArtefact(f"{folder} holds a corrupt calibration: {error!r}") from None
         if loaded.digest != about["scales_digest"]:
-            raise BadArtefact(f"{folder}: scales.safetensors is not the file that calibration.json describes")
+            raise BadArtefact(f"{folder}: {_SCALES} is not the file that {_ABOUT} describes")
         return loaded
+
+
+def _dump(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, indent=1) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ class Collected:
         self.rows |= other.rows
         self.early |= other.early
 
+    def judge(self, nodeid: str, row: Row) -> None:
+        """A test got a verdict; of one that runs again, the last counts."""
+        others = [other for other in self.rows_of(nodeid) if other.case_id != row.case_id]
+        self.rows[nodeid] = [*others, row]
+
     def end(self, nodeid: str, outcome: str, called: bool, expected: str | None) -> None:
         """One phase of a test is over: set-up, the call, or tear-down.
 

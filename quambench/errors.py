@@ -49,6 +49,10 @@ class NewerSchema(BadArtefact):
     """A file that a later version wrote: nothing here may replace it."""
 
 
+class NotWritten(QuambenchError):
+    """A file that could not be written: a full disk, a folder that may not be written; what stood there stands."""
+
+
 class NonFinite(QuambenchError):
     """NaN or infinity in weights, activations or a measured number; names the place."""
 

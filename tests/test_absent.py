@@ -51,7 +51,7 @@ def pytest_configure(config):
     patch = pytest.MonkeyPatch()
     patch.setattr(checkpoint, "_zoo", lambda: Path({zoo!r}))
     patch.setattr(Session, "_judge", judged)
-    patch.setattr(Session, "_measured_elsewhere", lambda self: {{}})
+    patch.setattr(Session, "_measured_elsewhere", lambda self, model: {{}})
     patch.setattr(probes, "check", answers)
     config.add_cleanup(patch.undo)
 """
@@ -75,7 +75,7 @@ def record(world, tmp_path_factory) -> Path:
     session.plan([case])
     session.judge("alpha", case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "_measured_elsewhere", lambda self: {})
+        patch.setattr(Session, "_measured_elsewhere", lambda self, model: {})
         (path,) = session.write()
     return path
 

@@ -318,7 +318,7 @@ def die_at(monkeypatch, step):
             raise Killed
         replace_file(source, target)
 
-    monkeypatch.setattr(calibration.os, "replace", replacing)
+    monkeypatch.setattr(os, "replace", replacing)
 
 
 @pytest.mark.parametrize("step", [0, 1])

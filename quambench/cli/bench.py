@@ -13,7 +13,8 @@ import torch
 from tabulate import tabulate
 
 from quambench.allocator import keep_freed_memory
-from quambench.cli.options import check_out, progress_bars, write_out
+from quambench.cli.options import check_out, progress_bars
+from quambench.files import write
 from quambench.latency.bars import Bar, Memory, conv_bars, model_bars
 from quambench.latency.drill import Drill, drill
 from quambench.latency.gate import latency_class
@@ -43,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
     with progress_bars() as progress, torch.inference_mode():
         found = _gate(progress) if options.what == "gate" else _all(options, progress)
     text = json.dumps({"class": latency_class(), "provenance": provenance(), **found}, indent=1)
+    print(text if options.json else "\n\n".join(_tables(found)), flush=True)
     if options.out:
-        write_out(options.out, text + "\n")
-    print(text if options.json else "\n\n".join(_tables(found)))
+        write(options.out, text + "\n")
     return 0 if _passes(found) else 1
 
 

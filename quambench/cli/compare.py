@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from quambench.case import Case
-from quambench.cli.options import add_corpus, add_observers, progress_bars
+from quambench.cli.options import add_corpus, add_observers, progress_bars, write_each
 from quambench.compare import compare
 from quambench.gate.worker import Task
 from quambench.models.checkpoint import bundled_names
 from quambench.provenance import provenance
-from quambench.report import REPORTS, check_report, format_of, terminal
+from quambench.report import check_report, terminal, write_report
 
 OBSERVERS = ("percentile[alpha=0.9995]", "running_max")
 
@@ -43,10 +43,9 @@ def run(options: argparse.Namespace) -> int:
     with progress_bars() as progress:
         verdicts = compare(options.against, tasks, Path.cwd(), progress)
     sys.stdout.write(terminal(verdicts))
-    for path in options.report:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(REPORTS[format_of(path)](verdicts, provenance() | {"against": options.against}))
-        print(f"report: {path}")
+    sys.stdout.flush()
+    made = provenance() | {"against": options.against}
+    write_each(options.report, lambda path: write_report(path, verdicts, made))
     return 0 if all(v.passes(options.allow_drift) for v in verdicts) else 1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quambench.case import Case
 from quambench.errors import BadParameter, check_writable
+from quambench.files import write
 
 CONFTEST = '''"""Puts this repository's calibration code under quambench's gate: pytest suites/"""
 
@@ -51,8 +52,7 @@ def run(options: argparse.Namespace) -> int:
     for name, text in files.items():
         if (folder / name).exists():
             continue
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
+        write(folder / name, text)
         print(f"written: {folder / name}")
     print(NEXT.format(folder=folder.resolve()), end="")
     return 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from quambench.errors import BadParameter, check_writable
+from quambench.errors import NotWritten, check_writable
+from quambench.files import check_replaceable
 from quambench.runner import Progress as Report
 
 
@@ -44,20 +46,28 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def check_out(path: Path | None) -> None:
-    """Whether `write_out` can write there later; before work that would end in it.
+    """Whether a file can be written there later; before work that would end in it.
 
-    raises BadParameter
+    raises BadParameter, NotWritten
     """
     if path:
         check_writable(path.parent)
-        if path.is_dir():
-            raise BadParameter(f"--out must be a file (got the folder {path})")
+        check_replaceable(path)
 
 
-def write_out(path: Path, text: str) -> None:
-    """The folder is made where there is none yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+def write_each(paths: Sequence[Path], written: Callable[[Path], None]) -> None:
+    """Each by itself: one that cannot be written keeps no other from being. raises the first NotWritten in the end"""
+    failed: list[NotWritten] = []
+    for path in paths:
+        try:
+            written(path)
+            print(f"report: {path}")
+        except NotWritten as error:
+            failed.append(error)
+    for other in failed[1:]:
+        print(f"quambench: {other}", file=sys.stderr)
+    if failed:
+        raise failed[0]
 
 
 @contextmanager

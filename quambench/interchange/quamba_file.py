@@ -8,7 +8,6 @@ made_of         of a file from here: schema, digests of model, data and scales, 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from quambench import files
 from quambench.calibrate import Calibration
 from quambench.errors import BadArtefact
 from quambench.interchange.quamba import from_act_scales, to_act_scales
@@ -41,13 +41,7 @@ def write(path: Path, calibration: Calibration, code: str) -> None:
     }
     content = io.BytesIO()  # not the path: torch.save puts a file's name into its bytes
     torch.save({"act_scales": act_scales, "reorder_params": reorder_params, "made_of": made_of}, content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content.getbuffer())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write(path, content.getvalue())
 
 
 def read(path: Path, checkpoint: Checkpoint) -> Calibration:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from scipy import stats
 
 from quambench.allocator import keep_freed_memory
 from quambench.errors import BadArtefact
+from quambench.files import locked, write
 from quambench.latency.interleave import Make, Ratio, samples
 from quambench.provenance import machine_class
 
@@ -169,15 +169,13 @@ class LatencyStore:
             ) from error
 
     def write(self, rows: Mapping[str, Recorded], source: Mapping[str, Any]) -> Path:
-        """Put these rows beside those stored, in one atomic step."""
-        kept = self.read() | dict(rows)
-        document = {
-            "schema": SCHEMA,
-            "source": dict(source),
-            "rows": {name: asdict(kept[name]) for name in sorted(kept)},
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        """Put these rows beside those stored by now, in one atomic step. raises BadArtefact, NotWritten"""
+        with locked(self.path.parent):
+            kept = self.read() | dict(rows)
+            document = {
+                "schema": SCHEMA,
+                "source": dict(source),
+                "rows": {name: asdict(kept[name]) for name in sorted(kept)},
+            }
+            write(self.path, json.dumps(document, indent=1) + "\n")
         return self.path

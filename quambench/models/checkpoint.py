@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from quambench.data import recall
 from quambench.data.tokenizer import Tokenizer
 from quambench.errors import BadCheckpoint, BadParameter, MissingExtra, NonFinite, UnknownName
+from quambench.files import locked, making, write
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Mixer
 from quambench.models.places import Folder, Place, Repository
@@ -98,6 +97,8 @@ def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: st
 def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = torch.float16) -> None:
     """Write config.json and model.safetensors in state-spaces' layout; each file appears whole or not at all.
 
+    The weights come first: a folder that had no checkpoint has none until it has both.
+
     raises NonFinite when a weight overflows `dtype`, BadCheckpoint when `model` is no longer what
     its config says (prepared for quantization: rotated and untied)
     """
@@ -109,11 +110,10 @@ def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = tor
     rotated = any(isinstance(m, Mixer) and not isinstance(m.out_rotation, nn.Identity) for m in model.modules())
     if rotated or (config.tie_embeddings and not torch.equal(tensors.pop(_HEAD), tensors[_EMBEDDING])):
         raise BadCheckpoint("a model prepared for quantization cannot be saved as a float checkpoint")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / "model.safetensors") as part:
-        save_file(tensors, part, metadata={"format": "pt"})  # transformers refuses a file without it
-    with _replacing(folder / "config.json") as part:
-        part.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+    with locked(folder):
+        with making(folder / "model.safetensors") as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})  # transformers refuses a file without it
+        write(folder / "config.json", json.dumps(config.to_json(), indent=2) + "\n")
 
 
 def _zoo() -> Path:
@@ -317,17 +317,3 @@ def _why_not_finite(wide: Tensor, dtype: torch.dtype) -> str:
     wider = sorted(name for name, other in DTYPES.items() if largest.to(other).isfinite())
     does_not_fit = f"does not fit {str(dtype).removeprefix('torch.')} ({largest.item():g})"
     return f"{does_not_fit}; use {' or '.join(wider)}" if wider else does_not_fit
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place once the block ends well."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode  # what the umask gives; safetensors would leave a file for its owner alone
-        yield part
-        part.chmod(mode)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

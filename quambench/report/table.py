@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from quambench.gate.verdicts import SEVERITY, Verdict
 from quambench.metrics import Measurement
+from quambench.plain_text import plain
 
 # heading, metric, factor: one place to choose what people see first
 COLUMNS = (
@@ -77,15 +78,17 @@ def _sees(verdict: Verdict) -> str:
 def terminal(verdicts: Sequence[Verdict]) -> str:
     """Table, then one line per verdict that needs one."""
     shown = [v for v in verdicts if not _quiet_probe(v)]
-    made = [
-        tabulate(cells, headers=headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
-        for headings, cells in tables(shown)
-    ]
+    made = [_tabulated(headings, cells) for headings, cells in tables(shown)]
     text = "\n\n".join(made)
-    notes = [f"{v.status} {v.case_id}: {v.reason}" for v in worst_first(verdicts) if v.reason and not v.written]
+    notes = [plain(f"{v.status} {v.case_id}: {v.reason}") for v in worst_first(verdicts) if v.reason and not v.written]
     quiet = len(verdicts) - len(shown)
     notes += [f"{quiet} probes of single units answer as stored"] if quiet else []
     return "\n".join([text, *([""] if notes else []), *notes]) + "\n"
+
+
+def _tabulated(headings: list[str], cells: list[list[str]]) -> str:
+    shown = [[plain(cell) for cell in row] for row in cells]
+    return tabulate(shown, headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
 
 
 def _quiet_probe(verdict: Verdict) -> bool:

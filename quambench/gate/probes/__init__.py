@@ -10,7 +10,6 @@ unit, need no model and no corpus, and take a second or two.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
+from quambench.files import locked, write
 from quambench.gate.probes import (
     evaluation,
     feeding,
@@ -194,26 +194,28 @@ def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = ST
 
     Where several share an answer, what is stored is the answer of the one that defines it.
     """
-    questions, kept = _questions(streams), _read(expected)
+    questions = _questions(streams)
     every = all_probes()
     wanted = {probe.stored_as for probe in every if probe.name in names}
-    answers: dict[str, Mapping[str, Any]] = {}
+    fresh: dict[str, Mapping[str, Any]] = {}
     with torch.random.fork_rng(), torch.no_grad():
         for probe in every:
             if probe.defines and probe.stored_as in wanted:
-                answers[probe.stored_as] = {k: _entry(v) for k, v in probe.ask(questions).items()}
-            elif probe.stored_as in kept and probe.stored_as not in wanted:
-                answers[probe.stored_as] = kept[probe.stored_as]
-    answers |= {name: kept[name] for name in kept if name not in answers and name not in names}
+                fresh[probe.stored_as] = {k: _entry(v) for k, v in probe.ask(questions).items()}
+    with locked(expected.parent):
+        kept = {k: v for k, v in _read(expected).items() if k not in names and k not in wanted} | fresh
+        order = dict.fromkeys(probe.stored_as for probe in every if probe.stored_as in kept)
+        write(expected, _dump({name: kept[name] for name in order | kept}))
+    return expected
+
+
+def _dump(answers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line an answer, so that a diff shows what changed."""
     blocks = []
     for name, answer in answers.items():
         rows = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in answer.items())
         blocks.append(f"  {json.dumps(name)}: {{\n{rows}\n  }}")
-    text = f'{{\n "schema": {SCHEMA},\n "probes": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
-    partial = expected.with_name(expected.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, expected)
-    return expected
+    return f'{{\n "schema": {SCHEMA},\n "probes": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
 
 
 def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | None) -> ProbeResult:
