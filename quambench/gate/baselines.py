@@ -26,6 +26,7 @@ from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import Measurement, Metric, metrics_of
+from quambench.pointers import check_fetched
 
 _SEPARATOR = "//"  # between case id and array name
 _REST = "rest."  # before the names of a second look's arrays
@@ -162,6 +163,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
 
     raises BadArtefact when unreadable, corrupt, from a newer schema, or without its evidence
     """
+    check_fetched(path, BadArtefact)
     try:
         document = json.loads(path.read_bytes().decode())
         schema = document["schema"]
@@ -176,6 +178,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
         if Path(name).name != name:
             raise ValueError(f"the evidence must stand beside it (got {name!r})")
         evidence = path.with_name(name)
+        check_fetched(evidence, BadArtefact)
         blob = evidence.read_bytes()
         if hashlib.sha256(blob).hexdigest() != digest:
             raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; {_repair(path)}")
