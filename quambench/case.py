@@ -256,7 +256,7 @@ def in_order(tasks: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(tasks)))
 
 
-def _refuse_cut_path(parts: list[str]) -> None:
+def _refuse_cut_path(parts: Sequence[str]) -> None:
     """raises BadParameter where the first parts are the path of a mix's file, cut at its slashes"""
     end = next((n for n, part in enumerate(parts, 1) if part.endswith(".json")), 0)
     if end > 1:

@@ -1,4 +1,4 @@
-"""Git LFS: in a clone without it, a short text stands for each large file. Readers say so, not what it tripped in them."""
+"""Git LFS: in a clone without it, a short text stands for each large file, and readers say that it is one."""
 
 from __future__ import annotations
 

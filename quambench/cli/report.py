@@ -24,6 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if not options.path.exists():
+        raise BadArtefact(f"there is no {options.path}; pytest suites/ --qb-update writes baselines")
     files = [options.path] if options.path.is_file() else sorted(options.path.rglob("*.json"))
     if not files:
         raise BadArtefact(f"{options.path} holds no baseline; pytest suites/ --qb-update writes them")

@@ -75,6 +75,12 @@ def bundled_names(language: str = "") -> tuple[str, ...]:
     return tuple(n for n in names if not language or spoken[(_zoo() / n / RECALL_FILE).is_file()] == language)
 
 
+def recalls(name: str) -> bool:
+    """Whether a model, bundled or in a folder, is one of recall: its sequences are made, and no text is read."""
+    folder = _folder(name)
+    return name in bundled_names("recall") or (folder is not None and (folder / RECALL_FILE).is_file())
+
+
 def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Checkpoint:
     """A bundled model, else a local folder, else a model of the Hugging Face hub, "org/name" or "org/name@revision".
 
