@@ -19,6 +19,6 @@ def markdown(verdicts: Sequence[Verdict], provenance: Mapping[str, Any]) -> str:
         flat = [h.replace("\n", " ") for h in headings]
         parts.append(tabulate(cells, flat, tablefmt="github", disable_numparse=True, colalign=aligned(headings)))
     table = "\n\n".join(parts)
-    notes = [f"- **{v.status}** `{v.case_id}`: {v.reason}" for v in worst_first(verdicts) if v.reason]
+    notes = [f"- **{v.word}** `{v.case_id}`: {v.reason}" for v in worst_first(verdicts) if v.reason]
     made = ", ".join(f"{key} {value}" for key, value in provenance.items() if value not in (None, {}, ""))
     return "\n".join([table, "", *notes, *([""] if notes else []), f"_{made}_"]) + "\n"
