@@ -158,7 +158,7 @@ def _no_model(name: str) -> BadCheckpoint | UnknownName:
             hint = f"name the folder, {folder}" if folder else "a model is a folder with config.json and weights"
             return BadCheckpoint(f"{name} is a file, not a folder: {hint}")
     if name.startswith((".", "~")) or "/" in name or "\\" in name:
-        return BadCheckpoint(f"no folder {path} is here; a model is a folder, a bundled name or a hub name, org/name")
+        return BadCheckpoint(f"no folder {name} is here; a model is a folder, a bundled name or a hub name, org/name")
     return UnknownName("model", name, bundled_names())
 
 
