@@ -27,6 +27,7 @@ from quambench.grouping import Groups
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
 from quambench.observers import Batch, Observer, ObserverSpec
+from quambench.pointers import check_fetched
 from quambench.policy import Assignment, Plan, check_plan
 from quambench.quant.granularity import GROUPS, UNQUANTIZED, groups_at, layout
 from quambench.quant.grid import asymmetric_scale
@@ -102,6 +103,7 @@ class Calibration:
         for name in (_ABOUT, _SCALES):
             if not (folder / name).is_file():
                 raise BadArtefact(f"{folder} holds no calibration: {name} is missing")
+            check_fetched(folder / name, BadArtefact)
         while True:
             text = (folder / _ABOUT).read_bytes()
             try:

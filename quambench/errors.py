@@ -10,10 +10,15 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 
 class QuambenchError(Exception):
     """Base of all errors that are somebody's input, not a bug in quambench."""
+
+    def within(self, where: str) -> Self:
+        """The same error, with what it is about in front: a case or an observer as it was written."""
+        return type(self).__new__(type(self), f"{where}: {self}")
 
 
 class UnknownName(QuambenchError):
@@ -25,7 +30,9 @@ class UnknownName(QuambenchError):
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         place = f"; to add one: a module in {home}" if home else ""
-        these = f"{len(names)} are known, {listed_by} lists them" if listed_by else f"Known: {', '.join(names)}"
+        these = (
+            f"{len(names)} are known, {listed_by} lists them" if listed_by else f"Known: {', '.join(names) or 'none'}"
+        )
         super().__init__(f"no {kind} named {name!r}.{hint} {these}{place}")
 
 

@@ -82,11 +82,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="a task of lm-evaluation-harness, asked of prose models' cases too; repeatable, or with commas",
     )
-    add("--qb-limit", type=int, default=0, metavar="N", help="with --qb-task: the first N documents of each alone")
+    add("--qb-limit", type=int, metavar="N", help="with --qb-task: the first N documents of each alone")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
     add("--qb-update", action="store_true", help="store what runs as the new baselines")
     add("--qb-new-only", action="store_true", help="store only what has no baseline yet")
-    add("--qb-accept", metavar="REASON", default="", help="with --qb-update: store worse results too, and why")
+    add("--qb-accept", metavar="REASON", help="with --qb-update: store worse results too, and why")
     add("--qb-full", action="store_true", help="measure about four times as much (other baselines: other protocol)")
     add("--qb-allow-drift", action="store_true", help="DRIFTED and IMPROVED pass")
     add("--qb-report", action="append", default=[], metavar="PATH", type=Path, help="write .md or .json; repeatable")

@@ -142,8 +142,11 @@ class ModelRun:
 
     @cached_property
     def plain(self) -> LanguageModel:
-        """Prepared, in the checkpoint's own order of channels."""
-        return prepare(self.checkpoint.model)
+        """Prepared, in the checkpoint's own order of channels. raises BadParameter"""
+        try:
+            return prepare(self.checkpoint.model)
+        except BadParameter as error:
+            raise error.within(self.checkpoint.name) from None
 
     @cached_property
     def channel_statistics(self) -> dict[int, ChannelStatistics]:

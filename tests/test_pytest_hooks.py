@@ -36,8 +36,8 @@ HELP = """\
 """
 NOTHING = {
     "qb_model": [], "qb_observer": [], "qb_grouping": [], "qb_calibration": [], "qb_precision": None,
-    "qb_device": "cpu", "qb_corpus": None, "qb_task": [], "qb_limit": 0, "qb_baselines": None, "qb_update": False,
-    "qb_new_only": False, "qb_accept": "", "qb_full": False, "qb_allow_drift": False, "qb_report": [],
+    "qb_device": "cpu", "qb_corpus": None, "qb_task": [], "qb_limit": None, "qb_baselines": None, "qb_update": False,
+    "qb_new_only": False, "qb_accept": None, "qb_full": False, "qb_allow_drift": False, "qb_report": [],
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from quambench.case import Case, Protocol
-from quambench.cli.options import add_corpus, add_device, add_model, progress_bars
+from quambench.cli.options import add_corpus, add_device, add_model, check_corpus, check_counts, progress_bars
 from quambench.data.corpus import load_corpus
 from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
@@ -47,6 +47,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_counts(options, "--windows", "--length")
+    check_corpus(options.corpus, [options.model])
     case = Case.parse("", options.observer)  # before the model is loaded
     if replace(case, observer=LARGEST, calibration="") != Case(model="", observer=LARGEST):
         raise BadParameter(

@@ -35,6 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     given = options.model or list(bundled_names())
     check_out(options.out)
+    if not options.baselines.is_dir():
+        raise BadArtefact(f"there is no folder {options.baselines}; pytest suites/ --qb-update writes baselines")
     store = BaselineStore(options.baselines, machine_class())
     shelves = {name: Shelf(store, name) for name in (Path(model).name for model in given)}
     empty = [name for name, shelf in shelves.items() if not len(shelf)]

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from quambench.case import Case
-from quambench.cli.options import add_corpus, add_observers, progress_bars, write_each
+from quambench.case import Case, Protocol
+from quambench.cli.options import add_corpus, add_observers, check_corpus, progress_bars, write_each
 from quambench.compare import compare
+from quambench.errors import BadParameter
 from quambench.gate.worker import Task
 from quambench.models.checkpoint import bundled_names
 from quambench.provenance import provenance
@@ -36,7 +37,12 @@ def run(options: argparse.Namespace) -> int:
     for path in options.report:
         check_report(path, "--report")
     for spec in observers:
-        Case.parse("", spec)
+        case = Case.parse("", spec)
+        if options.full and case.protocol != Protocol():
+            raise BadParameter(f"case {spec} and --full both say how much is measured: give one of them")
+        if case.tasks:
+            raise BadParameter(f"case {spec}: compare asks no tasks; quambench eval --task does")
+    check_corpus(options.corpus, options.model or bundled_names("prose"))
     models = [_absolute(m) for m in options.model or bundled_names("prose")]
     corpus = str(options.corpus.resolve()) if options.corpus else ""
     tasks = [Task(model, observers, corpus, options.full) for model in models]

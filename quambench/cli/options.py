@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from quambench.errors import NotWritten, check_writable
+from quambench.errors import BadParameter, NotWritten, check_writable
 from quambench.files import check_replaceable
+from quambench.models.checkpoint import recalls
 from quambench.runner import Progress as Report
 
 
@@ -43,6 +44,37 @@ def add_observers(parser: argparse.ArgumentParser) -> None:
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("quamba",), required=True, help="quamba: docs/quamba.md describes it")
+
+
+def given(options: argparse.Namespace, option: str) -> bool:
+    """Whether an option without a default was written."""
+    return getattr(options, option.removeprefix("--").replace("-", "_")) not in (None, False, [])
+
+
+def refuse_beside(options: argparse.Namespace, which: str, others: Iterable[str], why: str) -> None:
+    """Nothing that was asked for is left aside without a word.
+
+    others  options that would change nothing beside `which`, and `why`: "names the faults alone"
+    raises BadParameter for the first of them that was written
+    """
+    for other in others:
+        if given(options, other):
+            raise BadParameter(f"{which} {why}: leave {other} out")
+
+
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """Numbers of things, where they are given. raises BadParameter below 1"""
+    for name in names:
+        value = getattr(options, name.removeprefix("--").replace("-", "_"))
+        if value is not None and value < 1:
+            raise BadParameter(f"{name} must be a whole number, 1 or more (got {value})")
+
+
+def check_corpus(corpus: Path | None, models: Iterable[str]) -> None:
+    """Whether any of the models reads texts. raises BadParameter"""
+    asked = list(models)
+    if corpus and all(map(recalls, asked)):
+        raise BadParameter(f"{', '.join(asked)} reads no texts, its sequences are made: leave --corpus out")
 
 
 def check_out(path: Path | None) -> None:

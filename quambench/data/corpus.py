@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quambench.errors import BadCorpus
+from quambench.pointers import check_fetched
 
 PARTS = ("train", "calibration", "validation", "test")
 # Of a corpus from outside, by characters; nothing is trained on it.
@@ -122,11 +123,14 @@ def _read(path: Path) -> list[Document]:
         files = [f for f in sorted(path.rglob("*.txt")) if not f.is_dir()]
         if not files:
             raise BadCorpus(f"{path} holds no .txt file")
+        for file in files:
+            check_fetched(file, BadCorpus)  # or its few words of nothing would be judged as text
         return [Document.of(str(f.relative_to(path)), f.read_bytes()) for f in files]
     if not path.exists():
         raise BadCorpus(f"no such corpus: {path} (a folder of .txt files, or a .jsonl with 'text')")
     if path.suffix != ".jsonl":
         raise BadCorpus(f"a corpus is a folder of .txt files or a .jsonl with 'text' (got {path})")
+    check_fetched(path, BadCorpus)
     documents = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from quambench.errors import BadCheckpoint
+from quambench.pointers import check_fetched
 
 END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, as in GPT-NeoX's vocabulary
 
@@ -34,6 +35,7 @@ class Tokenizer:
         """raises BadCheckpoint when the file is missing or unreadable."""
         if not path.is_file():
             raise BadCheckpoint(f"{path.parent} has no tokenizer.json")
+        check_fetched(path, BadCheckpoint)
         try:
             return cls(_Tokenizer.from_file(str(path)))
         except BadCheckpoint:

@@ -28,6 +28,7 @@ from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import Measurement, Metric, metrics_of
+from quambench.pointers import check_fetched
 
 _SEPARATOR = "//"  # between case id and array name
 _REST = "rest."  # before the names of a second look's arrays
@@ -199,6 +200,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
 
 
 def _text(path: Path) -> bytes:
+    check_fetched(path, BadArtefact)
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -223,6 +225,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Record]:
         if Path(name).name != name:
             raise ValueError(f"the evidence must stand beside it (got {name!r})")
         evidence = path.with_name(name)
+        check_fetched(evidence, BadArtefact)
         blob = evidence.read_bytes()
         if hashlib.sha256(blob).hexdigest() != digest:
             raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; {_repair(path)}")

@@ -20,6 +20,7 @@ from quambench.calibrate import Calibration
 from quambench.errors import BadArtefact
 from quambench.interchange.quamba import from_act_scales, to_act_scales
 from quambench.models.checkpoint import Checkpoint
+from quambench.pointers import check_fetched
 
 SCHEMA = 1
 
@@ -72,6 +73,7 @@ def _parts(path: Path) -> tuple[Any, Any, Mapping[str, Any] | None]:
     """act_scales, reorder_params, made_of."""
     if not path.is_file():
         raise BadArtefact(f"{path} is {'a folder, not a file' if path.is_dir() else 'no file'}")
+    check_fetched(path, BadArtefact)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # it raises whatever the corrupt part happens to trip, and recommends to load it unsafely

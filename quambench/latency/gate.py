@@ -27,6 +27,7 @@ from quambench.allocator import keep_freed_memory
 from quambench.errors import BadArtefact
 from quambench.files import locked, write
 from quambench.latency.interleave import Make, Ratio, samples
+from quambench.pointers import check_fetched
 from quambench.provenance import machine_class
 
 SCHEMA = 1
@@ -158,6 +159,7 @@ class LatencyStore:
         """Row -> what is stored; empty where this class has nothing. raises BadArtefact"""
         if not self.path.exists():
             return {}
+        check_fetched(self.path, BadArtefact)
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
             if document["schema"] != SCHEMA:

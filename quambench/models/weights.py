@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from quambench.errors import BadCheckpoint
+from quambench.pointers import check_fetched
 
 PIECE = 1 << 20  # elements handed on at once
 _KEPT = 1 << 23  # bytes of a mapping that may have been touched before it is let go ...
@@ -62,6 +63,7 @@ class Weights(Protocol):
 
 def open_weights(source: Path) -> Weights:
     """A weight file, or an index of several. raises BadCheckpoint"""
+    check_fetched(source, BadCheckpoint)
     if source.suffix == ".json":
         return Shards(source)
     return SafetensorsFile(source) if source.suffix == ".safetensors" else TorchFile(source)
@@ -135,7 +137,9 @@ class TorchFile:
             except Exception as error:
                 raise unreadable(self._path, error) from None
             if not isinstance(found, dict) or not all(isinstance(k, str) and _is_dense(t) for k, t in found.items()):
-                raise BadCheckpoint(f"{self._path} must hold a dictionary of dense tensors")
+                inner = next((key for key in ("state_dict", "model") if isinstance(found, dict) and key in found), "")
+                hint = f": save what it has under {inner!r} by itself" if inner else ""
+                raise BadCheckpoint(f"{self._path} must hold a dictionary of dense tensors{hint}")
             self._tensors = dict(found)
         return self._tensors
 
@@ -193,6 +197,7 @@ class Shards:
 
 def read_json(path: Path) -> dict[str, Any]:
     """raises BadCheckpoint where it is missing or holds no JSON object"""
+    check_fetched(path, BadCheckpoint)
     try:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from typing import Any
 
 from quambench.errors import BadParameter
 from quambench.models.sites import layer_of
+from quambench.pointers import check_fetched
 
 FLOAT_BITS = 16
 _RUNS = 8  # of equal layers, that a mix's id spells out; beyond them it counts
@@ -142,6 +143,10 @@ class Precision:
         named = match[2].split("-")[1:] if match else []
         made = cls._bare(match[1]) if match and set(named) <= set(fields) else None
         if made is None:
+            if is_width(text):
+                raise BadParameter(
+                    f"a precision names the bits of weights and of activations: {_meant(text)} (got {text!r})"
+                )
             known = "".join(f"[-{name}]" for name in fields)
             raise BadParameter(
                 f"a precision is written w8a8{known}, bits 2 to 8 or 16, or it is a mix of them, a .json file"
@@ -166,8 +171,31 @@ class Precision:
         return cls(weight_bits=bits.weights, act_bits=bits.acts)
 
 
+_WIDTH = re.compile(r"(w|a|u?int|i|bf|fp|float|f|)-?(2|3|4|5|6|7|8|16|32)-?(?:bits?|b)?", re.IGNORECASE)
+
+
+def is_width(text: str) -> bool:
+    """Whether it is one width alone, as other tools write precisions: int8, fp16, a8, 8bit."""
+    return _WIDTH.fullmatch(text) is not None
+
+
+def _meant(text: str) -> str:
+    """What to type for a width alone."""
+    match = _WIDTH.fullmatch(text)
+    assert match is not None
+    kind, bits = match[1].lower(), int(match[2])
+    if bits > 8 or kind in ("bf", "fp", "float", "f"):
+        return "16 bits are half precision, so write w8a16 or w16a8"
+    both = {"w": (bits, 8), "a": (8, bits)}.get(kind, (bits, bits))
+    return f"write {Bits(*both)}"
+
+
 def _spelled(inner: str, text: str) -> Precision:
     """What stands in the brackets of a mix's id: "w8a8,w4a16*3,embedding=w8"."""
+    if not inner.strip():
+        raise BadParameter(
+            f"{text} needs a precision for each layer, as in mix[w8a8,w4a16*3], or a file, mix[mix.json]"
+        )
     layers: list[str] = []
     top: dict[str, str] = {}
     for item in inner.split(","):
@@ -188,6 +216,7 @@ def _spelled(inner: str, text: str) -> Precision:
 
 def _read(path: Path) -> Precision:
     """A JSON list with one string per layer, or an object with that as "layers", "embedding" and "lm_head"."""
+    check_fetched(path, BadParameter)
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -22,6 +22,6 @@ def markdown(verdicts: Sequence[Verdict], provenance: Mapping[str, Any]) -> str:
         parts.append(tabulate(shown, flat, tablefmt="github", disable_numparse=True, colalign=aligned(headings)))
     table = "\n\n".join(parts)
     told = [v for v in worst_first(verdicts) if v.reason]
-    notes = [f"- **{v.status}** {as_code(v.case_id)}: {in_markdown(v.reason)}" for v in told]
+    notes = [f"- **{v.word}** {as_code(v.case_id)}: {in_markdown(v.reason)}" for v in told]
     made = ", ".join(in_markdown(f"{key} {value}") for key, value in provenance.items() if value not in (None, {}, ""))
     return "\n".join([table, "", *notes, *([""] if notes else []), f"_{made}_"]) + "\n"

@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    return sorted(verdicts, key=lambda v: (SEVERITY.index(v.status), v.case_id))
+    return sorted(verdicts, key=lambda v: (SEVERITY.index(v.status), not v.accepted, v.case_id))
 
 
 def tables(verdicts: Sequence[Verdict]) -> list[tuple[list[str], list[list[str]]]]:
@@ -80,7 +80,7 @@ def terminal(verdicts: Sequence[Verdict]) -> str:
     shown = [v for v in verdicts if not _quiet_probe(v)]
     made = [_tabulated(headings, cells) for headings, cells in tables(shown)]
     text = "\n\n".join(made)
-    notes = [plain(f"{v.status} {v.case_id}: {v.reason}") for v in worst_first(verdicts) if v.reason and not v.written]
+    notes = [plain(f"{v.word} {v.case_id}: {v.reason}") for v in worst_first(verdicts) if v.reason and not v.written]
     quiet = len(verdicts) - len(shown)
     notes += [f"{quiet} probes of single units answer as stored"] if quiet else []
     return "\n".join([text, *([""] if notes else []), *notes]) + "\n"
@@ -103,7 +103,7 @@ def aligned(headings: list[str]) -> list[str]:
 
 def _status(verdict: Verdict) -> str:
     marks = [mark for mark, on in (("portable", verdict.portable), ("written", verdict.written)) if on]
-    return verdict.status + (f" ({', '.join(marks)})" if marks else "")
+    return verdict.word + (f" ({', '.join(marks)})" if marks else "")
 
 
 def _cell(measured: Measurement | None, factor: float) -> str:
