@@ -370,7 +370,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     reports = config.option.qb_report if state.verdicts else ()
     elsewhere: list[dict[str, Any]] = config.stash[RAN]
-    ran = merged(provenance(state.device), elsewhere) if reports else {}
+    ran = merged(provenance(state.device, state.root), elsewhere) if reports else {}
     for path in reports:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(REPORTS[format_of(path)](state.verdicts, ran))
