@@ -246,5 +246,5 @@ def _filters_off(root: Path) -> dict[str, str]:
 def _words(said: str) -> str:
     """git's own words in one line, printable, without the labels."""
     lines = (re.sub(r"^(fatal|error): ", "", line.strip()) for line in said.splitlines())
-    text = "; ".join(line for line in lines if line)
+    text = "; ".join(line for line in lines if line).replace(":; ", ": ")
     return shorten("".join(c if c.isprintable() else "?" for c in text), 300, placeholder=" ...")

@@ -340,7 +340,7 @@ def test_a_foreign_owner_is_told_in_git_s_words(repository):
     os.chown(repository / ".git", 65534, 65534)
     text = said(repository)
     assert text.startswith(f"git refuses to read the checkout of {repository} (git: detected dubious ownership in")
-    assert "git config --global --add safe.directory" in text
+    assert ", call: git config --global --add safe.directory" in text
     assert git.state(repository) == State()
 
 
