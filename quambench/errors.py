@@ -76,6 +76,14 @@ class OutsideFailed(QuambenchError):
     """Somebody else's code raised; the message has what and where, the cause is what it raised."""
 
 
+class GitFailed(QuambenchError):
+    """Something that git could not do; `words` are git's own, in one line."""
+
+    def __init__(self, message: str, words: str = "") -> None:
+        self.words = words
+        super().__init__(f"{message} (git: {words})" if words else message)
+
+
 class MissingExtra(QuambenchError):
     """An optional dependency that is not installed; names the extra that brings it."""
 

@@ -12,6 +12,7 @@ from quambench.marks import Asked
 from quambench.models.checkpoint import checked_device
 from quambench.observers import ObserverSpec
 from quambench.policy.base import PER_TENSOR, check_grouping
+from quambench.provenance import judged
 from quambench.quant.precision import Precision
 from quambench.quant.weights import LARGEST
 from quambench.report import check_report
@@ -22,8 +23,10 @@ def session_of(option: Namespace, root: Path) -> Session:
     """A session that the options describe, in a project. raises BadParameter"""
     checked_device(option.qb_device)
     _check_storing(option)
+    judged(root)  # now, before anything is stored beside the code
     return Session(
         device=option.qb_device,
+        root=root,
         baselines=option.qb_baselines or root / "baselines",
         corpus_path=option.qb_corpus,
         update=option.qb_update,

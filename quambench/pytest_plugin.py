@@ -410,7 +410,7 @@ def _write_reports(session: pytest.Session) -> None:
     state = config.stash[SESSION]
     reports = config.option.qb_report if state.verdicts else ()
     elsewhere: list[dict[str, Any]] = config.stash[RAN]
-    ran = merged(provenance(state.device), elsewhere) if reports else {}
+    ran = merged(provenance(state.device, state.root), elsewhere) if reports else {}
     for path in reports:
         try:
             write_report(path, state.verdicts, ran)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol as TypingProtocol
 
 import torch
@@ -49,6 +47,7 @@ from quambench.quant.precision import Precision
 from quambench.quant.quantized import Disturb, QuantizedModel, undisturbed
 from quambench.quant.weights import Weight
 from quambench.refine import Refined
+from quambench.scratch import scratch
 from quambench.sensitivity import measure
 
 CPU = torch.device("cpu")
@@ -460,6 +459,6 @@ def _order(calibration: Calibration) -> dict[str, Tensor]:
 
 def _saved_and_loaded(calibration: Calibration) -> Calibration:
     """What is judged is what a user would load, so that a fault in saving shows like any other."""
-    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
-        calibration.save(Path(folder))
-        return Calibration.load(Path(folder))
+    with scratch() as folder:
+        calibration.save(folder)
+        return Calibration.load(folder)

@@ -64,6 +64,7 @@ class Session:
 
     baselines: Path
     corpus_path: Path | None = None
+    root: Path | None = None  # of the project whose code is judged; none: the current folder
     update: bool = False
     new_only: bool = False
     accept: str = ""  # why worse results may be stored
@@ -159,7 +160,7 @@ class Session:
 
     def _judge(self, suite: str, case: Case) -> Verdict:
         run = self._run(case)
-        record = record_of(run.result(case), provenance(self.device))
+        record = record_of(run.result(case), provenance(self.device, self.root))
         if case in run.refined:
             self.notes.append(f"{case.id}: {run.refined[case].summary}")
         stored = self._stored(suite, case)

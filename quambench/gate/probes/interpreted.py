@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from functools import cache
@@ -24,6 +23,7 @@ import quambench_kernels
 import torch
 from quambench_kernels.native import cache_folder
 
+from quambench import processes
 from quambench.gate.probes import base, operators
 from quambench.gate.probes.base import Answer
 from quambench.gate.probes.operators import QUESTIONS, Implementation
@@ -70,12 +70,8 @@ def _keep(kept: Path, found: Told) -> None:
 
 def _ask_elsewhere() -> Told:
     path = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        env=os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+    done = processes.run([sys.executable, "-m", __name__], env=environment)
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
