@@ -35,6 +35,12 @@ def print_anywhere() -> None:
             stream.reconfigure(errors="quambench")
 
 
+def printable(text: str, encoding: str) -> str:
+    """Text as a stream of this encoding shows it: what that has no letter for is spelled in ASCII."""
+    codecs.register_error("quambench", _in_ascii)
+    return text.encode(encoding, errors="quambench").decode(encoding)
+
+
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error

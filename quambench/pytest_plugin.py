@@ -33,7 +33,7 @@ with at_once():  # torch takes seconds
     from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
     from quambench.models.checkpoint import bundled_names
     from quambench.options import asked_by, session_of
-    from quambench.plain_text import plain
+    from quambench.plain_text import plain, printable
     from quambench.provenance import merged, provenance, ran_here
     from quambench.report import terminal, write_report
     from quambench.session import INPUT_ERRORS, Session
@@ -476,7 +476,11 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     state = config.stash[SESSION]
-    write = terminalreporter.write_line
+    encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+
+    def write(line: str, **markup: bool) -> None:
+        terminalreporter.write_line(printable(line, encoding), **markup)
+
     misused = config.stash[MISUSED]
     for message in dict.fromkeys(misused):
         write(f"quambench: {plain(message)}", red=True)
@@ -484,7 +488,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section("quambench")
     if state.verdicts:
-        write(terminal(state.verdicts).rstrip())
+        for line in terminal(state.verdicts).rstrip().splitlines():
+            write(line)
     for note in dict.fromkeys(state.notes):
         write(plain(note))
     for path in config.stash[WRITTEN]:

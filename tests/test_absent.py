@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,17 @@ def stored(pytester, suite="alpha") -> set[str]:
 def all_stored(tmp_path_factory) -> Path:
     """Baselines of both suites: filled by the first test that needs them, copied by the others."""
     return tmp_path_factory.mktemp("stored") / "baselines"
+
+
+@pytest.fixture
+def own_signals():
+    """These tests run under the plug-in, which has handlers set; a run in this process sets its own."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(number, handler) for number, handler in zip(numbers, handlers, strict=True)]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -655,10 +667,10 @@ def pytest_sessionstart(session):
 """
 
 
-@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_an_interruption_after_the_last_test_loses_no_table(run, pytester, signal):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interruption_after_the_last_test_loses_no_table(run, pytester, own_signals, name):
     """The noise floor of what is to be stored takes minutes after "100 %"."""
-    result = run("--qb-new-only", more=FLOOR.format(signal=signal))
+    result = run("--qb-new-only", more=FLOOR.format(signal=name))
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert "Traceback" not in text(result)
     assert sum(line.startswith(f"{RUNNING_MAX} ") for line in result.outlines) == 2
@@ -667,14 +679,13 @@ def test_an_interruption_after_the_last_test_loses_no_table(run, pytester, signa
     assert stored(pytester) == set()
 
 
-@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_interruption_between_two_tests_shows_what_was_finished(run, pytester, signal, workers):
+def test_an_interruption_between_two_tests_shows_what_was_finished(run, pytester, own_signals, name, workers):
     """As a terminal or a batch system does it: the signal goes to the process that was started."""
-    stopping = f"import os, signal; os.kill(os.getppid() if {workers} else os.getpid(), signal.{signal})"
-    (pytester.path / "suites" / "test_beta.py").write_text(
-        BETA.replace("    judge", f"    {stopping}; import time; time.sleep(5)\n    judge")
-    )
+    once = "import os, pathlib, signal, time; pathlib.Path('sent').exists() or (pathlib.Path('sent').touch(), "
+    stopping = f"{once}os.kill(os.getppid() if {workers} else os.getpid(), signal.{name}), time.sleep(5))"
+    (pytester.path / "suites" / "test_beta.py").write_text(BETA.replace("    judge", f"    {stopping}\n    judge"))
     result = run("--qb-new-only", workers=workers)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert "Traceback" not in text(result)
@@ -720,4 +731,5 @@ def test_a_locale_of_ascii_letters_loses_nothing(recorded, pytester, monkeypatch
     result = recorded("--qb-report", "x.md", "--qb-report", "x.json", workers=1)
     assert result.ret == 0
     assert "±" in (pytester.path / "x.md").read_text(encoding="utf-8")
+    assert "+-" in text(result)
     assert any(line.startswith(f"{PERCENTILE} ") for line in result.outlines)
