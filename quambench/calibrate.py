@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,10 +25,13 @@ from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, Si
 from quambench.grouping import Groups
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
+from quambench.models.sites import architectures_with, local_name, sites_of
 from quambench.observers import Batch, Observer, ObserverSpec
 from quambench.policy import Assignment, Plan, check_plan
-from quambench.quant.granularity import GROUPS, UNQUANTIZED, groups_at, layout
-from quambench.quant.grid import asymmetric_scale
+from quambench.quant.granularity import GRANULARITIES, GROUPS, UNQUANTIZED, groups_at, layout, scale_shape
+from quambench.quant.grid import asymmetric_scale, check_steps, check_zero_points
+from quambench.quant.precision import FLOAT_BITS
+from quambench.reading import LIMIT, Unreadable, check_file, is_file, mappings, read_json, shown, text
 
 SCHEMA = 1
 FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
@@ -89,16 +92,11 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
-        """raises BadArtefact when a file is missing, corrupt, of another schema, or not the other's twin."""
-        for name in ("calibration.json", "scales.safetensors"):
-            if not (folder / name).is_file():
-                raise BadArtefact(f"{folder} holds no calibration: {name} is missing")
+        """raises BadArtefact when a file is missing, corrupt, of another schema, not the other's twin, or when it holds
+        what no calibration can make (`check_calibration`)"""
+        about, stored = _read(folder)
+        sites = about["sites"]
         try:
-            about = json.loads((folder / "calibration.json").read_text())
-            if about["schema"] != SCHEMA:
-                raise BadArtefact(f"{folder}: calibration of schema {about['schema']}, this version reads {SCHEMA}")
-            stored = load_file(folder / "scales.safetensors")
-            sites = about["sites"]
             loaded = cls(
                 scales={s: stored[s] for s in sites},
                 granularities={s: entry["granularity"] for s, entry in sites.items()},
@@ -112,11 +110,109 @@ class Calibration:
                     for layer in about.get("grouped_layers", ())
                 },
             )
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, BadParameter) as error:
-            raise BadArtefact(f"{folder} holds a corrupt calibration: {error!r}") from None
-        if loaded.digest != about["scales_digest"]:
-            raise BadArtefact(f"{folder}: scales.safetensors is not the file that calibration.json describes")
+            same = loaded.digest == about["scales_digest"]
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, BadParameter) as error:
+            raise BadArtefact(f"{shown(folder)} holds a corrupt calibration: {shown(repr(error))}") from None
+        if not same:
+            raise BadArtefact(f"{shown(folder)}: scales.safetensors is not the file that calibration.json describes")
+        try:
+            check_calibration(loaded)
+        except BadArtefact as error:
+            raise BadArtefact(f"{shown(folder)} holds a corrupt calibration: {error}") from None
         return loaded
+
+
+def _read(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """calibration.json, of this schema, and scales.safetensors. raises BadArtefact"""
+    for name in ("calibration.json", "scales.safetensors"):
+        if not is_file(folder / name):
+            raise BadArtefact(f"{shown(folder)} holds no calibration: {name} is missing")
+    try:
+        about = read_json(folder / "calibration.json")
+        if not mappings(about, "sites"):
+            raise BadArtefact(
+                f"{shown(folder)} holds a corrupt calibration: calibration.json must be an object with sites"
+            )
+        if about.get("schema") != SCHEMA:
+            got = shown(about.get("schema"))
+            raise BadArtefact(f"{shown(folder)}: calibration of schema {got}, this version reads {SCHEMA}")
+        check_file(folder / "scales.safetensors", LIMIT)
+        return about, load_file(folder / "scales.safetensors")
+    except (Unreadable, SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BadArtefact(f"{shown(folder)} holds a corrupt calibration: {shown(error)}") from None
+
+
+def check_calibration(calibration: Calibration, config: ModelConfig | None = None) -> None:
+    """Whether a Calibration that came from somewhere is one that calibration could have made.
+
+    Every reader asks this: of a saved folder, of another program's file, of code from outside.
+    config  the model's, where it is known: its sites, each with a scale of the shape that its granularity has there
+    raises BadArtefact naming the site
+    """
+    c = calibration
+    if type(c.act_bits) is not int or not (2 <= c.act_bits <= 8 or c.act_bits == FLOAT_BITS):
+        raise BadArtefact(f"act_bits must be 2 to 8, or {FLOAT_BITS} where all stays float (got {shown(c.act_bits)})")
+    if type(c.symmetric) is not bool:
+        raise BadArtefact(f"symmetric must be true or false (got {shown(c.symmetric)})")
+    if not (text(c.model_digest) and text(c.data_digest)):
+        raise BadArtefact("the digests of model and data must be strings")
+    if config is not None and set(c.scales) != set(sites_of(config)):
+        apart = sorted(set(c.scales) ^ set(sites_of(config)))[0]
+        is_there = "of another model" if apart in c.scales else "missing"
+        raise BadArtefact(f"the sites must be those of the model: {shown(apart)} is {is_there}")
+    known = {"mamba", "mamba2"}
+    for site in c.scales:
+        known &= architectures_with(site)
+        if not known:
+            raise BadArtefact(f"{shown(site)} is no site of a model that has the sites before it")
+    for layer in c.groups:
+        if type(layer) is not int or layer < 0:
+            raise BadArtefact(f"a layer in groups must be a number (got {shown(repr(layer))})")
+    for site in c.scales:
+        _check_site(c, site, config)
+
+
+def _check_site(c: Calibration, site: str, config: ModelConfig | None) -> None:
+    granularity, scale = c.granularities[site], c.scales[site]
+    if not text(c.observers[site]):
+        raise BadArtefact(f"{site}: the observer must be a string (got {shown(c.observers[site])})")
+    if granularity not in (*GRANULARITIES, UNQUANTIZED, GROUPS):
+        raise BadArtefact(f"{site}: no granularity is called {shown(granularity)}")
+    if scale.dtype != torch.float32:
+        raise BadArtefact(f"{site}: scales must be float32 (got {str(scale.dtype).removeprefix('torch.')})")
+    sides = () if c.symmetric or granularity == UNQUANTIZED else (2,)
+    if tuple(scale.shape[: len(sides)]) != sides or not _fits(c, site, tuple(scale.shape[len(sides) :]), config):
+        raise BadArtefact(f"{site}: {tuple(scale.shape)} is no shape of scales per {granularity} there")
+    if granularity == UNQUANTIZED:
+        return
+    if c.act_bits == FLOAT_BITS:
+        raise BadArtefact(f"{site} has a scale, and act_bits say that all stays float")
+    check_steps(scale[0] if sides else scale, site)
+    if sides:
+        check_zero_points(scale[1], c.act_bits, site)
+
+
+# Axes of a scale by granularity, where no model says how long they are; a state has more.
+_AXES = {"tensor": (0,), "split": (1,), "ssd_group": (1,), "head": (1,), "channel": (1, 2), "channel_state": (2, 3)}
+
+
+def _fits(c: Calibration, site: str, shape: tuple[int, ...], config: ModelConfig | None) -> bool:
+    """Whether a scale of this shape can stand at a site."""
+    granularity, groups = c.granularities[site], groups_at(site, c.groups)
+    if granularity == UNQUANTIZED:
+        return shape == (0,)
+    if config is not None:
+        one = sites_of(config)[site]
+        if granularity not in (*one.allowed, *([GROUPS] if one.grouped else [])):
+            return False
+        try:
+            return shape == scale_shape(granularity, site, config, groups)
+        except (BadParameter, RuntimeError, IndexError):  # groups of another model's heads or channels
+            return False
+    if granularity == GROUPS:
+        state = local_name(site) == "ssm_state"
+        return groups is not None and shape[:3] == groups.shape and len(shape) == (4 if state else 3) and 0 not in shape
+    return len(shape) in _AXES[granularity] and 0 not in shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "quambench"
 
 # Left to right: a module may import its own row and the rows above it, never one below.
 ORDER = (
-    {"errors", "registry", "spec", "allocator", "outside"},
+    {"errors", "reading", "registry", "spec", "allocator", "outside"},
     {"models.config", "data"},
     {"models", "models.backbone", "models.host", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
     {"grouping"},

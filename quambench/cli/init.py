@@ -79,7 +79,7 @@ def _suites(options: argparse.Namespace) -> dict[str, str]:
 
 def _free(path: Path, text: str) -> bool:
     """Nothing is there, or what would be written."""
-    return not path.exists() or (path.is_file() and path.read_text(encoding="utf-8") == text)
+    return not path.exists() or (path.is_file() and path.read_bytes() == text.encode())
 
 
 def _check(cases: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from quambench.errors import BadCheckpoint
+from quambench.reading import JSON_LIMIT, Unreadable, check_file, shown
 
 END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, as in GPT-NeoX's vocabulary
 
@@ -35,11 +36,14 @@ class Tokenizer:
         if not path.is_file():
             raise BadCheckpoint(f"{path.parent} has no tokenizer.json")
         try:
+            check_file(path, JSON_LIMIT)
             return cls(_Tokenizer.from_file(str(path)))
         except BadCheckpoint:
             raise
+        except Unreadable as error:
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {error.why}") from None
         except Exception as error:  # tokenizers raises bare Exception
-            raise BadCheckpoint(f"{path} is not a readable tokenizer: {error}") from None
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {shown(error)}") from None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -22,10 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from quambench.errors import BadArtefact, NewerSchema
+from quambench.gate.forms import check_arrays, check_entry, check_scales
 from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import Measurement, Metric, metrics_of
+from quambench.reading import Unreadable, is_file, read_bytes, read_json, shown
 
 _SEPARATOR = "//"  # between case id and array name
 _REST = "rest."  # before the names of a second look's arrays
@@ -75,14 +77,14 @@ class BaselineStore:
         """Every class's file that there is: this class's first, then the nearest."""
         own = self.path(suite, model)
         others = sorted((self.root / suite).glob(f"*/{model}.json"), key=self._distance)
-        return ([own] if own.exists() else []) + [path for path in others if path != own]
+        return ([own] if _exists(own) else []) + [path for path in others if path != own]
 
     def named(self, suite: str, model: str) -> set[str]:
         """Ids of the cases that this class's file names, as far as its text shows, readable or not."""
         path = self.path(suite, model)
-        if not path.exists():
+        if not is_file(path):
             return set()
-        return set(re.findall(r'^  "(.+)": \{\r?$', path.read_bytes().decode(errors="replace"), re.MULTILINE))
+        return set(re.findall(r'^  "(.+)": \{\r?$', read_bytes(path).decode(errors="replace"), re.MULTILINE))
 
     def read(self, path: Path) -> Stored:
         """raises BadArtefact"""
@@ -117,7 +119,7 @@ class BaselineStore:
         raises BadArtefact, and leaves the file alone, when it cannot be read and is not to be replaced
         """
         path = self.path(suite, model)
-        stored = dict(read_baseline(path)) if path.exists() and not afresh else {}
+        stored = dict(read_baseline(path)) if _exists(path) and not afresh else {}
         stored |= {record.case_id: record for record in records}
         write_baseline(path, stored)
         self._read.pop(path, None)
@@ -163,7 +165,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
     raises BadArtefact when unreadable, corrupt, from a newer schema, or without its evidence
     """
     try:
-        document = json.loads(path.read_bytes().decode())
+        document = read_json(path)
         schema = document["schema"]
         if type(schema) is not int or schema < 1:
             raise ValueError(f"no schema is numbered {schema!r}")
@@ -176,21 +178,31 @@ def read_baseline(path: Path) -> dict[str, Record]:
         if Path(name).name != name:
             raise ValueError(f"the evidence must stand beside it (got {name!r})")
         evidence = path.with_name(name)
-        blob = evidence.read_bytes()
+        if not _exists(evidence):
+            raise BadArtefact(f"{path}: {shown(name)} is missing; {_repair(path)}")
+        blob = read_bytes(evidence)
         if hashlib.sha256(blob).hexdigest() != digest:
             raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; {_repair(path)}")
         if schema > 1 and _digest(document["cases"]) != document["sha256"]:
             raise BadArtefact(f"{path} was edited by hand; {_repair(path)}")
         entries, arrays = migrated(document["cases"], load(blob), schema)
         return {case_id: _record(case_id, entry, arrays) for case_id, entry in entries.items()}
-    except FileNotFoundError as error:
-        raise BadArtefact(f"{path}: {Path(error.filename).name} is missing; {_repair(path)}") from None
+    except Unreadable as error:
+        raise BadArtefact(f"{shown(path)} is not a readable baseline ({error.why}); {_repair(path)}") from None
     # A hand-edited file can break any of the steps above in its own way: whatever it trips, it is
     # the file that is at fault.
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
     except (SafetensorError, OSError, RecursionError) as error:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
+
+
+def _exists(path: Path) -> bool:
+    """Whether anything is there, whatever it is; of a name that can be none, no."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
@@ -203,7 +215,7 @@ def _repair(path: Path) -> str:
 
 
 def _short(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(shown(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= 200 else text[:200] + "..."
 
 
@@ -260,12 +272,16 @@ def _floors(stored: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Record:
+    check_entry(entry)
     prefix = case_id + _SEPARATOR
     own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
     rest = {name.removeprefix(_REST): own.pop(name) for name in list(own) if name.startswith(_REST)}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
+    check_scales(scales, symmetric=entry["settings"].get("symmetric", True) is True)
+    check_arrays(own, len(set(scales) - set(entry["weights"])))
+    check_arrays(rest, None)
     known = metrics_of(own)
     metrics = {n: _measured(known[n], entry, own) for n in entry["metrics"] if n in known}
     record = Record(

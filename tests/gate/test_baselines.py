@@ -362,8 +362,8 @@ REFUSED = {
     "artefacts": (lambda d, c: c.update(artefacts="0" * 16), BY_HAND),
     "a scale too few": (lambda d, c: c["scales"].pop(), "ValueError: zip() argument 2 is longer than argument 1"),
     "a third number": (
-        lambda d, c: c["metrics"]["kl"].append(1),
-        "ValueError: zip() argument 2 is shorter than argument 1",
+        lambda d, c: c["metrics"].update(kl=[1, 2, 3]),
+        "ValueError: the metric kl must be a number and its standard error (got [1, 2, 3])",
     ),
     "no cases": (lambda d, c: d.update(cases=[]), "AttributeError: 'list' object has no attribute 'items'"),
 }
@@ -390,7 +390,7 @@ def test_a_refusal_says_which_file_and_why_and_what_to_type(here, change, why):
 def a_folder_in_its_place(path, evidence):
     path.unlink()
     path.mkdir()
-    return f"m.json is not a readable baseline (IsADirectoryError: [Errno 21] Is a directory: 'm.json'); {RESTORE}"
+    return f"m.json is not a readable baseline (it is a folder, not a file); {RESTORE}"
 
 
 def no_evidence(path, evidence):
