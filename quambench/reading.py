@@ -7,6 +7,7 @@ huge file never fills the memory, and whatever a file or its name holds is one l
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quambench.errors import QuambenchError
+from quambench.errors import QuambenchError, printable
 
 MIB = 1 << 20
 JSON_LIMIT = 64 * MIB  # bytes; the largest that comes with quambench has one
@@ -45,7 +46,7 @@ class Unreadable(QuambenchError):
 
 def shown(text: object) -> str:
     """A name or a reason as a message has it: on one line, without control characters, not too long."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    line = printable(str(text))
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
 
@@ -53,6 +54,14 @@ def is_file(path: Path) -> bool:
     """Whether a regular file is there; of a name that can be none (too long, with a NUL), no."""
     try:
         return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; of a name that can be none, no."""
+    try:
+        return path.is_dir()
     except (OSError, ValueError):
         return False
 
@@ -137,9 +146,9 @@ def _check_depth(document: Any, place: Path | str) -> None:
     level = [document]
     for _ in range(DEEPEST + 1):
         inner = [part for part in level if isinstance(part, dict | list)]
-        level = [part for whole in inner for part in (whole.values() if isinstance(whole, dict) else whole)]
-        if not level:
+        if not inner:
             return
+        level = [part for whole in inner for part in (whole.values() if isinstance(whole, dict) else whole)]
     raise Unreadable(place, _TOO_DEEP)
 
 
@@ -180,5 +189,5 @@ def text(value: Any) -> bool:
 
 
 def scalar(value: Any) -> bool:
-    """Anything but lists and objects."""
-    return not isinstance(value, dict | list)
+    """Anything but lists, objects, and what JSON has no number for."""
+    return not isinstance(value, dict | list) and (not isinstance(value, float) or math.isfinite(value))

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from quambench.errors import BadParameter, check_writable
+from quambench.errors import BadParameter, check_name, check_writable
 from quambench.runner import Progress as Report
 
 
@@ -49,6 +49,7 @@ def check_out(path: Path | None) -> None:
     raises BadParameter
     """
     if path:
+        check_name(path)
         check_writable(path.parent)
         if path.is_dir():
             raise BadParameter(f"--out must be a file (got the folder {path})")

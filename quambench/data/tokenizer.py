@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from quambench.errors import BadCheckpoint
-from quambench.reading import JSON_LIMIT, Unreadable, check_file, shown
+from quambench.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
 
 END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, as in GPT-NeoX's vocabulary
 
@@ -33,7 +33,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """raises BadCheckpoint when the file is missing or unreadable."""
-        if not path.is_file():
+        if not is_file(path):
             raise BadCheckpoint(f"{path.parent} has no tokenizer.json")
         try:
             check_file(path, JSON_LIMIT)

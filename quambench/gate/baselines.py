@@ -76,7 +76,10 @@ class BaselineStore:
     def files(self, suite: str, model: str) -> list[Path]:
         """Every class's file that there is: this class's first, then the nearest."""
         own = self.path(suite, model)
-        others = sorted((self.root / suite).glob(f"*/{model}.json"), key=self._distance)
+        every = (
+            folder / f"{model}.json" for folder in _folders(self.root / suite)
+        )  # no pattern: a name may have stars
+        others = sorted((path for path in every if _exists(path)), key=self._distance)
         return ([own] if _exists(own) else []) + [path for path in others if path != own]
 
     def named(self, suite: str, model: str) -> set[str]:
@@ -197,6 +200,13 @@ def read_baseline(path: Path) -> dict[str, Record]:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
 
 
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except (OSError, ValueError):
+        return []
+
+
 def _exists(path: Path) -> bool:
     """Whether anything is there, whatever it is; of a name that can be none, no."""
     try:
@@ -279,8 +289,11 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
     rest = {name.removeprefix(_REST): own.pop(name) for name in list(own) if name.startswith(_REST)}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
+    if lacking := [rows for rows in noise if rows not in own]:
+        raise ValueError(f"{lacking[0]} is missing, and its noise is there")
     check_scales(scales, symmetric=entry["settings"].get("symmetric", True) is True)
-    check_arrays(own, len(set(scales) - set(entry["weights"])))
+    n_sites = len(set(scales) - set(entry["weights"]))
+    check_arrays(own | {f"noise.{rows}": array for rows, array in noise.items()}, n_sites)
     check_arrays(rest, None)
     known = metrics_of(own)
     metrics = {n: _measured(known[n], entry, own) for n in entry["metrics"] if n in known}

@@ -25,6 +25,7 @@ _EITHER = _FLOATS + _WHOLE
 
 # The first pattern that fits a name says what its array is. What no pattern fits is an array of somebody's own metric.
 FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
+    ("noise.*", _FLOATS, (SITES,)),
     ("groups.*", _WHOLE, ("layers", "E")),
     ("sites.accumulated", _FLOATS, (SITES, "windows")),
     ("sites.*", _FLOATS, (SITES,)),
@@ -47,6 +48,10 @@ FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
 )
 
 
+# Mean squares, shares and counts; what was not measured is NaN.
+_NEVER_NEGATIVE = ("sites.*", "decode.accumulated", "long.state_error", "*.tokens", "*.bytes", "scales.*", "recall.*")
+
+
 def check_entry(entry: Mapping[str, Any]) -> None:
     """Whether a case's JSON, brought up to date, has every field in its type. raises ValueError naming the field"""
     for field in ("settings", "provenance", "metrics", "noise", "weights"):
@@ -56,6 +61,8 @@ def check_entry(entry: Mapping[str, Any]) -> None:
     _demand(text(entry.get("accepted", "")), "accepted must be a string", entry.get("accepted"))
     for name, value in entry["settings"].items():
         _demand(scalar(value), f"the setting {name} must be one value", value)
+    bits = entry["settings"].get("act_bits")
+    _demand(type(bits) is int and 2 <= bits <= 16, "the setting act_bits must be a number from 2 to 16", bits)
     for name, value in entry["provenance"].items():
         plain = all(map(scalar, value.values())) if isinstance(value, dict) else scalar(value)
         _demand(plain or _by_kind(value), f"the provenance's {name} must be one value or an object of such", value)
@@ -101,6 +108,10 @@ def check_arrays(evidence: Mapping[str, Tensor], n_sites: int | None) -> None:
         types, axes = next(((t, a) for pattern, t, a in FORMS if fnmatchcase(name, pattern)), (_EITHER, None))
         if array.dtype not in types:
             raise ValueError(f"{shown(name)} cannot be of type {str(array.dtype).removeprefix('torch.')}")
+        if name.startswith("noise.") and not bool(((array >= 0) & array.isfinite()).all()):
+            raise ValueError(f"{shown(name)} must be numbers of 0 or more")
+        if any(fnmatchcase(name, pattern) for pattern in _NEVER_NEGATIVE) and bool((array < 0).any()):
+            raise ValueError(f"{shown(name)} cannot be below 0")
         if axes is None:
             continue
         group = name.rpartition(".")[0]
