@@ -257,7 +257,7 @@ def _part(text: str) -> dict[str, Any]:
         return {"precision": Precision.parse(text)}
     if text.startswith(_TASKS):
         names, _, limit = text.removeprefix(_TASKS).partition(":")
-        if not names or not (limit or "0").isdecimal():
+        if not names or not re.fullmatch(r"[0-9]{0,9}", limit):
             raise BadParameter(f"tasks are written {_TASKS}name+name, with :N for N documents of each (got {text!r})")
         return {"tasks": in_order(names.split("+")), "task_limit": int(limit or 0)}
     if text in groupings() or is_clustering(text):

@@ -181,7 +181,7 @@ def _spelled(inner: str, text: str) -> Precision:
             top[key] = value
             continue
         bits, times, n = item.partition("*")
-        if times and not re.fullmatch(r"[1-9]\d*", n):
+        if times and not re.fullmatch(r"[1-9][0-9]*", n):
             raise BadParameter(f"{text}: {item!r} must be a precision and how many layers have it, as in w4a8*3")
         if len(n) > len(str(MOST_LAYERS)) or len(layers) + int(n or 1) > MOST_LAYERS:
             raise BadParameter(f"{shown(text)}: a mix is of {MOST_LAYERS:,} layers at most (got {shown(item)!r})")
