@@ -36,21 +36,22 @@ from engine import Kind, Told, in_children, inside  # noqa: E402
 from kinds import KINDS, _slow, arguments, argv_start  # noqa: E402
 
 WEIGHTS = {
-    "spec": 8,
-    "baseline": 3,
-    "corpus": 3,
-    "latency": 2,
-    "probes": 2,
-    "mix": 4,
     "argv": 0.3,
-    "places": 2,
+    "baseline": 3,
+    "baseline-signed": 0.5,
+    "calibration-signed": 0.7,
     "checkpoint": 0.7,
     "checkpoint-mamba2": 0.3,
+    "corpus": 3,
     "evidence": 3,
-    "tokenizer": 1,
-    "quamba": 1,
+    "evidence-signed": 0.5,
+    "latency": 2,
+    "mix": 4,
+    "places": 2,
+    "probes": 2,
+    "spec": 8,
 }
-"""Of a kind among all: quick ones are more; one where nothing stands."""
+"""Of a kind among all: the quick ones are more; 1 where nothing stands."""
 
 
 def shares(names: list[str], n: int) -> dict[str, int]:
