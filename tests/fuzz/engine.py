@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import mmap
 import os
@@ -25,6 +26,7 @@ from quambench.errors import QuambenchError
 
 PATIENCE = 20  # seconds that one mutant may take
 MEMORY = 2 << 30  # bytes that one mutant may add to what the process has
+PR_SET_PDEATHSIG = 1
 CHUNK = 2000  # mutants of one process
 ACCEPTED, REFUSED = "accepted", "refused"
 
@@ -180,8 +182,10 @@ def _chunk(kind: Kind, seed: int, numbers: Sequence[int], found: Told) -> int:
         os.close(reader)
         _in_child(kind, seed, numbers, folder, beat, writer)
     os.close(writer)
-    killed = _wait(child, beat, reader, found, numbers)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        killed = _wait(child, beat, reader, found)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     done = struct.unpack("q", beat[:8])[0]
     if done < len(numbers) and killed:
         found.outcomes[killed[0]] += 1
@@ -206,6 +210,7 @@ def _in_child(kind: Kind, seed: int, numbers: Sequence[int], folder: Path, beat:
         beat[:16] = struct.pack("qd", done, time.time())
         os.write(writer, f"{number}\t{outcome}\t{what.encode('unicode_escape').decode()}\n".encode())
 
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it does not outlive its parent
     faulthandler.disable()  # its parent tells
     code = 1
     try:
@@ -220,7 +225,7 @@ def _in_child(kind: Kind, seed: int, numbers: Sequence[int], folder: Path, beat:
         os._exit(code)
 
 
-def _wait(child: int, beat: mmap.mmap, reader: int, found: Told, numbers: Sequence[int]) -> tuple[str, str] | None:
+def _wait(child: int, beat: mmap.mmap, reader: int, found: Told) -> tuple[str, str] | None:
     """Take up what the child tells; what ended it, if it did not end by itself."""
     os.set_blocking(reader, False)
     left, last, since = b"", -1, time.time()

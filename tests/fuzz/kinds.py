@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import io
@@ -406,7 +407,7 @@ def changed_object(chance: random.Random, thing: Any) -> Any:
         torch.tensor(2),
         torch.tensor(True),
     )
-    return chance.choice((*[x for x in NASTY if not isinstance(x, str) or "\ud800" not in x], *others))
+    return copy.deepcopy(chance.choice((*[x for x in NASTY if not isinstance(x, str) or "\ud800" not in x], *others)))
 
 
 @kind("quamba", partial(calibration_start, MAMBA2, True))
@@ -921,7 +922,7 @@ def arguments(chance: random.Random) -> list[str]:
 
 def _in_the_folder(word: str) -> str:
     """A path that leads elsewhere, led back; what is no file lies in /dev alone."""
-    return word if word.startswith("/dev/") else word.replace("..", ".").lstrip("/")
+    return word if word in PLACES and word.startswith("/dev/") else word.replace("..", ".").lstrip("/")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -19,13 +20,18 @@ TOKENS = (
 )  # fmt: skip
 
 
+def nasty(chance: random.Random) -> Any:
+    """One of NASTY, to do with as one likes."""
+    return copy.deepcopy(chance.choice(NASTY))
+
+
 def changed_json(chance: random.Random, document: Any, times: int | None = None) -> Any:
     """A copy with a few changes: keys gone, renamed or given another's value, values of other types or a little off."""
     document = json.loads(json.dumps(document))
     for _ in range(times or chance.choice((1, 1, 1, 2, 4))):
         place = _place(chance, document)
         if place is None:
-            return chance.choice(NASTY)
+            return nasty(chance)
         _change(chance, *place)
     return document
 
@@ -46,16 +52,16 @@ def _change(chance: random.Random, of: Any, key: Any) -> None:
     if kind == 0:
         del of[key]
     elif kind == 1:
-        of[key] = chance.choice(NASTY)
+        of[key] = nasty(chance)
     elif kind == 2 and isinstance(of, dict):
         of[chance.choice(("", "x", "é", str(key) + " ", str(key).upper(), "x" * 300))] = of.pop(key)
     elif kind == 3:
         other = chance.choice(list(of)) if isinstance(of, dict) else chance.randrange(len(of))
         of[key], of[other] = of[other], value
     elif kind == 4 and isinstance(of, list):
-        of.insert(chance.randrange(len(of) + 1), value)
+        of.insert(chance.randrange(len(of) + 1), copy.deepcopy(value))
     elif kind == 4:
-        of[chance.choice(("x", str(key) + "2", "a\0", "\ud800"))] = chance.choice((value, *NASTY))
+        of[chance.choice(("x", str(key) + "2", "a\0", "\ud800"))] = chance.choice((copy.deepcopy(value), nasty(chance)))
     elif isinstance(value, bool):
         of[key] = not value
     elif isinstance(value, int | float) and abs(value) < 1e300:
@@ -65,7 +71,7 @@ def _change(chance: random.Random, of: Any, key: Any) -> None:
     elif isinstance(value, str):
         of[key] = changed_text(chance, value)
     else:
-        of[key] = chance.choice(NASTY)
+        of[key] = nasty(chance)
 
 
 def changed_text(chance: random.Random, text: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop then, and report what was run")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders go
     names = asked.kind or sorted(KINDS)
     if asked.only is not None:
         again(KINDS[names[0]], asked.seed, asked.only)
