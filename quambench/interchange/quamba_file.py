@@ -69,10 +69,11 @@ def read(path: Path, checkpoint: Checkpoint) -> Calibration:
     if made_of is None:
         return found
     observers, data_digest = made_of.get("observers"), made_of.get("data_digest")
-    sited = (
-        isinstance(observers, dict) and observers.keys() == found.scales.keys() and all(map(text, observers.values()))
-    )
-    if not sited or not text(data_digest):
+    if (
+        not (isinstance(observers, dict) and isinstance(data_digest, str))
+        or observers.keys() != found.scales.keys()
+        or not all(map(text, observers.values()))
+    ):
         raise BadArtefact(f"{path}: made_of must name the data and each site's observer")
     if not text(of["scales_digest"]) or found.digest != of["scales_digest"]:
         raise BadArtefact(f"{path}: not the scales that made_of describes; leave it out of a file that you changed")
