@@ -328,6 +328,10 @@ def harm(path: Path, change) -> None:
 BY_HAND = "ValueError: m/running_max/1x1: settings or artefacts were edited by hand"
 REFUSED = {
     "schema 0": (lambda d, c: d.update(schema=0), "ValueError: no schema is numbered 0"),
+    "an older schema": (
+        lambda d, c: d.update(schema=2),
+        "ValueError: m/running_max/1x1 has what schema 3 brought, and the file says schema 2",
+    ),
     "schema as text": (lambda d, c: d.update(schema="3"), "ValueError: no schema is numbered '3'"),
     "schema true": (lambda d, c: d.update(schema=True), "ValueError: no schema is numbered True"),
     "200 letters": (
