@@ -11,6 +11,7 @@ import math
 import os
 import re
 import stat
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -179,8 +180,10 @@ Check = Callable[[Any], bool]
 
 
 def number(value: Any) -> bool:
-    """A number, and no true or false."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A number that a float can be, and no true or false."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def text(value: Any) -> bool:

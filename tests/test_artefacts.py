@@ -172,7 +172,7 @@ def test_every_sites_tensor_has_a_shape():
 # --- Latencies, records, recall, specs
 
 
-@pytest.mark.parametrize("ratio", [0, -1, math.nan, math.inf, True, "1.5", None])
+@pytest.mark.parametrize("ratio", [0, -1, math.nan, math.inf, True, "1.5", None, 10**320])
 def test_a_ratio_is_a_number_above_0(ratio):
     with pytest.raises(BadArtefact, match="a ratio must be a number above 0"):
         Recorded(ratio, 0.1)
@@ -259,6 +259,7 @@ ARRAYS = {
         ("sites.local_mse", torch.tensor([1.0, -1.0, 1.0]), "sites.local_mse cannot be below 0"),
         ("sites.accumulated", torch.ones(2, 5, dtype=F64), "sites.accumulated cannot have shape (2, 5)"),
         ("scales.count", torch.ones(1), "scales.count cannot have shape (1,)"),
+        ("prefill.kl", torch.full((4,), 1e155, dtype=F64), "has a number beyond 1e+100"),
         ("own.metric", torch.ones(1, dtype=torch.complex64), "own.metric cannot be of type complex64"),
         ("noise.sites.accumulated", torch.tensor([0.1, math.nan, 0.1]), "must be numbers of 0 or more"),
     ],

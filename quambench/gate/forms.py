@@ -51,6 +51,8 @@ FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
 # Mean squares, shares and counts; what was not measured is NaN.
 _NEVER_NEGATIVE = ("sites.*", "decode.accumulated", "long.state_error", "*.tokens", "*.bytes", "scales.*", "recall.*")
 
+_LARGEST = 1e100  # squares of it, and sums of those, are still numbers
+
 
 def check_entry(entry: Mapping[str, Any]) -> None:
     """Whether a case's JSON, brought up to date, has every field in its type. raises ValueError naming the field"""
@@ -112,6 +114,8 @@ def check_arrays(evidence: Mapping[str, Tensor], n_sites: int | None) -> None:
             raise ValueError(f"{shown(name)} must be numbers of 0 or more")
         if any(fnmatchcase(name, pattern) for pattern in _NEVER_NEGATIVE) and bool((array < 0).any()):
             raise ValueError(f"{shown(name)} cannot be below 0")
+        if array.is_floating_point() and bool((array.isfinite() & (array.abs() > _LARGEST)).any()):
+            raise ValueError(f"{shown(name)} has a number beyond {_LARGEST:g}, which no measurement comes to")
         if axes is None:
             continue
         group = name.rpartition(".")[0]
