@@ -44,6 +44,10 @@ class Tokenizer:
             raise BadCheckpoint(f"{path} is not a readable tokenizer: {error.why}") from None
         except Exception as error:  # tokenizers raises bare Exception
             raise BadCheckpoint(f"{path} is not a readable tokenizer: {shown(error)}") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust; it is no Exception
+                raise
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {shown(error)}") from None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:

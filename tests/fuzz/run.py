@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ |= {
@@ -61,7 +62,7 @@ def shares(names: list[str], n: int) -> dict[str, int]:
     return {name: round(n * WEIGHTS.get(name, 1) / whole) for name in names}
 
 
-def in_processes(count: int, seed: int) -> Told:
+def in_processes(count: int, seed: int, stop: Callable[[], bool]) -> Told:
     """Command lines as a user types them, one after another."""
     found = Told("cli")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
@@ -69,6 +70,8 @@ def in_processes(count: int, seed: int) -> Told:
         argv_start(folder)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
         for number in range(count):
+            if stop():
+                break
             words = arguments(random.Random(f"{seed}/cli/{number}"))
             if _slow(words) or any("\0" in word for word in words):
                 found.outcomes["left out"] += 1  # no shell can say a NUL byte
@@ -147,6 +150,10 @@ def main() -> int:
         return 0
     shard, of = map(int, asked.shard.split("/"))
     began, found, seconds = time.time(), [], {}
+
+    def late() -> bool:
+        return time.time() - began > 60 * asked.minutes
+
     for name, count in shares(names, asked.n).items():
         if not count:
             continue
@@ -155,7 +162,7 @@ def main() -> int:
             KINDS[name],
             asked.seed,
             range(asked.first + shard - 1, asked.first + count, of),
-            lambda: time.time() - began > 60 * asked.minutes,
+            late,
         )
         seconds[name] = time.time() - start
         found.append(told)
@@ -164,7 +171,7 @@ def main() -> int:
             print(f"  --kind {name} --seed {asked.seed} --only {number}: {what}", flush=True)
     if asked.cli:
         start = time.time()
-        found.append(in_processes(asked.cli, asked.seed))
+        found.append(in_processes(asked.cli, asked.seed, late))
         seconds["cli"] = time.time() - start
         for number, what in found[-1].findings[:20]:
             print(f"  --cli, number {number}: {what}", flush=True)
