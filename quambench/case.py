@@ -286,7 +286,7 @@ def _part(text: str) -> dict[str, Any]:
         return {"precision": Precision.parse(text)}
     if text.startswith(_TASKS):
         names, _, limit = text.removeprefix(_TASKS).partition(":")
-        if not names or not re.fullmatch(r"0*[1-9]\d*", limit or "1"):
+        if not names or not re.fullmatch(r"0{0,8}[1-9][0-9]{0,8}", limit or "1"):
             raise BadParameter(
                 f"tasks are written {_TASKS}name+name, with :N for N documents of each, 1 or more (got {text!r})"
             )

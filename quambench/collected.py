@@ -153,7 +153,7 @@ def moved(root: Path, suite: str) -> Path | None:
 
 def _reads_as_suite(file: Path) -> bool:
     """Whether a file has the words of a suite."""
-    text = file.read_bytes() if file.exists() else b""
+    text = file.read_bytes() if file.is_file() else b""
     return b"cases" in text and b"judge" in text
 
 

@@ -12,9 +12,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from quambench.plain_text import plain
+
+_LONGEST = 2000  # characters of a message; what is wrong stands at its begin, what to do at its end
+
 
 class QuambenchError(Exception):
-    """Base of all errors that are somebody's input, not a bug in quambench."""
+    """Base of all errors that are somebody's input, not a bug in quambench: a message of one line."""
+
+    def __str__(self) -> str:
+        line = plain(super().__str__())
+        half = _LONGEST // 2
+        return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
 
     def within(self, where: str) -> Self:
         """The same error, with what it is about in front: a case or an observer as it was written."""
@@ -93,13 +102,25 @@ class MissingExtra(QuambenchError):
         )
 
 
+def check_name(path: Path) -> None:
+    """Whether a file or folder can have such a name, there or not yet. raises BadParameter"""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # too long, a loop of links; with a NUL byte
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no file can have such a name"
+        raise BadParameter(f"cannot write to {path}: {why}") from None
+
+
 def check_writable(folder: Path) -> None:
     """Whether a folder, there or not yet, can be written to; before work that would end in it.
 
     raises BadParameter
     """
+    check_name(folder)
     there = folder.absolute()
-    while not there.exists() and there != there.parent:
+    while not (there.exists() or there.is_symlink()) and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "no folder" if not there.is_dir() else "not writable"

@@ -35,7 +35,7 @@ def print_anywhere() -> None:
             stream.reconfigure(errors="quambench")
 
 
-def printable(text: str, encoding: str) -> str:
+def spelled_for(encoding: str, text: str) -> str:
     """Text as a stream of this encoding shows it: what that has no letter for is spelled in ASCII."""
     codecs.register_error("quambench", _in_ascii)
     return text.encode(encoding, errors="quambench").decode(encoding)

@@ -33,7 +33,7 @@ with at_once():  # torch takes seconds
     from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
     from quambench.models.checkpoint import bundled_names
     from quambench.options import asked_by, session_of
-    from quambench.plain_text import plain, printable
+    from quambench.plain_text import plain, spelled_for
     from quambench.provenance import merged, provenance, ran_here
     from quambench.report import terminal, write_report
     from quambench.session import INPUT_ERRORS, Session
@@ -479,7 +479,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
 
     def write(line: str, **markup: bool) -> None:
-        terminalreporter.write_line(printable(line, encoding), **markup)
+        terminalreporter.write_line(spelled_for(encoding, line), **markup)
 
     misused = config.stash[MISUSED]
     for message in dict.fromkeys(misused):

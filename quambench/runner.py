@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
 from quambench.arrange import arrange, channel_statistics, groups_of, order_of
-from quambench.calibrate import Calibration, Task, calibrate, digest_of, each
+from quambench.calibrate import Calibration, Task, calibrate, check_calibration, digest_of, each
 from quambench.case import LARGER, Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
@@ -441,6 +441,7 @@ def saved_model(
     """
     if calibration.model_digest != checkpoint.digest:
         raise BadArtefact(f"these scales were made for another model than {checkpoint.name!r}")
+    check_calibration(calibration, checkpoint.config)
     prepared = prepare(checkpoint.model, calibration.groups)
     precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
     return prepared, QuantizedModel(prepared, calibration, precision, device=device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from quambench.case import Case
 from quambench.errors import BadParameter, NotWritten, check_writable
 from quambench.files import write
+from quambench.reading import is_folder
 
 CONFTEST = '''"""Puts this repository's calibration code under quambench's gate: pytest suites/"""
 
@@ -84,7 +85,7 @@ def _suites(options: argparse.Namespace) -> dict[str, str]:
     }
     if not any(asked.values()):
         asked["observer"] = ["percentile"]
-    with chdir(options.folder if options.folder.is_dir() else Path()):  # where the suites will run
+    with chdir(options.folder if is_folder(options.folder) else Path()):  # where the suites will run
         _check([text for cases in asked.values() for text in cases])
     return {name: _suite(name, cases) for name, cases in asked.items() if cases}
 

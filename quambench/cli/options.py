@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from quambench.errors import BadParameter, NotWritten, check_writable
+from quambench.errors import BadParameter, NotWritten, check_name, check_writable
 from quambench.files import check_replaceable
 from quambench.models.checkpoint import recalls
 from quambench.runner import Progress as Report
@@ -83,6 +83,7 @@ def check_out(path: Path | None) -> None:
     raises BadParameter, NotWritten
     """
     if path:
+        check_name(path)
         check_writable(path.parent)
         check_replaceable(path)
 

@@ -13,6 +13,7 @@ from quambench.errors import BadArtefact
 from quambench.gate.baselines import read_baseline
 from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict
+from quambench.reading import is_file, is_folder, shown
 from quambench.report import REPORTS, terminal
 from quambench.report.json import document
 
@@ -25,9 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if not options.path.exists():
-        raise BadArtefact(f"there is no {options.path}; pytest suites/ --qb-update writes baselines")
-    files = [options.path] if options.path.is_file() else sorted(options.path.rglob("*.json"))
+    if not (is_file(options.path) or is_folder(options.path)):
+        raise BadArtefact(f"there is no {shown(options.path)}; pytest suites/ --qb-update writes baselines")
+    files = [options.path] if is_file(options.path) else _below(options.path)
     if not files:
         raise BadArtefact(f"{options.path} holds no baseline; pytest suites/ --qb-update writes them")
     if options.format == "json":  # one document, whatever the number of files
@@ -41,6 +42,14 @@ def run(options: argparse.Namespace) -> int:
         else:
             sys.stdout.write(REPORTS[options.format](verdicts, provenance))
     return 0
+
+
+def _below(folder: Path) -> list[Path]:
+    """JSON files; none where there is no such folder, or can be none."""
+    try:
+        return sorted(folder.rglob("*.json"))
+    except (OSError, ValueError) as error:
+        raise BadArtefact(f"cannot read {shown(folder)}: {shown(error)}") from None
 
 
 def _stored(file: Path) -> tuple[Sequence[Verdict], Mapping[str, Any]]:

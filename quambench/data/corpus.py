@@ -17,6 +17,7 @@ from pathlib import Path
 
 from quambench.errors import BadCorpus
 from quambench.pointers import check_fetched
+from quambench.reading import Unreadable, parse_json, read_bytes, shown
 
 PARTS = ("train", "calibration", "validation", "test")
 # Of a corpus from outside, by characters; nothing is trained on it.
@@ -68,8 +69,10 @@ def load_corpus(path: str | Path | None = None) -> Corpus:
     """
     try:
         return _pinned() if path is None else _from_path(Path(path))
+    except Unreadable as error:
+        raise BadCorpus(str(error)) from None
     except OSError as error:
-        raise BadCorpus(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+        raise BadCorpus(f"cannot read {shown(error.filename or path)}: {error.strerror or error}") from None
 
 
 def _pinned() -> Corpus:
@@ -125,25 +128,25 @@ def _read(path: Path) -> list[Document]:
             raise BadCorpus(f"{path} holds no .txt file")
         for file in files:
             check_fetched(file, BadCorpus)  # or its few words of nothing would be judged as text
-        return [Document.of(str(f.relative_to(path)), f.read_bytes()) for f in files]
+        return [Document.of(str(f.relative_to(path)), read_bytes(f)) for f in files]
     if not path.exists():
         raise BadCorpus(f"no such corpus: {path} (a folder of .txt files, or a .jsonl with 'text')")
     if path.suffix != ".jsonl":
         raise BadCorpus(f"a corpus is a folder of .txt files or a .jsonl with 'text' (got {path})")
     check_fetched(path, BadCorpus)
     documents = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
+            text = parse_json(line, path, any_text=True)["text"]
             if not isinstance(text, str):
                 raise TypeError
             raw = text.encode()
         except UnicodeEncodeError as error:  # JSON may spell half a surrogate pair, which is no character
             found = f"\\u{ord(text[error.start]):04x}"
             raise BadCorpus(f"{path}:{number} is not text: its 'text' has the lone surrogate {found}") from None
-        except (ValueError, KeyError, TypeError):
+        except (Unreadable, KeyError, TypeError):
             raise BadCorpus(f"{path}:{number} is not a JSON object with a string 'text'") from None
         documents.append(Document.of(f"{path.name}:{number:06d}", raw))
     return documents

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quambench.errors import BadCheckpoint
 from quambench.pointers import check_fetched
+from quambench.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
 
 END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, as in GPT-NeoX's vocabulary
 
@@ -33,15 +34,22 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """raises BadCheckpoint when the file is missing or unreadable."""
-        if not path.is_file():
+        if not is_file(path):
             raise BadCheckpoint(f"{path.parent} has no tokenizer.json")
         check_fetched(path, BadCheckpoint)
         try:
+            check_file(path, JSON_LIMIT)
             return cls(_Tokenizer.from_file(str(path)))
         except BadCheckpoint:
             raise
+        except Unreadable as error:
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {error.why}") from None
         except Exception as error:  # tokenizers raises bare Exception
-            raise BadCheckpoint(f"{path} is not a readable tokenizer: {error}") from None
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {shown(error)}") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust; it is no Exception
+                raise
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {shown(error)}") from None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -24,11 +24,13 @@ from safetensors.torch import load, save
 
 from quambench.errors import BadArtefact, NewerSchema, NotWritten
 from quambench.files import locked, remove, write
+from quambench.gate.forms import check_arrays, check_entry, check_scales
 from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import Measurement, Metric, metrics_of
 from quambench.pointers import check_fetched
+from quambench.reading import Unreadable, is_file, parse_json, read_bytes, shown
 
 _SEPARATOR = "//"  # between case id and array name
 _REST = "rest."  # before the names of a second look's arrays
@@ -77,15 +79,18 @@ class BaselineStore:
     def files(self, suite: str, model: str) -> list[Path]:
         """Every class's file that there is: this class's first, then the nearest."""
         own = self.path(suite, model)
-        others = sorted((self.root / suite).glob(f"*/{model}.json"), key=self._distance)
-        return ([own] if own.exists() else []) + [path for path in others if path != own]
+        every = (
+            folder / f"{model}.json" for folder in _folders(self.root / suite)
+        )  # no pattern: a name may have stars
+        others = sorted((path for path in every if _exists(path)), key=self._distance)
+        return ([own] if _exists(own) else []) + [path for path in others if path != own]
 
     def named(self, suite: str, model: str) -> set[str]:
         """Ids of the cases that this class's file names, as far as its text shows, readable or not."""
         path = self.path(suite, model)
-        if not path.exists():
+        if not is_file(path):
             return set()
-        text = path.read_bytes().decode(errors="replace")
+        text = read_bytes(path).decode(errors="replace")
         return {_unescaped(name) for name in re.findall(r'^  (".+"): \{\r?$', text, re.MULTILINE)}
 
     def read(self, path: Path) -> Stored:
@@ -148,7 +153,7 @@ def remove_baseline(path: Path) -> None:
 
 
 def _there(path: Path) -> dict[str, Record]:
-    return read_baseline(path) if path.exists() else {}
+    return read_baseline(path) if _exists(path) else {}
 
 
 def _write(path: Path, cases: Mapping[str, Record]) -> None:
@@ -202,17 +207,17 @@ def read_baseline(path: Path) -> dict[str, Record]:
 def _text(path: Path) -> bytes:
     check_fetched(path, BadArtefact)
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise BadArtefact(f"{path}: {path.name} is missing; {_repair(path)}") from None
-    except OSError as error:
-        raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
+        if not _exists(path):
+            raise BadArtefact(f"{path}: {path.name} is missing; {_repair(path)}")
+        return read_bytes(path)
+    except Unreadable as error:
+        raise BadArtefact(f"{shown(path)} is not a readable baseline ({error.why}); {_repair(path)}") from None
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Record]:
     """raises BadArtefact"""
     try:
-        document = json.loads(text.decode())
+        document = parse_json(text, path)
         schema = document["schema"]
         if type(schema) is not int or schema < 1:
             raise ValueError(f"no schema is numbered {schema!r}")
@@ -225,22 +230,39 @@ def _parsed(path: Path, text: bytes) -> dict[str, Record]:
         if Path(name).name != name:
             raise ValueError(f"the evidence must stand beside it (got {name!r})")
         evidence = path.with_name(name)
+        if not _exists(evidence):
+            raise BadArtefact(f"{path}: {shown(name)} is missing; {_repair(path)}")
         check_fetched(evidence, BadArtefact)
-        blob = evidence.read_bytes()
+        blob = read_bytes(evidence)
         if hashlib.sha256(blob).hexdigest() != digest:
             raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; {_repair(path)}")
-        if schema > 1 and _digest(document["cases"]) != document["sha256"]:
+        if (schema > 1 or "sha256" in document) and _digest(document["cases"]) != document["sha256"]:
             raise BadArtefact(f"{path} was edited by hand; {_repair(path)}")
         entries, arrays = migrated(document["cases"], load(blob), schema)
         return {case_id: _record(case_id, entry, arrays) for case_id, entry in entries.items()}
-    except FileNotFoundError as error:
-        raise BadArtefact(f"{path}: {Path(error.filename).name} is missing; {_repair(path)}") from None
+    except Unreadable as error:
+        raise BadArtefact(f"{shown(path)} is not a readable baseline ({error.why}); {_repair(path)}") from None
     # A hand-edited file can break any of the steps above in its own way: whatever it trips, it is
     # the file that is at fault.
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
     except (SafetensorError, OSError, RecursionError) as error:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except (OSError, ValueError):
+        return []
+
+
+def _exists(path: Path) -> bool:
+    """Whether anything is there, whatever it is; of a name that can be none, no."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
@@ -260,7 +282,7 @@ def _unescaped(name: str) -> str:
 
 
 def _short(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(shown(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= 200 else text[:200] + "..."
 
 
@@ -308,12 +330,19 @@ def _floors(stored: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Record:
+    check_entry(entry)
     prefix = case_id + _SEPARATOR
     own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
     rest = {name.removeprefix(_REST): own.pop(name) for name in list(own) if name.startswith(_REST)}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
+    if lacking := [rows for rows in noise if rows not in own]:
+        raise ValueError(f"{lacking[0]} is missing, and its noise is there")
+    check_scales(scales, symmetric=entry["settings"].get("symmetric", True) is True)
+    n_sites = len(set(scales) - set(entry["weights"]))
+    check_arrays(own | {f"noise.{rows}": array for rows, array in noise.items()}, n_sites)
+    check_arrays(rest, None)
     known = metrics_of(own)
     metrics = {n: _measured(known[n], entry, own) for n in entry["metrics"] if n in known}
     record = Record(

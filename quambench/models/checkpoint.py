@@ -249,7 +249,7 @@ def _read_recall(path: Path | None) -> dict[str, int]:
     if set(rungs) != set(recall.LADDERS):
         raise BadCheckpoint(f"{path} must give a rung to each of {', '.join(recall.LADDERS)} (got {_listed(rungs)})")
     for task, rung in rungs.items():
-        if rung not in recall.LADDERS[task]:
+        if type(rung) is not int or rung not in recall.LADDERS[task]:
             raise BadCheckpoint(f"{path}: {task} must be one of {_listed(recall.LADDERS[task])} (got {rung!r})")
     return rungs
 

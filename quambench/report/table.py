@@ -111,7 +111,7 @@ def _cell(measured: Measurement | None, factor: float) -> str:
     if measured is None or math.isnan(measured.value):
         return "-"
     value, error = measured.value * factor, measured.standard_error * factor
-    if not error > 0:
+    if not 0 < error < math.inf:
         return f"{value:.3g}"
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"

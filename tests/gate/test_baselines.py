@@ -331,6 +331,10 @@ def harm(path: Path, change) -> None:
 BY_HAND = "ValueError: m/running_max/1x1: settings or artefacts were edited by hand"
 REFUSED = {
     "schema 0": (lambda d, c: d.update(schema=0), "ValueError: no schema is numbered 0"),
+    "an older schema": (
+        lambda d, c: d.update(schema=2),
+        "ValueError: m/running_max/1x1 has what schema 3 brought, and the file says schema 2",
+    ),
     "schema as text": (lambda d, c: d.update(schema="3"), "ValueError: no schema is numbered '3'"),
     "schema true": (lambda d, c: d.update(schema=True), "ValueError: no schema is numbered True"),
     "200 letters": (
@@ -365,8 +369,8 @@ REFUSED = {
     "artefacts": (lambda d, c: c.update(artefacts="0" * 16), BY_HAND),
     "a scale too few": (lambda d, c: c["scales"].pop(), "ValueError: zip() argument 2 is longer than argument 1"),
     "a third number": (
-        lambda d, c: c["metrics"]["kl"].append(1),
-        "ValueError: zip() argument 2 is shorter than argument 1",
+        lambda d, c: c["metrics"].update(kl=[1, 2, 3]),
+        "ValueError: the metric kl must be a number and its standard error (got [1, 2, 3])",
     ),
     "no cases": (lambda d, c: d.update(cases=[]), "AttributeError: 'list' object has no attribute 'items'"),
 }
@@ -393,7 +397,7 @@ def test_a_refusal_says_which_file_and_why_and_what_to_type(here, change, why):
 def a_folder_in_its_place(path, evidence):
     path.unlink()
     path.mkdir()
-    return f"m.json is not a readable baseline (IsADirectoryError: [Errno 21] Is a directory: 'm.json'); {RESTORE}"
+    return f"m.json is not a readable baseline (it is a folder, not a file); {RESTORE}"
 
 
 def no_evidence(path, evidence):

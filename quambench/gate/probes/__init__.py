@@ -40,6 +40,7 @@ from quambench.gate.probes import (
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
+from quambench.reading import LIMIT, Unreadable, check_file, mappings, number, read_json, shown, text
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent
@@ -268,10 +269,10 @@ def blind() -> str:
     Said beside the stored answers: a comparison that finds everything the same finds the answer to a probe of itself
     the same too.
     """
-    for number, (answer, stored, right) in enumerate(_TELLING):
+    for place, (answer, stored, right) in enumerate(_TELLING):
         said = _ask(Probe("", lambda _, a=answer: {**a}), {}, stored).status  # type: ignore[misc]
         if said != right:
-            return f"answer {number} of the probes' own comparison is {said!r} and must be {right!r}"
+            return f"answer {place} of the probes' own comparison is {said!r} and must be {right!r}"
     return ""
 
 
@@ -316,16 +317,32 @@ def _unequal(was: list[Any], now: Tensor) -> list[tuple[int, Any, Any]]:
 
 def _questions(path: Path) -> dict[str, Tensor]:
     try:
+        check_file(path, LIMIT)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BadArtefact(f"{path} is not readable ({error}); git checkout {path.parent} restores it") from None
+    except Unreadable as error:
+        raise _unreadable(path, error.why) from None
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, shown(error)) from None
 
 
 def _read(path: Path) -> Stored:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            raise ValueError(f"schema {document['schema']}, this version reads {SCHEMA}")
-        return {name: dict(answers) for name, answers in document["probes"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadArtefact(f"{path} is not readable ({error}); git checkout {path.parent} restores it") from None
+        document = read_json(path)
+    except Unreadable as error:
+        raise _unreadable(path, error.why) from None
+    if not mappings(document, "probes"):
+        raise _unreadable(path, "it must be an object with probes")
+    if document.get("schema") != SCHEMA:
+        raise _unreadable(path, f"schema {shown(document.get('schema'))}, this version reads {SCHEMA}")
+    for name, answers in document["probes"].items():
+        if not isinstance(answers, dict) or not all(map(_is_answer, answers.values())):
+            raise _unreadable(path, f"the answers of {shown(name)} must be lists of numbers, or of strings")
+    return document["probes"]
+
+
+def _is_answer(stored: Any) -> bool:
+    return isinstance(stored, list) and (all(map(number, stored)) or all(map(text, stored)))
+
+
+def _unreadable(path: Path, why: str) -> BadArtefact:
+    return BadArtefact(f"{shown(path)} is not readable ({why}); git checkout {shown(path.parent)} restores it")
