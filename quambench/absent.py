@@ -68,7 +68,7 @@ class Run:
             notes.append(f"{row.status} {row.case_id} fails the run: {nodeid} caught what judge raised")
             passes = False
         for worker in self.collected.lost:
-            notes.append(f"{worker} crashed: the verdicts that it had made are lost, and nothing of them is stored")
+            notes.append(f"{worker} crashed: what it was doing is lost, and what it had finished is not")
             passes = False
         return passes
 

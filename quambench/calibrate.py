@@ -9,28 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
+from quambench.files import locked, write
 from quambench.grouping import Groups
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
+from quambench.models.sites import architectures_with, local_name, sites_of
 from quambench.observers import Batch, Observer, ObserverSpec
+from quambench.pointers import check_fetched
 from quambench.policy import Assignment, Plan, check_plan
-from quambench.quant.granularity import GROUPS, UNQUANTIZED, groups_at, layout
-from quambench.quant.grid import asymmetric_scale
+from quambench.quant.granularity import GRANULARITIES, GROUPS, UNQUANTIZED, groups_at, layout, scale_shape
+from quambench.quant.grid import asymmetric_scale, check_steps, check_zero_points
+from quambench.quant.precision import FLOAT_BITS
+from quambench.reading import Unreadable, is_file, mappings, read_bytes, read_json, shown, text
 
 SCHEMA = 1
+_ABOUT, _SCALES = "calibration.json", "scales.safetensors"
 FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
 _GROUPS = ("head_index", "channel_index", "head_sizes", "dim_sizes")  # fields of Groups, as they are saved
 _MANY = 1 << 20  # values of which observers ask for tails of different length, to tell which asks for most
@@ -66,8 +72,23 @@ class Calibration:
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write scales.safetensors and calibration.json; each file appears whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write scales.safetensors and calibration.json: killed at any moment, the old pair is loaded or the new one.
+
+        raises NotWritten
+        """
+        arrays = dict(self.scales)
+        for layer, groups in self.groups.items():
+            arrays |= {f"groups.{layer}.{name}": getattr(groups, name).contiguous() for name in _GROUPS}
+        with locked(folder):
+            with suppress(BadArtefact):  # for as long as one of the two files is the old one, the JSON describes both
+                write(folder / _ABOUT, _dump(Calibration.load(folder)._about | {"replaced_by": self._about}))
+            write(folder / _SCALES, save(arrays))
+            write(folder / _ABOUT, _dump(self._about))
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What calibration.json says."""
+        sites = {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales}
         about = {
             "schema": SCHEMA,
             "act_bits": self.act_bits,
@@ -75,30 +96,39 @@ class Calibration:
             "model_digest": self.model_digest,
             "data_digest": self.data_digest,
             "scales_digest": self.digest,
-            "sites": {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales},
+            "sites": sites,
         }
-        arrays = dict(self.scales)
-        for layer, groups in self.groups.items():
-            arrays |= {f"groups.{layer}.{name}": getattr(groups, name).contiguous() for name in _GROUPS}
-        if self.groups:
-            about["grouped_layers"] = list(self.groups)
-        save_file(arrays, folder / "scales.safetensors.partial")
-        (folder / "calibration.json.partial").write_text(json.dumps(about, indent=1) + "\n")
-        for name in ("scales.safetensors", "calibration.json"):
-            os.replace(folder / f"{name}.partial", folder / name)
+        return about | ({"grouped_layers": list(self.groups)} if self.groups else {})
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
-        """raises BadArtefact when a file is missing, corrupt, of another schema, or not the other's twin."""
-        for name in ("calibration.json", "scales.safetensors"):
-            if not (folder / name).is_file():
-                raise BadArtefact(f"{folder} holds no calibration: {name} is missing")
+        """raises BadArtefact when a file is missing, corrupt, of another schema, not the other's twin, or when it holds
+        what no calibration can make (`check_calibration`)"""
+        while True:
+            before = _text_of(folder)
+            try:
+                return cls._loaded(folder)
+            except BadArtefact:
+                if _text_of(folder) == before:
+                    raise
+                # somebody saved another calibration between the reading of the one and of the other
+
+    @classmethod
+    def _loaded(cls, folder: Path) -> Calibration:
+        """raises BadArtefact"""
+        about, stored = _read(folder)
+        following = about.get("replaced_by")
+        if following is not None:
+            with suppress(BadArtefact):  # killed on the way: the scales are the new ones, or still not
+                _check_about(folder, following)
+                return cls._of(folder, following, stored)
+        return cls._of(folder, about, stored)
+
+    @classmethod
+    def _of(cls, folder: Path, about: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Calibration:
+        """What calibration.json says, and the arrays that it speaks of. raises BadArtefact"""
+        sites = about["sites"]
         try:
-            about = json.loads((folder / "calibration.json").read_text())
-            if about["schema"] != SCHEMA:
-                raise BadArtefact(f"{folder}: calibration of schema {about['schema']}, this version reads {SCHEMA}")
-            stored = load_file(folder / "scales.safetensors")
-            sites = about["sites"]
             loaded = cls(
                 scales={s: stored[s] for s in sites},
                 granularities={s: entry["granularity"] for s, entry in sites.items()},
@@ -112,11 +142,122 @@ class Calibration:
                     for layer in about.get("grouped_layers", ())
                 },
             )
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, BadParameter) as error:
-            raise BadArtefact(f"{folder} holds a corrupt calibration: {error!r}") from None
-        if loaded.digest != about["scales_digest"]:
-            raise BadArtefact(f"{folder}: scales.safetensors is not the file that calibration.json describes")
+            same = loaded.digest == about["scales_digest"]
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, BadParameter) as error:
+            raise BadArtefact(f"{shown(folder)} holds a corrupt calibration: {shown(repr(error))}") from None
+        if not same:
+            raise BadArtefact(f"{shown(folder)}: {_SCALES} is not the file that {_ABOUT} describes")
+        try:
+            check_calibration(loaded)
+        except BadArtefact as error:
+            raise BadArtefact(f"{shown(folder)} holds a corrupt calibration: {error}") from None
         return loaded
+
+
+def _read(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """calibration.json, of this schema, and scales.safetensors. raises BadArtefact"""
+    for name in (_ABOUT, _SCALES):
+        if not is_file(folder / name):
+            raise BadArtefact(f"{shown(folder)} holds no calibration: {name} is missing")
+        check_fetched(folder / name, BadArtefact)
+    try:
+        about = read_json(folder / _ABOUT)
+        _check_about(folder, about)
+        return about, load(read_bytes(folder / _SCALES))
+    except (Unreadable, SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BadArtefact(f"{shown(folder)} holds a corrupt calibration: {shown(error)}") from None
+
+
+def _check_about(folder: Path, about: Any) -> None:
+    if not mappings(about, "sites"):
+        raise BadArtefact(f"{shown(folder)} holds a corrupt calibration: {_ABOUT} must be an object with sites")
+    if about.get("schema") != SCHEMA:
+        got = shown(about.get("schema"))
+        raise BadArtefact(f"{shown(folder)}: calibration of schema {got}, this version reads {SCHEMA}")
+
+
+def _text_of(folder: Path) -> bytes:
+    """calibration.json, as far as it can be read."""
+    with suppress(Unreadable):
+        return read_bytes(folder / _ABOUT)
+    return b""
+
+
+def check_calibration(calibration: Calibration, config: ModelConfig | None = None) -> None:
+    """Whether a Calibration that came from somewhere is one that calibration could have made.
+
+    Every reader asks this: of a saved folder, of another program's file, of code from outside.
+    config  the model's, where it is known: its sites, each with a scale of the shape that its granularity has there
+    raises BadArtefact naming the site
+    """
+    c = calibration
+    if type(c.act_bits) is not int or not (2 <= c.act_bits <= 8 or c.act_bits == FLOAT_BITS):
+        raise BadArtefact(f"act_bits must be 2 to 8, or {FLOAT_BITS} where all stays float (got {shown(c.act_bits)})")
+    if type(c.symmetric) is not bool:
+        raise BadArtefact(f"symmetric must be true or false (got {shown(c.symmetric)})")
+    if not (text(c.model_digest) and text(c.data_digest)):
+        raise BadArtefact("the digests of model and data must be strings")
+    if config is not None and set(c.scales) != set(sites_of(config)):
+        apart = sorted(set(c.scales) ^ set(sites_of(config)))[0]
+        is_there = "of another model" if apart in c.scales else "missing"
+        raise BadArtefact(f"the sites must be those of the model: {shown(apart)} is {is_there}")
+    known = {"mamba", "mamba2"}
+    for site in c.scales:
+        known &= architectures_with(site)
+        if not known:
+            raise BadArtefact(f"{shown(site)} is no site of a model that has the sites before it")
+    for layer in c.groups:
+        if type(layer) is not int or layer < 0:
+            raise BadArtefact(f"a layer in groups must be a number (got {shown(repr(layer))})")
+    for site in c.scales:
+        _check_site(c, site, config)
+
+
+def _check_site(c: Calibration, site: str, config: ModelConfig | None) -> None:
+    granularity, scale = c.granularities[site], c.scales[site]
+    if not text(c.observers[site]):
+        raise BadArtefact(f"{site}: the observer must be a string (got {shown(c.observers[site])})")
+    if granularity not in (*GRANULARITIES, UNQUANTIZED, GROUPS):
+        raise BadArtefact(f"{site}: no granularity is called {shown(granularity)}")
+    if scale.dtype != torch.float32:
+        raise BadArtefact(f"{site}: scales must be float32 (got {str(scale.dtype).removeprefix('torch.')})")
+    sides = () if c.symmetric or granularity == UNQUANTIZED else (2,)
+    if tuple(scale.shape[: len(sides)]) != sides or not _fits(c, site, tuple(scale.shape[len(sides) :]), config):
+        raise BadArtefact(f"{site}: {tuple(scale.shape)} is no shape of scales per {granularity} there")
+    if granularity == UNQUANTIZED:
+        return
+    if c.act_bits == FLOAT_BITS:
+        raise BadArtefact(f"{site} has a scale, and act_bits say that all stays float")
+    check_steps(scale[0] if sides else scale, site)
+    if sides:
+        check_zero_points(scale[1], c.act_bits, site)
+
+
+# Axes of a scale by granularity, where no model says how long they are; a state has more.
+_AXES = {"tensor": (0,), "split": (1,), "ssd_group": (1,), "head": (1,), "channel": (1, 2), "channel_state": (2, 3)}
+
+
+def _fits(c: Calibration, site: str, shape: tuple[int, ...], config: ModelConfig | None) -> bool:
+    """Whether a scale of this shape can stand at a site."""
+    granularity, groups = c.granularities[site], groups_at(site, c.groups)
+    if granularity == UNQUANTIZED:
+        return shape == (0,)
+    if config is not None:
+        one = sites_of(config)[site]
+        if granularity not in (*one.allowed, *([GROUPS] if one.grouped else [])):
+            return False
+        try:
+            return shape == scale_shape(granularity, site, config, groups)
+        except (BadParameter, RuntimeError, IndexError):  # groups of another model's heads or channels
+            return False
+    if granularity == GROUPS:
+        state = local_name(site) == "ssm_state"
+        return groups is not None and shape[:3] == groups.shape and len(shape) == (4 if state else 3) and 0 not in shape
+    return len(shape) in _AXES[granularity] and 0 not in shape
+
+
+def _dump(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, indent=1) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from quambench.errors import BadParameter, UnknownName
+from quambench.errors import BadParameter, QuambenchError, UnknownName
 from quambench.grouping import GroupingSpec
 from quambench.interchange.outside import find_calibration
 from quambench.interchange.quamba import BITS
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import PER_TENSOR, check_grouping, groupings, is_clustering
-from quambench.quant.precision import FLOAT_BITS, Precision
+from quambench.quant.precision import FLOAT_BITS, Precision, is_width
 from quambench.quant.recipe import WeightRecipe
 from quambench.quant.weights import LARGEST
 from quambench.refine import REFINEMENTS, RefinementSpec
@@ -128,21 +128,29 @@ class Case:
 
         raises UnknownName, BadParameter
         """
-        first, *rest = re.split(r"/(?![^\[\]]*\])", text)  # not at one in brackets: a path
         case = cls(model=model, observer=LARGEST, protocol=protocol or Protocol())
+        first, *rest = re.split(r"/(?![^\[\]]*\])", text)  # not at one in brackets: a path
+        try:
+            return case._with(first, rest)
+        except (BadParameter, UnknownName) as error:
+            raise (error.within(f"case {text}") if rest else error) from None
+
+    def _with(self, first: str, rest: Sequence[str]) -> Case:
+        """This with the parts of an id. raises UnknownName, BadParameter"""
         if first.startswith(OUTSIDE):
-            case = case.calibrated_by(first.removeprefix(OUTSIDE))
+            case = self.calibrated_by(first.removeprefix(OUTSIDE))
         else:
-            case = replace(case, observer=ObserverSpec.parse(first))
+            case = replace(self, observer=_observer(first))
         given: dict[str, Any] = {}
         for i, part in enumerate(rest):
             try:
                 found = _part(part)
-            except UnknownName:
-                _refuse_cut_path(rest[i:])
+            except (UnknownName, BadParameter) as error:
+                if not part or isinstance(error, UnknownName):
+                    _refuse_cut_path(rest[i:])
                 raise
             if twice := next((name for name in found if name in given), ""):
-                raise BadParameter(f"a case has one {twice} (got another, {part}, in {text!r})")
+                raise BadParameter(f"a case has one {twice} (got another, {part})")
             given |= found
         return replace(case, **given)
 
@@ -229,12 +237,26 @@ def _idle(case: Case) -> str:
     return "" if case.precision.symmetric else "asymmetric"
 
 
+def _observer(text: str) -> ObserverSpec:
+    """The first part of an id. raises UnknownName, BadParameter"""
+    try:
+        return ObserverSpec.parse(text)
+    except UnknownName:
+        try:
+            _part(text)
+        except QuambenchError:
+            pass
+        else:
+            raise BadParameter(f"a case starts with its observer: write percentile/{text} (got {text!r})") from None
+        raise
+
+
 def in_order(tasks: Iterable[str]) -> tuple[str, ...]:
     """Names as a case has them: each once, sorted, so that one set of tasks is one case."""
     return tuple(sorted(set(tasks)))
 
 
-def _refuse_cut_path(parts: list[str]) -> None:
+def _refuse_cut_path(parts: Sequence[str]) -> None:
     """raises BadParameter where the first parts are the path of a mix's file, cut at its slashes"""
     end = next((n for n, part in enumerate(parts, 1) if part.endswith(".json")), 0)
     if end > 1:
@@ -245,6 +267,13 @@ def _refuse_cut_path(parts: list[str]) -> None:
 def _part(text: str) -> dict[str, Any]:
     """One part of an id, recognised by its form -> the field that it sets."""
     name = text.partition("[")[0]
+    if not text:
+        raise BadParameter("a part between slashes is empty: leave the slash out")
+    if text != name and (name in SIZES or name == "gptq"):
+        raise BadParameter(f"{name} takes no parameters: write {name} (got {text!r})")
+    for spec in (PolicySpec, RefinementSpec):
+        if spec.miswritten(text):
+            spec.parse(text)  # which says how it is written
     if text in SIZES:
         return {"protocol": SIZES[text]}
     if name in POLICIES:
@@ -253,14 +282,16 @@ def _part(text: str) -> dict[str, Any]:
         return {"refinement": RefinementSpec.parse(text)}
     if text == "gptq" or text.startswith("weights="):
         return {"weights": WeightRecipe.parse(text)}
-    if (text[:1] == "w" and text[1:2].isdigit()) or name == "mix" or text.endswith(".json"):
+    if (text[:1] == "w" and text[1:2].isdigit()) or name == "mix" or text.endswith(".json") or is_width(text):
         return {"precision": Precision.parse(text)}
     if text.startswith(_TASKS):
         names, _, limit = text.removeprefix(_TASKS).partition(":")
-        if not names or not (limit or "0").isdecimal():
-            raise BadParameter(f"tasks are written {_TASKS}name+name, with :N for N documents of each (got {text!r})")
+        if not names or not re.fullmatch(r"0{0,8}[1-9][0-9]{0,8}", limit or "1"):
+            raise BadParameter(
+                f"tasks are written {_TASKS}name+name, with :N for N documents of each, 1 or more (got {text!r})"
+            )
         return {"tasks": in_order(names.split("+")), "task_limit": int(limit or 0)}
-    if text in groupings() or is_clustering(text):
+    if name in groupings() or is_clustering(text) or GroupingSpec.miswritten(text):
         check_grouping(text)
         return {"grouping": text}
     known = [*groupings(), "4x4", "adaptive", *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]

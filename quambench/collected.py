@@ -57,6 +57,11 @@ class Collected:
         self.rows |= other.rows
         self.early |= other.early
 
+    def judge(self, nodeid: str, row: Row) -> None:
+        """A test got a verdict; of one that runs again, the last counts."""
+        others = [other for other in self.rows_of(nodeid) if other.case_id != row.case_id]
+        self.rows[nodeid] = [*others, row]
+
     def end(self, nodeid: str, outcome: str, called: bool, expected: str | None) -> None:
         """One phase of a test is over: set-up, the call, or tear-down.
 
@@ -148,7 +153,7 @@ def moved(root: Path, suite: str) -> Path | None:
 
 def _reads_as_suite(file: Path) -> bool:
     """Whether a file has the words of a suite."""
-    text = file.read_bytes() if file.exists() else b""
+    text = file.read_bytes() if file.is_file() else b""
     return b"cases" in text and b"judge" in text
 
 

@@ -1,6 +1,6 @@
 """This code against another revision of it: same machine, same minutes, case by case in turn.
 
-No stored baseline is needed: the other revision, in a git worktree of its own, measures what it
+No stored baseline is needed: the other revision, its files in a folder of their own, measures what it
 says, this one measures the same, and the gate judges the second against the first. So it is with
 the probes: both answer this side's questions, and its answers are checked against the other's.
 """
@@ -8,14 +8,13 @@ the probes: both answer this side's questions, and its answers are checked again
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 
+from quambench import git
 from quambench.errors import BadArtefact, BadParameter
 from quambench.gate import probes
 from quambench.gate.baselines import read_baseline
@@ -23,6 +22,7 @@ from quambench.gate.findings import Finding
 from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict, judge
 from quambench.gate.worker import Task
+from quambench.scratch import scratch
 from quambench.workers import Answer, Worker
 
 Progress = Callable[[str, int, int], None]
@@ -42,16 +42,16 @@ def compare(
 ) -> list[Verdict]:
     """Verdicts on the code in `folder`'s git checkout against revision `against` of it.
 
-    raises BadParameter when there is no checkout or no such revision, or when that revision is too
+    raises GitFailed when there is no checkout or no such revision, BadParameter when that revision is too
     old to be asked
     """
     if untold := _untold(tasks):
         return untold
     verdicts = []
-    with _worktree(folder, against) as (ours, theirs), tempfile.TemporaryDirectory(prefix="quambench-") as out:
-        otherwise = _broken_probes(theirs, ours, Path(out), against, progress, note)
+    with git.revision(folder, against) as (ours, theirs), scratch() as out:
+        otherwise = _broken_probes(theirs, ours, out, against, progress, note)
         for turn, task in enumerate(tasks):
-            jobs = [task.to_json(Path(out) / str(turn) / side) for side in ("theirs", "ours")]
+            jobs = [task.to_json(out / str(turn) / side) for side in ("theirs", "ours")]
             with _worker(theirs, ours, jobs[0]) as old, _worker(ours, ours, jobs[1]) as new:
                 for number, observer in enumerate(task.observers):
                     progress(f"{task.model}: {against} and now, in turn", number, len(task.observers))
@@ -130,33 +130,6 @@ def _broken_probes(
 
 
 @contextmanager
-def _worktree(folder: Path, revision: str) -> Iterator[tuple[Path, Path]]:
-    """(root of the checkout, root of its worktree at `revision`); the worktree goes away again."""
-    try:
-        root = Path(_git(folder, "rev-parse", "--show-toplevel"))
-    except subprocess.CalledProcessError:
-        raise BadParameter(f"{folder} is in no git checkout, so there is no other revision to compare with") from None
-    except FileNotFoundError:
-        raise BadParameter("git is not installed, and compare needs it for the other revision") from None
-    try:
-        commit = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    except subprocess.CalledProcessError:
-        raise BadParameter(f"{root} has no revision {revision!r}; git log shows those it has") from None
-    with tempfile.TemporaryDirectory(prefix="quambench-worktree-") as parent:
-        tree = Path(parent) / "tree"
-        _git(root, "worktree", "add", "--detach", "--quiet", str(tree), commit)
-        try:
-            yield root, tree
-        finally:
-            subprocess.run(["git", "-C", str(root), "worktree", "remove", "--force", str(tree)], capture_output=True)
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-@contextmanager
 def _worker(code: Path, ours: Path, job: str) -> Iterator[Worker]:
     """A process that runs `code`.
 
@@ -167,9 +140,11 @@ def _worker(code: Path, ours: Path, job: str) -> Iterator[Worker]:
     path = os.pathsep.join([str(code), str(code / "kernels"), *elsewhere])
     if (code / "quambench").is_dir() and not (code / "quambench" / "gate" / "worker.py").is_file():
         raise BadParameter("that revision is older than `quambench compare`; it cannot be asked")
-    worker = Worker([sys.executable, "-m", "quambench.gate.worker"], {"PYTHONPATH": path}, cwd=code)
-    worker.tell(job)
+    no_repository = {} if code == ours else {"GIT_CEILING_DIRECTORIES": str(code.parent)}
+    environment = {"PYTHONPATH": path, **no_repository}
+    worker = Worker([sys.executable, "-m", "quambench.gate.worker"], environment, cwd=code)
     try:
+        worker.tell(job)
         yield worker
     finally:
         worker.close()

@@ -10,10 +10,24 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
+
+from quambench.plain_text import plain
+
+_LONGEST = 2000  # characters of a message; what is wrong stands at its begin, what to do at its end
 
 
 class QuambenchError(Exception):
-    """Base of all errors that are somebody's input, not a bug in quambench."""
+    """Base of all errors that are somebody's input, not a bug in quambench: a message of one line."""
+
+    def __str__(self) -> str:
+        line = plain(super().__str__())
+        half = _LONGEST // 2
+        return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+    def within(self, where: str) -> Self:
+        """The same error, with what it is about in front: a case or an observer as it was written."""
+        return type(self).__new__(type(self), f"{where}: {self}")
 
 
 class UnknownName(QuambenchError):
@@ -25,7 +39,9 @@ class UnknownName(QuambenchError):
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         place = f"; to add one: a module in {home}" if home else ""
-        these = f"{len(names)} are known, {listed_by} lists them" if listed_by else f"Known: {', '.join(names)}"
+        these = (
+            f"{len(names)} are known, {listed_by} lists them" if listed_by else f"Known: {', '.join(names) or 'none'}"
+        )
         super().__init__(f"no {kind} named {name!r}.{hint} {these}{place}")
 
 
@@ -49,6 +65,10 @@ class NewerSchema(BadArtefact):
     """A file that a later version wrote: nothing here may replace it."""
 
 
+class NotWritten(QuambenchError):
+    """A file that could not be written: a full disk, a folder that may not be written; what stood there stands."""
+
+
 class NonFinite(QuambenchError):
     """NaN or infinity in weights, activations or a measured number; names the place."""
 
@@ -65,6 +85,14 @@ class OutsideFailed(QuambenchError):
     """Somebody else's code raised; the message has what and where, the cause is what it raised."""
 
 
+class GitFailed(QuambenchError):
+    """Something that git could not do; `words` are git's own, in one line."""
+
+    def __init__(self, message: str, words: str = "") -> None:
+        self.words = words
+        super().__init__(f"{message} (git: {words})" if words else message)
+
+
 class MissingExtra(QuambenchError):
     """An optional dependency that is not installed; names the extra that brings it."""
 
@@ -74,13 +102,25 @@ class MissingExtra(QuambenchError):
         )
 
 
+def check_name(path: Path) -> None:
+    """Whether a file or folder can have such a name, there or not yet. raises BadParameter"""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # too long, a loop of links; with a NUL byte
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no file can have such a name"
+        raise BadParameter(f"cannot write to {path}: {why}") from None
+
+
 def check_writable(folder: Path) -> None:
     """Whether a folder, there or not yet, can be written to; before work that would end in it.
 
     raises BadParameter
     """
+    check_name(folder)
     there = folder.absolute()
-    while not there.exists() and there != there.parent:
+    while not (there.exists() or there.is_symlink()) and there != there.parent:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "no folder" if not there.is_dir() else "not writable"

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from quambench.errors import BadParameter, OutsideFailed, UnknownName
+from quambench.reading import shown
 
 _sources: dict[str, dict[str, str]] = {}
 
@@ -58,11 +59,14 @@ class Kind:
         module, _, path = target.partition(":")
         found: Any = _imported(module, f"{self.name} {name}")
         for part in path.split("."):
-            if not hasattr(found, part):
+            try:
+                found = getattr(found, part)
+            except AttributeError:
                 wanted = inspect.isclass if of.lower() == "class" else inspect.isfunction
-                there = [n for n, thing in vars(found).items() if wanted(thing)]
-                raise UnknownName(f"{of.lower()} in {module}", path, there)
-            found = getattr(found, part)
+                there = [n for n, thing in getattr(found, "__dict__", {}).items() if wanted(thing)]
+                raise UnknownName(f"{of.lower()} in {shown(module)}", shown(path), there) from None
+            except Exception as error:  # a module or a class may answer in its own way
+                raise BadParameter(f"{self.name} {shown(name)}: no {shown(part)}: {shown(one_line(error))}") from error
         return found
 
     def used(self, name: str, thing: Any) -> None:
@@ -110,7 +114,7 @@ def place_of(error: BaseException) -> str:
     return f"{Path(at.filename).name}:{at.lineno}"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """ "ValueError: what it says", without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -119,8 +123,8 @@ def _imported(module: str, asked: str) -> ModuleType:
     try:
         with _current_folder_first():
             return import_module(module)
-    except Exception as error:  # a module may fail in any way
-        raise BadParameter(f"{asked}: {module!r} cannot be imported: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # a module may fail in any way, or be a program
+        raise BadParameter(f"{shown(asked)}: {shown(module)!r} cannot be imported: {one_line(error)}") from error
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
+import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy
 import torch
 from quambench_kernels.dispatch import chosen
 
+from quambench import git
 from quambench.outside import sources
 
 _PACKAGE = Path(__file__).parent
@@ -31,8 +33,14 @@ def machine_class(device: str = "cpu") -> str:
     return f"cpu-{platform.machine().lower()}-{capability}"
 
 
-def provenance(device: str = "cpu") -> dict[str, Any]:
-    """What a stored result says about how it was made, models being on a device. No path, host or user name."""
+def provenance(device: str = "cpu", folder: Path | None = None) -> dict[str, Any]:
+    """What a stored result says about how it was made. No path, host or user name.
+
+    device  where models are
+    folder  of the project whose code is judged (default: the current one); `commit` and `dirty` are of the
+            repository that tracks it, "unknown" where git cannot tell
+    """
+    code = judged(folder or Path.cwd())
     return ran_here() | {
         "machine": machine_class(device),
         "threads": torch.get_num_threads(),
@@ -40,10 +48,17 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        "commit": code.commit,
+        "dirty": code.dirty,
         "quambench": code_digest(),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **quambench_itself(),
     }
+
+
+@cache
+def judged(folder: Path) -> git.State:
+    """Which code lies in a folder, asked once: what this process loaded, and not what it or others store meanwhile."""
+    return git.state(folder)
 
 
 def ran_here() -> dict[str, Any]:
@@ -75,10 +90,22 @@ def code_digest() -> str:
     return h.hexdigest()[:16]
 
 
-def _git(*arguments: str) -> str | None:
-    """Output of git in the package's own checkout; None outside one or without git."""
+@cache
+def quambench_itself() -> dict[str, Any]:
+    """Which quambench this is: its version, and its commit and dirtiness where it is a checkout of its own.
+
+    The repository that an environment happens to lie in says nothing of the packages installed there.
+    """
+    top = _PACKAGE.parent
+    if not git.holds(top, "pyproject.toml", f"{_PACKAGE.name}/{Path(__file__).name}"):
+        return {"quambench_version": _installed()}
+    own = git.state(top)
+    written = tomllib.loads((top / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    return {"quambench_version": written, "quambench_commit": own.commit, "quambench_dirty": own.dirty}
+
+
+def _installed() -> str:
     try:
-        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return version(_PACKAGE.name)
+    except PackageNotFoundError:  # a copy on the path
+        return "unknown"

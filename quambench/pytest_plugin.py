@@ -14,25 +14,31 @@ import difflib
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from quambench.absent import Run
-from quambench.case import Case, Protocol
-from quambench.collected import SKIPPED, Collected, Item, Row, suite_of
-from quambench.errors import BadArtefact, BadParameter, QuambenchError, UnknownName
-from quambench.gate.probes import all_probes
-from quambench.gate.verdicts import Verdict
-from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
-from quambench.models.checkpoint import bundled_names
-from quambench.options import asked_by, session_of
-from quambench.provenance import merged, provenance, ran_here
-from quambench.report import REPORTS, format_of, terminal
-from quambench.session import INPUT_ERRORS, Session
+from quambench.stopping import as_interrupts, at_once
 
+with at_once():  # torch takes seconds
+    from quambench.absent import Run
+    from quambench.case import Case, Protocol
+    from quambench.collected import SKIPPED, Collected, Item, Row, suite_of
+    from quambench.errors import BadArtefact, BadParameter, NotWritten, QuambenchError, UnknownName
+    from quambench.gate.probes import all_probes
+    from quambench.gate.verdicts import Verdict
+    from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
+    from quambench.models.checkpoint import bundled_names
+    from quambench.options import asked_by, session_of
+    from quambench.plain_text import plain, spelled_for
+    from quambench.provenance import merged, provenance, ran_here
+    from quambench.report import terminal, write_report
+    from quambench.session import INPUT_ERRORS, Session
+
+ROOT = pytest.StashKey[Path]()  # of the project: suites/ and baselines/ stand there
 SESSION = pytest.StashKey[Session]()
 COLLECTED = pytest.StashKey[Collected]()
 ASKED = pytest.StashKey[Asked]()
@@ -76,11 +82,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="a task of lm-evaluation-harness, asked of prose models' cases too; repeatable, or with commas",
     )
-    add("--qb-limit", type=int, default=0, metavar="N", help="with --qb-task: the first N documents of each alone")
+    add("--qb-limit", type=int, metavar="N", help="with --qb-task: the first N documents of each alone")
     add("--qb-baselines", metavar="DIR", type=Path, help="where baselines are stored (default: baselines/)")
     add("--qb-update", action="store_true", help="store what runs as the new baselines")
     add("--qb-new-only", action="store_true", help="store only what has no baseline yet")
-    add("--qb-accept", metavar="REASON", default="", help="with --qb-update: store worse results too, and why")
+    add("--qb-accept", metavar="REASON", help="with --qb-update: store worse results too, and why")
     add("--qb-full", action="store_true", help="measure about four times as much (other baselines: other protocol)")
     add("--qb-allow-drift", action="store_true", help="DRIFTED and IMPROVED pass")
     add("--qb-report", action="append", default=[], metavar="PATH", type=Path, help="write .md or .json; repeatable")
@@ -91,28 +97,47 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "cases(*specs, language='prose', quick=False, architecture=''): what a suite runs, as ids without the model",
     )
-    root = str(config.rootpath)
+    stack = ExitStack()
+    stack.enter_context(as_interrupts())
+    config.add_cleanup(stack.close)
+    config.stash[ROOT] = _project(config)
+    root = str(config.stash[ROOT])
     if root not in sys.path:  # for an observer from outside, `module:Class`; last, where it hides nothing
         sys.path.append(root)
         config.add_cleanup(lambda: sys.path.remove(root))
     collected = config.stash[COLLECTED] = Collected()
-    config.pluginmanager.register(_Ends(collected), "quambench-ends")
+    config.pluginmanager.register(_Ends(config, collected), "quambench-ends")
     config.stash[JUDGED] = {}
     config.stash[WRITTEN], config.stash[REPORTED], config.stash[RAN], config.stash[MISUSED] = [], [], [], []
     try:
-        config.stash[SESSION] = session_of(config.option, config.rootpath)
+        config.stash[SESSION] = session_of(config.option, config.stash[ROOT])
         config.stash[ASKED] = asked_by(config.option, config.stash[SESSION])
     except QuambenchError as error:
         raise pytest.UsageError(str(error)) from None
 
 
+def _project(config: pytest.Config) -> Path:
+    """The folder of the conftest that loads this plug-in, else pytest's root.
+
+    Without an ini file pytest's root moves with the arguments: `--qb-corpus ../texts` has a word that is a path.
+    """
+    for plugin in config.pluginmanager.get_plugins():
+        file, loads = getattr(plugin, "__file__", None), getattr(plugin, "pytest_plugins", ())
+        if file and Path(file).name == "conftest.py" and __name__ in ([loads] if isinstance(loads, str) else loads):
+            return Path(file).resolve().parent
+    return config.rootpath
+
+
 class _Ends:
     """How tests end; a plug-in of its own, since pytest tells this without the configuration."""
 
-    def __init__(self, collected: Collected) -> None:
-        self._collected = collected
+    def __init__(self, config: pytest.Config, collected: Collected) -> None:
+        self._config, self._collected = config, collected
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        sent = report.__dict__.get("quambench")  # by a worker, where this is its controller
+        if sent and not hasattr(self._config, "workeroutput"):
+            _take_over(self._config, sent)
         self._collected.end(
             report.nodeid, report.outcome, report.when == "call", expected=getattr(report, "wasxfail", None)
         )
@@ -306,8 +331,7 @@ def _answer(
     except misuse as error:
         _misused(config, error)
     passes = verdict.passes(config.stash[SESSION].allow_drift)
-    rows = config.stash[COLLECTED].rows.setdefault(item.nodeid, [])
-    rows.append(Row(verdict.case_id, verdict.status, passes))
+    config.stash[COLLECTED].judge(item.nodeid, Row(verdict.case_id, verdict.status, passes))
     if not passes:
         pytest.fail(f"{verdict.status} {verdict.case_id}: {verdict.reason}", pytrace=False)
     return verdict
@@ -338,7 +362,12 @@ def _run(config: pytest.Config) -> Run:
     """This run, as it ended."""
     given = tuple((config.invocation_params.dir / str(argument)).resolve() for argument in config.args)
     return Run(
-        config.rootpath, given, _narrowed(config), config.stash[ASKED], config.stash[COLLECTED], config.stash[SESSION]
+        config.stash[ROOT],
+        given,
+        _narrowed(config),
+        config.stash[ASKED],
+        config.stash[COLLECTED],
+        config.stash[SESSION],
     )
 
 
@@ -346,8 +375,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
     state, collected = config.stash[SESSION], config.stash[COLLECTED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
-        found = (state.verdicts, state.notes, state.to_write, collected, config.stash[MISUSED], ran_here())
-        config.workeroutput["quambench"] = pickle.dumps(found)
+        config.workeroutput["quambench"] = (_given_away(config), pickle.dumps(collected), pickle.dumps(ran_here()))
         return
     if _only_looks(config):
         return
@@ -359,22 +387,37 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if state.to_write:
             state.notes.append("the run ended early: nothing was stored")
         return
-    run = _run(config)
-    if not run.settle():
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    elif exitstatus == pytest.ExitCode.OK and run.judged_nothing:
-        state.notes.append("nothing was judged: every case that was asked for was skipped, or was not collected")
-        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-    config.stash[WRITTEN] = list(dict.fromkeys(state.write(whole=run.replaceable)))
+    try:
+        run = _run(config)
+        if not run.settle():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        elif exitstatus == pytest.ExitCode.OK and run.judged_nothing:
+            state.notes.append("nothing was judged: every case that was asked for was skipped, or was not collected")
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        config.stash[WRITTEN] = list(dict.fromkeys(state.write(whole=run.replaceable)))
+    except KeyboardInterrupt:
+        state.interrupted = True
     if state.refused:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if state.interrupted:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+    _write_reports(session)
+
+
+def _write_reports(session: pytest.Session) -> None:
+    """Each by itself; the table that is printed does not depend on any."""
+    config = session.config
+    state = config.stash[SESSION]
     reports = config.option.qb_report if state.verdicts else ()
     elsewhere: list[dict[str, Any]] = config.stash[RAN]
-    ran = merged(provenance(state.device), elsewhere) if reports else {}
+    ran = merged(provenance(state.device, state.root), elsewhere) if reports else {}
     for path in reports:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(REPORTS[format_of(path)](state.verdicts, ran))
-        config.stash[REPORTED].append(path)
+        try:
+            write_report(path, state.verdicts, ran)
+            config.stash[REPORTED].append(path)
+        except NotWritten as error:
+            state.notes.append(f"no report: {error}")
+            session.exitstatus = max(session.exitstatus, pytest.ExitCode.TESTS_FAILED)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -387,38 +430,68 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     return ByModel(config, log, {*bundled_names("prose"), *bundled_names("recall"), *config.stash[ASKED].models})
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """xdist: what a test found goes with its report, so that it is not lost with a worker that dies later."""
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    if call.when == "teardown" and hasattr(item.config, "workeroutput"):
+        report.__dict__["quambench"] = _given_away(item.config)
+    return report  # type: ignore[return-value]
+
+
+def _given_away(config: pytest.Config) -> bytes:
+    """xdist: what a worker found since it last told."""
+    state = config.stash[SESSION]
+    found = (state.verdicts, state.notes, state.to_write, config.stash[COLLECTED].rows, config.stash[MISUSED])
+    sent = pickle.dumps(found)
+    state.verdicts, state.notes, state.to_write = [], [], {}
+    config.stash[MISUSED].clear()
+    return sent
+
+
+def _take_over(config: pytest.Config, sent: bytes) -> None:
+    """xdist: what a worker of ours found."""
+    verdicts, notes, to_write, rows, misused = pickle.loads(sent)
+    state = config.stash[SESSION]
+    state.keep(verdicts)
+    state.notes += notes
+    for key, records in to_write.items():
+        state.to_write.setdefault(key, []).extend(records)
+    config.stash[COLLECTED].rows |= rows
+    config.stash[MISUSED].extend(misused)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """xdist: take over what a worker found; one that crashed leaves all it did unknown."""
+    """xdist: take over what a worker has not told yet; of one that crashed, the test that it ran is unknown."""
     sent = getattr(node, "workeroutput", {}).get("quambench")
     if sent is None:
         node.config.stash[COLLECTED].lost.append(f"the worker {node.gateway.id}")
         return
-    # from our own worker process
-    verdicts, notes, to_write, collected, misused, ran = pickle.loads(sent)
-    node.config.stash[RAN].append(ran)
-    state = node.config.stash[SESSION]
-    state.verdicts += verdicts
-    state.notes += notes
-    node.config.stash[MISUSED].extend(misused)
-    for key, records in to_write.items():
-        state.to_write.setdefault(key, []).extend(records)
-    node.config.stash[COLLECTED].merge(collected)
+    found, collected, ran = sent
+    _take_over(node.config, found)
+    node.config.stash[COLLECTED].merge(pickle.loads(collected))
+    node.config.stash[RAN].append(pickle.loads(ran))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     state = config.stash[SESSION]
-    write = terminalreporter.write_line
+    encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+
+    def write(line: str, **markup: bool) -> None:
+        terminalreporter.write_line(spelled_for(encoding, line), **markup)
+
     misused = config.stash[MISUSED]
     for message in dict.fromkeys(misused):
-        write(f"quambench: {message}", red=True)
+        write(f"quambench: {plain(message)}", red=True)
     if not (state.verdicts or state.notes):
         return
     terminalreporter.section("quambench")
     if state.verdicts:
-        write(terminal(state.verdicts).rstrip())
+        for line in terminal(state.verdicts).rstrip().splitlines():
+            write(line)
     for note in dict.fromkeys(state.notes):
-        write(note)
+        write(plain(note))
     for path in config.stash[WRITTEN]:
         write(f"written: {_short(path, config)}")
     for path in config.stash[REPORTED]:
@@ -429,4 +502,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _short(path: Path, config: pytest.Config) -> str:
-    return str(path.relative_to(config.rootpath) if path.is_relative_to(config.rootpath) else path)
+    root = config.stash[ROOT]
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)

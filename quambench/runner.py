@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol as TypingProtocol
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from quambench.allocator import keep_freed_memory
 from quambench.arrange import arrange, channel_statistics, groups_of, order_of
-from quambench.calibrate import Calibration, Task, calibrate, digest_of, each
+from quambench.calibrate import Calibration, Task, calibrate, check_calibration, digest_of, each
 from quambench.case import LARGER, Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
@@ -49,6 +47,7 @@ from quambench.quant.precision import Precision
 from quambench.quant.quantized import Disturb, QuantizedModel, undisturbed
 from quambench.quant.weights import Weight
 from quambench.refine import Refined
+from quambench.scratch import scratch
 from quambench.sensitivity import measure
 
 CPU = torch.device("cpu")
@@ -147,8 +146,11 @@ class ModelRun:
 
     @cached_property
     def plain(self) -> LanguageModel:
-        """Prepared, in the checkpoint's own order of channels."""
-        return prepare(self.checkpoint.model)
+        """Prepared, in the checkpoint's own order of channels. raises BadParameter"""
+        try:
+            return prepare(self.checkpoint.model)
+        except BadParameter as error:
+            raise error.within(self.checkpoint.name) from None
 
     @cached_property
     def channel_statistics(self) -> dict[int, ChannelStatistics]:
@@ -464,6 +466,7 @@ def saved_model(
     """
     if calibration.model_digest != checkpoint.digest:
         raise BadArtefact(f"these scales were made for another model than {checkpoint.name!r}")
+    check_calibration(calibration, checkpoint.config)
     prepared = prepare(checkpoint.model, calibration.groups)
     precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
     return prepared, QuantizedModel(prepared, calibration, precision, device=device)
@@ -482,6 +485,6 @@ def _order(calibration: Calibration) -> dict[str, Tensor]:
 
 def _saved_and_loaded(calibration: Calibration) -> Calibration:
     """What is judged is what a user would load, so that a fault in saving shows like any other."""
-    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
-        calibration.save(Path(folder))
-        return Calibration.load(Path(folder))
+    with scratch() as folder:
+        calibration.save(folder)
+        return Calibration.load(folder)

@@ -17,7 +17,6 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +36,7 @@ from quambench.gate.verdicts import Status, Verdict
 from quambench.outside import one_line
 from quambench.provenance import machine_class
 from quambench.runner import ModelRun
+from quambench.scratch import scratch
 from quambench.session import Session
 from quambench.workers import Answer, Crew, Job, serve
 
@@ -151,8 +151,8 @@ def selftest(
         raise BadParameter(f"jobs must be 0 or more (got {jobs})")
     started = time.perf_counter()
     faults = [f for f in FAULTS if not chosen or f.name in chosen]
-    with tempfile.TemporaryDirectory(prefix="quambench-selftest-") as folder:
-        session = Session(Path(folder), corpus)
+    with scratch() as folder:
+        session = Session(folder, corpus)
         _ = session.corpus  # one that cannot be read is told before anything is started
         given = {"corpus": str(corpus or ""), "protocol": asdict(PROTOCOL)}
         path = os.pathsep.join(p for p in sys.path if p)

@@ -5,7 +5,7 @@ Holds the loaded models and what their cases have in common, the baselines, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -22,6 +22,7 @@ from quambench.errors import (
     MissingExtra,
     NewerSchema,
     NonFinite,
+    NotWritten,
     OutsideFailed,
 )
 from quambench.evaluate import WINDOW_BATCH
@@ -63,6 +64,7 @@ class Session:
 
     baselines: Path
     corpus_path: Path | None = None
+    root: Path | None = None  # of the project whose code is judged; none: the current folder
     update: bool = False
     new_only: bool = False
     accept: str = ""  # why worse results may be stored
@@ -75,6 +77,7 @@ class Session:
     verdicts: list[Verdict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a reader should know beside the verdicts
     refused: bool = False  # something was to be stored and was not
+    interrupted: bool = False  # by whoever runs it, while results were being stored
     # (suite, model name) -> what --qb-update or --qb-new-only will write
     to_write: dict[tuple[str, str], list[tuple[Case, Record]]] = field(default_factory=dict)
     to_remove: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # orphaned case ids
@@ -137,10 +140,15 @@ class Session:
             raise
         except Exception as error:
             verdict = self._failed(case, error)
-        self.verdicts.append(verdict)
+        verdict = replace(verdict, suite=suite)
+        self.keep([verdict])
         if verdict.status is Status.ERROR and verdict.passes(self.allow_drift):
             raise BrokenJudge(f"{case.id}: an ERROR passes, and must not ({verdict.reason})")
         return verdict
+
+    def keep(self, verdicts: Iterable[Verdict]) -> None:
+        """Verdicts of this process or of another; of a row that was made twice, the last stands."""
+        self.verdicts = list({(v.suite, v.case_id): v for v in [*self.verdicts, *verdicts]}.values())
 
     def _failed(self, case: Case, error: Exception) -> Verdict:
         """A crash is the echo of what a probe may know better; the probes' own crash adds nothing."""
@@ -152,7 +160,7 @@ class Session:
 
     def _judge(self, suite: str, case: Case) -> Verdict:
         run = self._run(case)
-        record = record_of(run.result(case), provenance(self.device))
+        record = record_of(run.result(case), provenance(self.device, self.root))
         if case in run.refined:
             self.notes.append(f"{case.id}: {run.refined[case].summary}")
         stored = self._stored(suite, case)
@@ -225,7 +233,7 @@ class Session:
         status, reason = PROBE_STATUS[result.status], result.reason
         place = "" if status is Status.SAME else name
         verdict = Verdict(f"probe/{name}", status, reason, unit=place, written=written)
-        self.verdicts.append(verdict)
+        self.keep([verdict])
         return verdict
 
     def _broken_probe(self, case: Case) -> Finding | None:
@@ -275,14 +283,14 @@ class Session:
                 ids = self._ids(suite, model, full_size)
             except BadArtefact as error:
                 if (suite, model) not in self.to_write:  # else `write` replaces it, or says why not
-                    found.append(Verdict(f"{suite}/{model}", Status.ERROR, str(error)))
+                    found.append(Verdict(f"{suite}/{model}", Status.ERROR, str(error), suite=suite))
                 continue
             for case_id in sorted(ids - set(produced)):
                 reason = "stored, but no case produces it any more; a full run with --qb-update removes it"
-                found.append(Verdict(case_id, Status.ORPHAN, reason, written=self.update))
+                found.append(Verdict(case_id, Status.ORPHAN, reason, written=self.update, suite=suite))
                 if self.update:
                     self.to_remove.setdefault((suite, model), []).append(case_id)
-        self.verdicts += found
+        self.keep(found)
         return found
 
     def stored(self, suite: str, full_size: bool, models: Collection[str]) -> set[str]:
@@ -309,41 +317,78 @@ class Session:
         whole  (suite, model) whose cases all ran, where not all: then a file that cannot be read is replaced, else
                it is refused
         """
-        paths = []
+        paths = self._remove_orphans()
+        answers = self._store_answers()
+        self._runs.clear()  # the other process needs the memory
+        stored: list[Path] = []
+        models = sorted({model for _, model in self.to_write})
+        for i, model in enumerate(models):
+            try:
+                self.progress("noise floor, in another process", i, len(models))
+                again = self._measured_elsewhere(model)
+                for suite in sorted(suite for suite, of in self.to_write if of == model):
+                    stored += self._store(suite, model, again, whole is None or (suite, model) in whole)
+            except KeyboardInterrupt:
+                self._interrupt(models[i:])
+                break
+        if stored and not answers:
+            self._tell_of_changed_units()
+        return [*paths, *answers, *stored]
+
+    def _remove_orphans(self) -> list[Path]:
+        paths: list[Path] = []
         for (suite, model), gone in sorted(self.to_remove.items()):
             try:
                 paths += self.store.remove(suite, model, gone)
-            except BadArtefact as error:  # another machine class's file
+            except (BadArtefact, NotWritten) as error:  # another machine class's file, or a folder of somebody else
                 self.verdicts.append(Verdict(f"{suite}/{model}", Status.ERROR, f"not removed everywhere: {error}"))
                 self.refused = True
+        return paths
+
+    def _store_answers(self) -> list[Path]:
+        """The probes' answers that this run is to store."""
         answered = {v.case_id.removeprefix("probe/") for v in self.verdicts if v.written and v.unit}
         answered &= set(self.probes) if answered else set()
-        if answered:
-            paths.append(probes.record(answered))
-        before = len(paths)
-        self._runs.clear()  # the other process needs the memory
-        again = self._measured_elsewhere()
-        for (suite, model), found in sorted(self.to_write.items()):
-            floored = (self._with_floor(case, record, again.get(case)) for case, record in found)
-            records = [record for record in floored if record]
-            if not records:
-                continue
+        if not answered:
+            return []
+        try:
+            return [probes.record(answered)]
+        except NotWritten as error:
+            self._refuse({f"probe/{name}" for name in answered}, "probes", str(error))
+            return []
+
+    def _store(self, suite: str, model: str, again: Mapping[Case, Evidence], whole: bool) -> list[Path]:
+        """One file's cases. Returns what was written; where nothing could be, a verdict says why."""
+        found = self.to_write[suite, model]
+        floored = (self._with_floor(case, record, again.get(case)) for case, record in found)
+        records = [record for record in floored if record]
+        if not records:
+            return []
+        ids, of = {case.id for case, _ in found}, f"{suite}/{model}"
+        try:
             try:
-                paths.append(self.store.write(suite, model, records))
-            except NewerSchema as error:
-                self._refuse(suite, model, str(error))
+                return self._put(suite, model, records)
+            except NewerSchema:
+                raise
             except BadArtefact as error:
                 if others := self._of_other_runs(suite, model):
                     advice = f"replacing it would lose {_listed(others, 'case')} that another kind of run measures"
-                    self._refuse(suite, model, f"{error}; {advice}")
-                elif whole is None or (suite, model) in whole:
-                    paths.append(self.store.write(suite, model, records, afresh=True))
+                elif whole:
+                    return self._put(suite, model, records, afresh=True)
                 else:
                     advice = "replacing it takes a run of all the suite's own cases, none skipped or left out"
-                    self._refuse(suite, model, f"{error}; {advice}")
-        if len(paths) > before and not answered:
-            self._tell_of_changed_units()
-        return paths
+                self._refuse(ids, of, f"{error}; {advice}")
+        except (NewerSchema, NotWritten) as error:
+            self._refuse(ids, of, str(error))
+        return []
+
+    def _put(self, suite: str, model: str, records: Sequence[Record], afresh: bool = False) -> list[Path]:
+        """raises BadArtefact, NotWritten"""
+        path, kept = self.store.write(suite, model, records, afresh, new_only=self.new_only)
+        if kept:  # of no file when this run began
+            self.notes.append(f"{path}: another run stored {_listed(kept, 'case')} meanwhile; that is kept")
+            self._unwritten(kept)
+        return [] if len(kept) == len(records) else [path]
 
     def _tell_of_changed_units(self) -> None:
         """Cases were stored, and what they rest on was not: the next run is red."""
@@ -379,22 +424,31 @@ class Session:
         named = self.store.named(suite, model) - written
         return sorted(i for i in named if asks_tasks(i) or is_full(i) != size)
 
-    def _refuse(self, suite: str, model: str, reason: str) -> None:
-        """Cases that were to be stored and are not."""
-        ids = {case.id for case, _ in self.to_write[suite, model]}
-        self.verdicts = [replace(v, written=False) if v.case_id in ids else v for v in self.verdicts]
-        self.verdicts.append(Verdict(f"{suite}/{model}", Status.ERROR, f"not stored: {reason}"))
+    def _refuse(self, ids: Collection[str], of: str, reason: str) -> None:
+        """Rows that were to be stored and are not, and the file that they belong to."""
+        self._unwritten(ids)
+        self.verdicts.append(Verdict(of, Status.ERROR, f"not stored: {reason}"))
         self.refused = True
 
-    def _measured_elsewhere(self) -> dict[Case, Evidence]:
-        """Each case to be written, once more, under other numerics (gate/rerun.py)."""
-        cases: dict[tuple[str, Protocol], list[Case]] = {}
-        for (_, model), found in sorted(self.to_write.items()):
-            for case, _ in found:
-                cases.setdefault((model, case.protocol), []).append(case)
+    def _unwritten(self, ids: Collection[str]) -> None:
+        self.verdicts = [replace(v, written=False) if v.case_id in ids else v for v in self.verdicts]
+
+    def _interrupt(self, models: Collection[str]) -> None:
+        """What is stored by now is stored; the rest, of these models, is not."""
+        left = {key: found for key, found in self.to_write.items() if key[1] in models}
+        ids = {case.id for found in left.values() for case, _ in found}
+        self._unwritten(ids)
+        self.notes.append(f"interrupted: {_listed(sorted(ids), 'case')} not stored")
+        self.interrupted = True
+
+    def _measured_elsewhere(self, model: str) -> dict[Case, Evidence]:
+        """Each case of a model to be written, once more, under other numerics (gate/rerun.py)."""
+        cases: dict[Protocol, list[Case]] = {}
+        for (_, of), found in sorted(self.to_write.items()):
+            for case, _ in found if of == model else ():
+                cases.setdefault(case.protocol, []).append(case)
         again: dict[Case, Evidence] = {}
-        for i, ((model, _), wanted) in enumerate(cases.items()):
-            self.progress("noise floor, in another process", i, len(cases))
+        for wanted in cases.values():
             distinct = tuple(dict.fromkeys(wanted))
             job = Job(self._given.get(model, model), self.corpus_path, distinct, self.device)
             try:

@@ -6,10 +6,11 @@ name[key=value,...]     value: 0.5, a word, or a list a|b|c of numbers or of pai
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import Field, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
-from quambench.errors import BadParameter
+from quambench.errors import BadParameter, QuambenchError
 
 Item = float | tuple[float, ...]
 Value = float | str | tuple[Item, ...]
@@ -37,20 +38,65 @@ class Spec:
     def parse(cls, text: str) -> Self:
         """Read a spec; what it names and its parameters must exist."""
         match = re.fullmatch(r"\s*([\w.:-]+)\s*(?:\[(.*)\])?\s*", text)
-        if match is None:
-            raise BadParameter(f"{cls.kind} is written name or name[key=value,...] (got {text!r})")
-        given: dict[str, str] = {}
-        for item in filter(None, (match[2] or "").split(",")):
-            key, _, value = (part.strip() for part in item.partition("="))
-            if key in given:
-                raise BadParameter(f"{match[1]}: {key} is given twice")
-            given[key] = value
+        if match is None or cls.miswritten(text):
+            hint = f": write {cls.miswritten(text)}" if cls.miswritten(text) else ""
+            raise BadParameter(f"{cls.kind} is written name or name[key=value,...]{hint} (got {text!r})")
         bare = cls(match[1])
-        known = bare.settable()
-        parameters = tuple((key, _read(match[1], key, value, known.get(key))) for key, value in sorted(given.items()))
-        spec = cls(match[1], parameters)
-        spec.build()
+        known = bare.settable()  # an unknown name says itself what it is
+        try:
+            given = bare._given(match[2] or "")
+            spec = cls(match[1], tuple((key, _read(key, given[key], known.get(key))) for key in sorted(given)))
+            spec.build()
+        except BadParameter as error:
+            raise error.within(text.strip()) from None
         return spec
+
+    @classmethod
+    def miswritten(cls, text: str) -> str:
+        """What should be typed for a known name with its value outside of brackets, "percentile:0.999"; else "".
+
+        "percentile:Mine", where what follows could be a name in a module, is no such thing.
+        """
+        match = re.fullmatch(r"\s*(\w+)\s*[:(@{=\s]\s*([^\[].*?)[)}]?\s*", text)
+        if match is None or re.fullmatch(r"[A-Za-z_][\w.]*(\[.*\])?", match[2]):
+            return ""
+        try:
+            cls(match[1]).found()
+        except QuambenchError:
+            return ""
+        return cls(match[1])._with(match[2])
+
+    def _given(self, inside: str) -> dict[str, str]:
+        """What stands in brackets, by name. raises BadParameter for what has no name, no value, or is there twice"""
+        given: dict[str, str] = {}
+        last = ""
+        for item in filter(None, (part.strip() for part in inside.split(","))):
+            key, named, value = (part.strip() for part in item.partition("="))
+            if not named and item.isdecimal() and re.fullmatch(r"-?\d+", given.get(last, "")):
+                raise BadParameter(f"a comma parts parameters: write {last}={given[last]}.{item}")
+            if not (named and key and value):
+                raise BadParameter(
+                    f"parameters are written name=value (got {item!r}): write {self._with(key or value)}"
+                )
+            if key in given:
+                raise BadParameter(f"{key} is given twice")
+            self._check_known(key)
+            given[key] = value
+            last = key
+        return given
+
+    def _with(self, value: str) -> str:
+        """This as it is typed with a parameter of that value, "0.5" or "alpha:0.5"; with a default, where none fits."""
+        key, _, rest = (part.strip() for part in re.sub(r"[:=\s]+", "=", value, count=1).partition("="))
+        known = self.settable()
+        tried = [(key, rest)] if key in known and rest else [(name, value) for name in known if value not in known]
+        for name, text in tried:
+            with suppress(QuambenchError):
+                made = type(self)(self.name, ((name, _read(name, text, known[name])),))
+                made.build()
+                return str(made)
+        name = key if key in known else next(iter(known), "")
+        return f"{self.name}[{name}={written(cast(Value, known[name].default))}]" if name else self.name
 
     def found(self) -> type:
         """The dataclass behind the name."""
@@ -67,12 +113,15 @@ class Spec:
 
     def make(self, **fixed: Any) -> Any:
         """`build`, with values for fields that no spec sets."""
-        known = self.settable()
         for key, _ in self.parameters:
-            if key not in known:
-                takes = f"; it takes {', '.join(known)}" if known else "; it takes none"
-                raise BadParameter(f"{self.name} has no parameter {key!r}{takes}")
+            self._check_known(key)
         return self.found()(**fixed, **dict(self.parameters))
+
+    def _check_known(self, key: str) -> None:
+        known = self.settable()
+        if key not in known:
+            takes = f"; it takes {', '.join(known)}" if known else "; it takes none"
+            raise BadParameter(f"{self.name} has no parameter {key!r}{takes}")
 
     @property
     def complete(self) -> Self:
@@ -98,7 +147,7 @@ def written(value: Value) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _read(name: str, key: str, text: str, field: Field[Any] | None) -> Value:
+def _read(key: str, text: str, field: Field[Any] | None) -> Value:
     """By the type of the parameter's default; an unknown parameter is a number until `build` refuses it."""
     default = field.default if field else 0.0
     if isinstance(default, str):
@@ -110,4 +159,4 @@ def _read(name: str, key: str, text: str, field: Field[Any] | None) -> Value:
         return float(text)
     except ValueError:
         wanted = "numbers, as in 0.5|1.0" if isinstance(default, tuple) else "a number"
-        raise BadParameter(f"{name}: {key} must be {wanted} (got {text!r})") from None
+        raise BadParameter(f"{key} must be {wanted} (got {text!r})") from None

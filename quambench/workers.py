@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,31 +18,34 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
+from quambench.git import without_repository
+from quambench.processes import Child
+
 Answer = dict[str, Any]
 
 
 class Worker:
-    """One process: what is said to it, and what it answers."""
+    """One process: what is said to it, and what it answers. It ends when this one does, by whatever signal."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None) -> None:
-        """environment: on top of this process's own"""
+        """environment: on top of this process's own, less what a git hook put there"""
         self.lost = ""  # why it can be asked no more
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would block it once full)
         try:
-            self.process = subprocess.Popen(
+            self._child = Child(
                 command,
                 cwd=cwd,
-                env=os.environ | dict(environment),
+                env=without_repository(os.environ) | dict(environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # so that processes of its own end with it
             )
         except OSError:
             self._said.close()
             raise
+        self.process = self._child.process
 
     def tell(self, line: str) -> None:
         """A process that is gone is noticed when it does not answer."""
@@ -81,16 +83,12 @@ class Worker:
 
     def kill(self) -> None:
         """End the process and those that it started; whoever waits for its answer hears that it ended."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._child.kill()
 
     def close(self) -> None:
         """Kill it, and leave nothing open; nobody may be waiting for its answer."""
-        self.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self._said):
-            with suppress(BrokenPipeError):
-                stream.close()  # type: ignore[union-attr]
+        self._child.close()
+        self._said.close()
 
     def _last_words(self) -> str:
         with suppress(subprocess.TimeoutExpired):

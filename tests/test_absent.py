@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def pytest_configure(config):
     patch = pytest.MonkeyPatch()
     patch.setattr(checkpoint, "_zoo", lambda: Path({zoo!r}))
     patch.setattr(Session, "_judge", judged)
-    patch.setattr(Session, "_measured_elsewhere", lambda self: {{}})
+    patch.setattr(Session, "_measured_elsewhere", lambda self, model: {{}})
     patch.setattr(probes, "check", answers)
     config.add_cleanup(patch.undo)
 """
@@ -75,7 +76,7 @@ def record(world, tmp_path_factory) -> Path:
     session.plan([case])
     session.judge("alpha", case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "_measured_elsewhere", lambda self: {})
+        patch.setattr(Session, "_measured_elsewhere", lambda self, model: {})
         (path,) = session.write()
     return path
 
@@ -118,6 +119,17 @@ def stored(pytester, suite="alpha") -> set[str]:
 def all_stored(tmp_path_factory) -> Path:
     """Baselines of both suites: filled by the first test that needs them, copied by the others."""
     return tmp_path_factory.mktemp("stored") / "baselines"
+
+
+@pytest.fixture
+def own_signals():
+    """These tests run under the plug-in, which has handlers set; a run in this process sets its own."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(number, handler) for number, handler in zip(numbers, handlers, strict=True)]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -578,7 +590,7 @@ def test_what_a_crashed_worker_would_have_produced_is_unknown(recorded, pytester
     (pytester.path / "suites" / "test_alpha.py").write_text(another(body="import os; os._exit(3)"))
     result = recorded("--qb-update", workers=1)
     assert result.ret == 1
-    assert "crashed: the verdicts that it had made are lost" in text(result)
+    assert "crashed: what it was doing is lost, and what it had finished is not" in text(result)
     assert "ORPHAN" not in text(result)
     assert "INTERNALERROR" not in text(result)
     assert stored(pytester) == stored(pytester, "beta") == {RUNNING_MAX, PERCENTILE}
@@ -592,3 +604,132 @@ def test_with_workers_an_xfail_is_shown_and_a_swallowed_verdict_red(recorded, py
     assert result.ret == 1
     assert f"REGRESSED {RUNNING_MAX} passes: its test is marked xfail" in text(result)
     assert f"REGRESSED {RUNNING_MAX} fails the run: suites/test_beta.py::test_beta" in text(result)
+
+
+# -- how a run ends -------------------------------------------------------------------------------------
+
+
+def test_without_an_ini_file_baselines_stand_beside_the_conftest_that_loads_the_plug_in(run, pytester, world):
+    """A word that is a path moves pytest's root: the corpus and the suites have a folder above both in common."""
+    (pytester.path / "tox.ini").unlink()
+    result = run("--qb-new-only", "--qb-corpus", str(world / "corpus"))
+    assert result.ret == 0
+    assert stored(pytester) == {RUNNING_MAX, PERCENTILE}
+    assert any(line.startswith("written: baselines/alpha/") for line in result.outlines)
+    result = run("--qb-corpus", str(world / "corpus"), f"--rootdir={world}")
+    assert result.ret == 0
+    assert "NEW" not in text(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "args", "workers"),
+    [
+        (("--keep-duplicates",), "", ("suites", "suites"), 0),
+        (("--dist", "each"), "", ("suites",), 2),
+        (
+            (), "def pytest_runtest_protocol(item, nextitem):\n    from _pytest.runner import runtestprotocol as go\n"
+            "    go(item, nextitem=item, log=True)\n    go(item, nextitem=nextitem, log=True)\n    return True",
+            ("suites",), 0,
+        ),
+    ],
+    ids=["--keep-duplicates", "--dist each", "reruns"],
+)  # fmt: skip
+def test_a_case_that_runs_twice_is_one_row(recorded, pytester, options, more, args, workers):
+    recorded("--qb-update")
+    result = recorded(*options, more=more, args=args, workers=workers, red=["running_max"])
+    rows = [line for line in result.outlines if line.startswith(f"{PERCENTILE} ")]
+    assert len(rows) == 2  # of the suites alpha and beta
+    assert sum(line.startswith(f"{RUNNING_MAX} ") for line in result.outlines) == 1
+    recorded("--qb-new-only", "--qb-report", "x.json", *options, more=more, args=args, workers=workers)
+    assert len(json.loads((pytester.path / "x.json").read_text())["verdicts"]) == 3
+
+
+def test_what_was_finished_before_a_worker_died_is_shown_reported_and_stored(run, pytester):
+    """The last test of the one worker kills it."""
+    dying = ALPHA + "\n@pytest.mark.cases('mse')\ndef test_dying(case, judge): import os; os._exit(3)\n"
+    (pytester.path / "suites" / "test_beta.py").write_text(dying)
+    result = run("--qb-new-only", "--qb-report", "x.md", workers=1)
+    assert result.ret == 1
+    for case_id in (RUNNING_MAX, PERCENTILE):
+        assert sum(line.startswith(f"{case_id} ") and "NEW (written)" in line for line in result.outlines) == 2
+        assert case_id in (pytester.path / "x.md").read_text()
+    assert stored(pytester) == stored(pytester, "beta") == {RUNNING_MAX, PERCENTILE}
+    assert re.search(r"the worker gw\d+ crashed: what it was doing is lost", text(result))
+
+
+FLOOR = """
+def pytest_sessionstart(session):
+    def stopped(self, model):
+        import os, signal
+        os.kill(os.getpid(), signal.{signal})
+        return {{}}
+    Session._measured_elsewhere = stopped  # put back with what the conftest exchanges
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interruption_after_the_last_test_loses_no_table(run, pytester, own_signals, name):
+    """The noise floor of what is to be stored takes minutes after "100 %"."""
+    result = run("--qb-new-only", more=FLOOR.format(signal=name))
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "Traceback" not in text(result)
+    assert sum(line.startswith(f"{RUNNING_MAX} ") for line in result.outlines) == 2
+    assert "interrupted: 2 cases" in text(result)
+    assert "(written)" not in text(result)
+    assert stored(pytester) == set()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interruption_between_two_tests_shows_what_was_finished(run, pytester, own_signals, name, workers):
+    """As a terminal or a batch system does it: the signal goes to the process that was started."""
+    once = "import os, pathlib, signal, time; pathlib.Path('sent').exists() or (pathlib.Path('sent').touch(), "
+    stopping = f"{once}os.kill(os.getppid() if {workers} else os.getpid(), signal.{name}), time.sleep(5))"
+    (pytester.path / "suites" / "test_beta.py").write_text(BETA.replace("    judge", f"    {stopping}\n    judge"))
+    result = run("--qb-new-only", workers=workers)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert "Traceback" not in text(result)
+    assert sum(line.startswith(f"{RUNNING_MAX} ") for line in result.outlines) == 1
+    assert "the run ended early: nothing was stored" in text(result)
+
+
+FULL = """
+def pytest_sessionstart(session):
+    import errno, os
+    rename = os.replace
+    def full(old, new):
+        if {name!r} in str(new):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(old, new)
+    os.replace = full
+    session.config.add_cleanup(lambda: setattr(os, "replace", rename))
+"""
+
+
+def test_a_report_that_cannot_be_written_costs_that_report_alone(recorded, pytester):
+    recorded("--qb-update")
+    result = recorded("--qb-report", "x.md", "--qb-report", "y.json", more=FULL.format(name="x.md"))
+    assert result.ret == 1
+    assert "no report: cannot write x.md: No space left on device; the disk is full" in text(result)
+    assert "report: y.json" in result.outlines
+    assert any(line.startswith(f"{PERCENTILE} ") for line in result.outlines)
+    assert not list(pytester.path.glob(".quambench-*"))
+
+
+def test_a_baseline_that_cannot_be_written_costs_that_baseline_alone(run, pytester):
+    result = run("--qb-new-only", more=FULL.format(name="/alpha/"))
+    assert result.ret == 1
+    assert "ERROR alpha/tiny-model: not stored: cannot write" in text(result)
+    assert stored(pytester) == set()
+    assert stored(pytester, "beta") == {RUNNING_MAX, PERCENTILE}
+
+
+def test_a_locale_of_ascii_letters_loses_nothing(recorded, pytester, monkeypatch):
+    recorded("--qb-update")
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}.items():
+        monkeypatch.setenv(name, value)
+    result = recorded("--qb-report", "x.md", "--qb-report", "x.json", workers=1)
+    assert result.ret == 0
+    assert "±" in (pytester.path / "x.md").read_text(encoding="utf-8")
+    assert "+-" in text(result)
+    assert any(line.startswith(f"{PERCENTILE} ") for line in result.outlines)

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "quambench"
 
 # Left to right: a module may import its own row and the rows above it, never one below.
 ORDER = (
-    {"errors", "registry", "spec", "allocator", "outside"},
+    {"errors", "registry", "spec", "allocator", "outside", "files", "plain_text", "stopping", "pointers", "reading"}
+    | {"processes", "scratch", "git"},
     {"models.config", "data"},
     {"models", "models.backbone", "models.host", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
     {"grouping"},

@@ -318,43 +318,79 @@ def die_at(monkeypatch, step):
             raise Killed
         replace_file(source, target)
 
-    monkeypatch.setattr(calibration.os, "replace", replacing)
+    monkeypatch.setattr(os, "replace", replacing)
 
 
-@pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("existing", [False, True])
-def test_a_save_that_is_killed_never_leaves_a_mixture(prepared, tmp_path, monkeypatch, step, existing):
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_save_that_is_killed_leaves_the_old_pair_or_the_new_one(prepared, tmp_path, monkeypatch, step):
+    """First the JSON describes both, then the scales are new, then the JSON is."""
     old, new = one(prepared, MAXIMUM), one(prepared, PERCENTILE)
-    if existing:
-        old.save(tmp_path)
+    old.save(tmp_path)
     with monkeypatch.context() as patch:
         die_at(patch, step)
         with pytest.raises(Killed):
             new.save(tmp_path)
-    if existing and step == 0:  # nothing was put in place yet
-        assert Calibration.load(tmp_path).digest == old.digest
-    else:
-        with pytest.raises(BadArtefact) as caught:
-            Calibration.load(tmp_path)
-        assert "\n" not in str(caught.value)
-    new.save(tmp_path)  # and the next save heals it
-    assert Calibration.load(tmp_path).digest == new.digest
+    assert Calibration.load(tmp_path) is not None
+    assert Calibration.load(tmp_path).digest == (new if step == 2 else old).digest
+    other = replace(new, scales={site: 2 * scale for site, scale in new.scales.items()})
+    with monkeypatch.context() as patch:  # and killed again, by the next one
+        die_at(patch, step)
+        with pytest.raises(Killed):
+            other.save(tmp_path)
+    assert Calibration.load(tmp_path).digest == {0: old, 1: old, 2: other}[step].digest
+    other.save(tmp_path)
+    assert Calibration.load(tmp_path).digest == other.digest
+    assert "replaced_by" not in json.loads((tmp_path / "calibration.json").read_text())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["calibration.json", "scales.safetensors"]
 
 
-def test_a_save_that_is_killed_while_writing_leaves_what_was_there(prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_first_save_that_is_killed_leaves_no_calibration(prepared, tmp_path, monkeypatch, step):
+    found = one(prepared, MAXIMUM)
+    with monkeypatch.context() as patch:
+        die_at(patch, step)
+        with pytest.raises(Killed):
+            found.save(tmp_path)
+    with pytest.raises(BadArtefact, match=r"holds no calibration: .* is missing"):
+        Calibration.load(tmp_path)
+    found.save(tmp_path)
+    assert Calibration.load(tmp_path).digest == found.digest
+
+
+def test_what_is_harmed_is_replaced_by_a_save(prepared, tmp_path):
+    found = one(prepared, MAXIMUM)
+    found.save(tmp_path)
+    (tmp_path / "calibration.json").write_text("{")
+    found.save(tmp_path)
+    assert Calibration.load(tmp_path).digest == found.digest
+
+
+def test_another_calibration_that_was_to_follow_does_not_excuse_foreign_scales(prepared, tmp_path):
+    old, new = one(prepared, MAXIMUM), one(prepared, PERCENTILE)
+    old.save(tmp_path / "a")
+    foreign = replace(new, scales={site: 2 * scale for site, scale in new.scales.items()})
+    foreign.save(tmp_path / "b")
+    about = json.loads((tmp_path / "a" / "calibration.json").read_text()) | {"replaced_by": new._about}
+    (tmp_path / "a" / "calibration.json").write_text(json.dumps(about))
+    (tmp_path / "a" / "scales.safetensors").write_bytes((tmp_path / "b" / "scales.safetensors").read_bytes())
+    with pytest.raises(BadArtefact, match="is not the file that"):
+        Calibration.load(tmp_path / "a")
+
+
+def test_who_loads_beside_one_that_saves_gets_the_old_pair_or_the_new_one(prepared, tmp_path, monkeypatch):
     old, new = one(prepared, MAXIMUM), one(prepared, PERCENTILE)
     old.save(tmp_path)
+    read, late = calibration.load, []
 
-    def half(scales, path):
-        path.write_bytes(b"half")
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(calibration, "save_file", half)
-        with pytest.raises(Killed):
+    def loaded(blob):
+        if not late:
+            late.append(None)
             new.save(tmp_path)
-    assert Calibration.load(tmp_path).digest == old.digest
+            blob = (tmp_path / "scales.safetensors").read_bytes()
+        return read(blob)
+
+    monkeypatch.setattr(calibration, "load", loaded)
+    assert Calibration.load(tmp_path).digest == new.digest
 
 
 # Groups

@@ -117,6 +117,13 @@ def test_cases_and_verdicts_are_those_of_the_files_and_the_model_that_are_asked_
     assert found.rows_of("a::1") == [GOOD] and found.rows_of("b::2") == []
 
 
+def test_a_test_that_is_judged_again_has_its_last_verdict():
+    found = whole(rows={})
+    for row in (BAD, GOOD, replace(BAD, passes=True, status="SAME")):
+        found.judge("a::1", row)
+    assert found.rows == {"a::1": [GOOD, replace(BAD, passes=True, status="SAME")]}
+
+
 def test_a_test_that_did_not_end_was_left_out():
     assert whole().left_out == []
     assert whole(ended={"b::2": "skipped", "a::1": "passed"}).left_out == ["a::2", "b::1"]
@@ -387,9 +394,7 @@ def test_verdicts_that_no_test_answers_for_are_told(project):
 def test_a_worker_that_crashed_is_told_and_fails_the_run(project):
     session = Stored(verdict(FIRST))
     assert run_of(project, session, lost=["the worker gw1"], narrowed=True).settle() is False
-    assert session.notes == [
-        "the worker gw1 crashed: the verdicts that it had made are lost, and nothing of them is stored"
-    ]
+    assert session.notes == ["the worker gw1 crashed: what it was doing is lost, and what it had finished is not"]
 
 
 def test_nothing_was_judged_where_verdicts_were_asked_for_and_none_was_made(project):

@@ -1,9 +1,11 @@
-"""A fork's observer against an earlier revision of it: the same verdicts, and no worktree left behind."""
+"""A fork's observer against an earlier revision of it: the same verdicts, and nothing left behind."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,26 @@ def test_a_changed_observer_is_judged_against_its_committed_self(fork, world, ca
     (folder / "mine.py").write_text("class Mine: pass\n")
     assert main(command) == 1  # this side's observer is none
     assert "ERROR" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_hook_that_judges_leaves_the_commit_as_it_was_meant(fork, world, tmp_path_factory):
+    """The whole command, as `git commit -a` runs it: with GIT_INDEX_FILE and its companions set."""
+    folder, git = fork
+    out = tmp_path_factory.mktemp("out") / "said"
+    given = f"--model {world / 'tiny-model'} --corpus {world / 'corpus'} --observer mine:Mine"
+    path = os.pathsep.join(p for p in sys.path if p)
+    hook = folder / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    command = f"PYTHONPATH='{path}' {sys.executable} -m quambench.cli.main compare --against HEAD {given}"
+    hook.write_text(f"#!/bin/sh\n{command} > {out}\n")
+    hook.chmod(0o755)
+    changed = OBSERVER.format(spoilt=" * 1")
+    (folder / "mine.py").write_text(changed)
+    git("commit", "-qam", "a change that changes nothing")
+    assert "SAME" in out.read_text()
+    assert git("show", "HEAD:mine.py") == changed
+    assert git("status", "--porcelain", "--untracked-files=no") == ""
 
 
 @pytest.mark.parametrize(("against", "says"), [("no-such-branch", "has no revision 'no-such-branch'")])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from types import SimpleNamespace
 
 import pytest
 
 from quambench import pytest_plugin as plugin
 from quambench import scheduling
-from quambench.collected import Collected
+from quambench.collected import Collected, Row
 from quambench.errors import BadCorpus
 from quambench.gate.verdicts import Status, Verdict
 from quambench.marks import Asked
@@ -37,8 +36,8 @@ HELP = """\
 """
 NOTHING = {
     "qb_model": [], "qb_observer": [], "qb_grouping": [], "qb_calibration": [], "qb_precision": None,
-    "qb_device": "cpu", "qb_corpus": None, "qb_task": [], "qb_limit": 0, "qb_baselines": None, "qb_update": False,
-    "qb_new_only": False, "qb_accept": "", "qb_full": False, "qb_allow_drift": False, "qb_report": [],
+    "qb_device": "cpu", "qb_corpus": None, "qb_task": [], "qb_limit": None, "qb_baselines": None, "qb_update": False,
+    "qb_new_only": False, "qb_accept": None, "qb_full": False, "qb_allow_drift": False, "qb_report": [],
 }  # fmt: skip
 
 
@@ -70,6 +69,7 @@ def test_options_that_are_not_given_ask_for_nothing_and_what_may_be_repeated_add
 def config_of(**more) -> SimpleNamespace:
     """What the hooks use of a configuration."""
     state = SimpleNamespace(verdicts=[], notes=["before"], to_write={("a", "m"): [1]}, device="cpu")
+    state.keep = lambda verdicts: state.verdicts.extend(verdicts)
     stash = {plugin.SESSION: state, plugin.COLLECTED: Collected(), plugin.MISUSED: [], plugin.RAN: []}
     return SimpleNamespace(stash=stash, **more)
 
@@ -87,17 +87,56 @@ def test_a_worker_cannot_end_the_run_and_leaves_it_to_the_controller():
     assert config.stash[plugin.MISUSED] == []
 
 
-def test_what_a_worker_sends_is_taken_over_whole():
-    verdict = Verdict("m/mse/1x1", Status.SAME)
-    sent = ([verdict], ["after"], {("a", "m"): [2], ("b", "m"): [3]}, Collected(early=True), ["no text"], {"host": 1})
-    config = config_of()
-    node = SimpleNamespace(config=config, workeroutput={"quambench": pickle.dumps(sent)})
-    plugin.pytest_testnodedown(node, None)
+ROW = Row("m/mse/1x1", "SAME", True)
+
+
+def worker_of(verdicts: list[Verdict], **more) -> SimpleNamespace:
+    """What a worker has in hand."""
+    config = config_of(workeroutput={}, **more)
+    state = config.stash[plugin.SESSION]
+    state.verdicts, state.notes, state.to_write = verdicts, ["after"], {("a", "m"): [2], ("b", "m"): [3]}
+    config.stash[plugin.COLLECTED].rows["t::1"] = [ROW]
+    config.stash[plugin.MISUSED].append("no text")
+    return config
+
+
+def assert_has_all(config: SimpleNamespace, verdict: Verdict) -> None:
     state = config.stash[plugin.SESSION]
     assert (state.verdicts, state.notes) == ([verdict], ["before", "after"])
     assert state.to_write == {("a", "m"): [1, 2], ("b", "m"): [3]}
-    assert config.stash[plugin.COLLECTED] == Collected(early=True)
-    assert (config.stash[plugin.MISUSED], config.stash[plugin.RAN]) == (["no text"], [{"host": 1}])
+    assert config.stash[plugin.COLLECTED].rows == {"t::1": [ROW]}
+    assert config.stash[plugin.MISUSED] == ["no text"]
+
+
+def test_what_a_worker_has_in_hand_when_it_ends_is_taken_over_whole():
+    verdict, config = Verdict("m/mse/1x1", Status.SAME), config_of()
+    worker = worker_of([verdict])
+    worker.stash[plugin.COLLECTED].early = True
+    plugin.pytest_sessionfinish(SimpleNamespace(config=worker), 0)
+    plugin.pytest_testnodedown(SimpleNamespace(config=config, workeroutput=worker.workeroutput), None)
+    assert_has_all(config, verdict)
+    assert config.stash[plugin.COLLECTED].early
+    assert config.stash[plugin.RAN] == [plugin.ran_here()]
+
+
+def test_what_a_test_found_goes_with_its_report_and_only_once():
+    """Each worker tells its controller and not itself."""
+    verdict, config = Verdict("m/mse/1x1", Status.SAME), config_of()
+    worker = worker_of([verdict])
+    for when in ("setup", "call", "teardown"):
+        report = SimpleNamespace(nodeid="t::1", outcome="passed", when=when)
+        hook = plugin.pytest_runtest_makereport(SimpleNamespace(config=worker), SimpleNamespace(when=when))
+        next(hook)
+        with pytest.raises(StopIteration) as done:
+            hook.send(report)
+        assert done.value.value is report
+        for of in (worker, config):
+            plugin._Ends(of, of.stash[plugin.COLLECTED]).pytest_runtest_logreport(report)
+        assert len(config.stash[plugin.SESSION].verdicts) == (when == "teardown")
+    assert_has_all(config, verdict)
+    assert worker.stash[plugin.SESSION].verdicts == []
+    assert worker.stash[plugin.SESSION].to_write == {}
+    assert worker.stash[plugin.MISUSED] == []
 
 
 @pytest.mark.parametrize("node", [SimpleNamespace(), SimpleNamespace(workeroutput={})], ids=["crashed", "silent"])

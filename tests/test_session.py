@@ -11,7 +11,7 @@ import torch
 
 from quambench import session as module
 from quambench.case import LARGER, Case, Protocol
-from quambench.errors import BadArtefact, BrokenJudge, NewerSchema
+from quambench.errors import BadArtefact, BrokenJudge, NewerSchema, NotWritten
 from quambench.gate.faults import FAULTS
 from quambench.gate.probes import records
 from quambench.gate.verdicts import Status, Verdict
@@ -282,12 +282,12 @@ class Store:
     def named(self, suite, model):
         return {"m/mse/1x1", "m/aciq/1x1/full", "m/entropy/1x1/tasks=one"} if (suite, model) == ("a", "m") else set()
 
-    def write(self, suite, model, records, afresh=False):
+    def write(self, suite, model, records, afresh=False, new_only=False):
         found = self.files.get((suite, model))
         if isinstance(found, Exception) and not afresh:
             raise found
         self.written.append((suite, model, records, afresh))
-        return f"{suite}/{model}.json"
+        return f"{suite}/{model}.json", []
 
     def remove(self, suite, model, gone):
         if isinstance(self.files[suite, model], Exception):
@@ -359,7 +359,7 @@ def test_each_probe_is_a_row_that_says_what_it_answers_and_whether_that_is_store
 def writing(tmp_path, store: Store, *suites: str, **options) -> Session:
     """A session that is to store one case, m/mse/1x1, in each suite."""
     session = session_of(tmp_path, store, update=True, **options)
-    session._measured_elsewhere = dict
+    session._measured_elsewhere = lambda model: {}
     session.to_write = {(suite, "m"): [(Case.parse("m", "mse"), f"record of {suite}")] for suite in suites}
     session.verdicts = [Verdict("m/mse/1x1", Status.NEW, written=True), Verdict("m/aciq/1x1", Status.SAME)]
     return session
@@ -423,6 +423,55 @@ def test_what_a_later_version_wrote_is_never_replaced_and_others_are_written(tmp
     assert session.verdicts[-1] == Verdict("b/m", Status.ERROR, "not stored: of a later version")
 
 
+def test_an_interruption_keeps_what_is_stored_and_tells_of_the_rest(tmp_path):
+    """Ctrl-C while the noise floor of the second of three models is measured, which takes minutes."""
+    session = writing(tmp_path, Store(), "a")
+    for model in ("n", "o"):
+        session.to_write["a", model] = [(Case.parse(model, "mse"), f"record of {model}")]
+        session.verdicts.append(Verdict(f"{model}/mse/1x1", Status.NEW, written=True))
+
+    def measured(model):
+        if model == "n":
+            raise KeyboardInterrupt
+        return {}
+
+    session._measured_elsewhere = measured
+    assert session.write() == ["a/m.json"]
+    assert session.interrupted
+    assert session.notes == ["interrupted: 2 cases (the first: n/mse/1x1) not stored"]
+    assert {v.case_id: v.written for v in session.verdicts if v.status is Status.NEW} == {
+        "m/mse/1x1": True, "n/mse/1x1": False, "o/mse/1x1": False,
+    }  # fmt: skip
+
+
+def test_a_full_disk_loses_one_file_and_not_the_others(tmp_path):
+    session = writing(tmp_path, Store(b__m=NotWritten("cannot write m.json: the disk is full")), "b", "c")
+    assert session.write() == ["c/m.json"]
+    assert session.verdicts[-1] == Verdict("b/m", Status.ERROR, "not stored: cannot write m.json: the disk is full")
+    assert session.refused
+    session = session_of(tmp_path, Store(a__m=NotWritten("cannot write"), b__m=IDS))
+    session.to_remove = {("a", "m"): ["x"], ("b", "m"): ["y"]}
+    assert session.write() == ["b/m.json"]
+    assert session.verdicts == [Verdict("a/m", Status.ERROR, "not removed everywhere: cannot write")]
+
+
+def test_answers_of_probes_that_cannot_be_stored_are_told(tmp_path, monkeypatch):
+    session = session_of(tmp_path, update=True)
+    session._answers = {"x/y": module.ProbeResult("x/y", "changed", "")}
+    monkeypatch.setattr(module.probes, "check", lambda: [])
+    session.verdicts = [Verdict("probe/x/y", Status.DRIFTED, unit="x/y", written=True)]
+
+    def full(names):
+        raise NotWritten("cannot write: the disk is full")
+
+    monkeypatch.setattr(module.probes, "record", full)
+    assert session.write() == []
+    assert session.verdicts == [
+        Verdict("probe/x/y", Status.DRIFTED, unit="x/y"),
+        Verdict("probes", Status.ERROR, "not stored: cannot write: the disk is full"),
+    ]
+
+
 def test_what_is_gone_is_removed_or_told(tmp_path):
     session = session_of(tmp_path, Store(a__m=CUT, b__m=IDS))
     session.to_remove = {("a", "m"): ["x"], ("b", "m"): ["y"]}
@@ -462,10 +511,13 @@ def test_another_process_measures_each_case_once_and_what_it_cannot_is_told(tmp_
         return [{"prefill.kl": "found"}]
 
     monkeypatch.setattr(module, "rerun", rerun)
-    assert session._measured_elsewhere() == {one: {"prefill.kl": "found"}}
+    assert session._measured_elsewhere("m") == {one: {"prefill.kl": "found"}}
+    assert session._measured_elsewhere("n") == {}
     assert jobs == [module.Job("models/m", tmp_path, (one,), "cpu"), module.Job("n", tmp_path, (other,), "cpu")]
+    session._store = lambda *_: []
+    session.write()
     assert steps == [("noise floor, in another process", i, 2) for i in range(2)]
-    assert session.notes == ["n: it failed; its noise floor is the disturbed repetition's alone"]
+    assert session.notes[:1] == ["n: it failed; its noise floor is the disturbed repetition's alone"]
 
 
 def test_a_worse_result_is_stored_with_its_reason_alone(recorded, monkeypatch):

@@ -13,7 +13,9 @@ import torch
 from tabulate import tabulate
 
 from quambench.allocator import keep_freed_memory
-from quambench.cli.options import check_out, progress_bars, write_out
+from quambench.cli.options import check_out, progress_bars, refuse_beside
+from quambench.errors import BadParameter
+from quambench.files import write
 from quambench.latency.bars import Bar, Memory, conv_bars, model_bars
 from quambench.latency.drill import Drill, drill
 from quambench.latency.gate import latency_class
@@ -38,14 +40,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.what == "gate":
+        refuse_beside(options, "gate", ["--shape"], "drills rows of its own")
+    if options.what == "models" and (none := [s for s in options.shape or () if s not in CONFIGS]):
+        raise BadParameter(f"--shape {none[0]} is of kernels alone; whole models are {', '.join(CONFIGS)}")
     check_out(options.out)
     keep_freed_memory()
     with progress_bars() as progress, torch.inference_mode():
         found = _gate(progress) if options.what == "gate" else _all(options, progress)
     text = json.dumps({"class": latency_class(), "provenance": provenance(), **found}, indent=1)
+    print(text if options.json else "\n\n".join(_tables(found)), flush=True)
     if options.out:
-        write_out(options.out, text + "\n")
-    print(text if options.json else "\n\n".join(_tables(found)))
+        write(options.out, text + "\n")
     return 0 if _passes(found) else 1
 
 

@@ -11,7 +11,15 @@ from tabulate import tabulate
 from torch import Tensor
 
 from quambench.case import Case, Protocol
-from quambench.cli.options import add_corpus, add_device, add_model, corpus_of, progress_bars
+from quambench.cli.options import (
+    add_corpus,
+    add_device,
+    add_model,
+    check_corpus,
+    check_counts,
+    corpus_of,
+    progress_bars,
+)
 from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.policy import PolicySpec
@@ -46,6 +54,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_counts(options, "--windows", "--length")
+    check_corpus(options.corpus, [options.model])
     case = Case.parse("", options.observer)  # before the model is loaded
     if replace(case, observer=LARGEST, calibration="") != Case(model="", observer=LARGEST):
         raise BadParameter(
@@ -53,9 +63,6 @@ def run(options: argparse.Namespace) -> int:
             " --policy and --grouping say the rest, and quambench eval takes whole cases"
         )
     check_grouping(options.grouping)
-    for name in ("windows", "length"):
-        if (given := getattr(options, name)) < 1:
-            raise BadParameter(f"--{name} must be at least 1 (got {given})")
     checked_device(options.device)
     if options.out:
         check_writable(options.out)

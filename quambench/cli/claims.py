@@ -11,8 +11,9 @@ from quambench.claims import FAMILIES, Sources
 from quambench.claims.fresh import Fresh
 from quambench.claims.render import Section, document, markdown, terminal
 from quambench.claims.stored import Shelf
-from quambench.cli.options import check_out, progress_bars, write_out
-from quambench.errors import BadArtefact
+from quambench.cli.options import check_out, progress_bars
+from quambench.errors import BadArtefact, NotWritten
+from quambench.files import write
 from quambench.gate.baselines import BaselineStore
 from quambench.models.checkpoint import bundled_names
 from quambench.provenance import machine_class
@@ -34,6 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     given = options.model or list(bundled_names())
     check_out(options.out)
+    if not options.baselines.is_dir():
+        raise BadArtefact(f"there is no folder {options.baselines}; pytest suites/ --qb-update writes baselines")
     store = BaselineStore(options.baselines, machine_class())
     shelves = {name: Shelf(store, name) for name in (Path(model).name for model in given)}
     empty = [name for name, shelf in shelves.items() if not len(shelf)]
@@ -42,15 +45,24 @@ def run(options: argparse.Namespace) -> int:
         raise BadArtefact(f"{options.baselines} holds no baseline of {what}; pytest suites/ --qb-update writes them")
     with progress_bars() as progress:
         sections = _sections(_sources(shelves, [] if options.stored else given, progress))
-    if options.out:
-        write_out(options.out, markdown(sections, list(shelves)))
     if options.json:
-        print(json.dumps(document(sections), indent=1, ensure_ascii=False, allow_nan=False))
-    elif options.out:
-        print(f"written: {options.out}")
-    else:
+        print(json.dumps(document(sections), indent=1, ensure_ascii=False, allow_nan=False), flush=True)
+    elif not options.out:
         sys.stdout.write(terminal(sections))
+    if options.out:
+        _write(options.out, sections, list(shelves))
+        if not options.json:
+            print(f"written: {options.out}")
     return 0
+
+
+def _write(path: Path, sections: list[Section], models: list[str]) -> None:
+    """What cannot be written is shown instead, since it was measured. raises NotWritten"""
+    try:
+        write(path, markdown(sections, models))
+    except NotWritten:
+        sys.stdout.write(terminal(sections))
+        raise
 
 
 def _sources(shelves: dict[str, Shelf], measured: list[str], progress: Progress) -> Sources:

@@ -6,13 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from quambench.case import Case
-from quambench.cli.options import add_corpus, add_observers, progress_bars
+from quambench.case import Case, Protocol
+from quambench.cli.options import add_corpus, add_observers, check_corpus, progress_bars, write_each
 from quambench.compare import compare
+from quambench.errors import BadParameter
 from quambench.gate.worker import Task
 from quambench.models.checkpoint import bundled_names
 from quambench.provenance import provenance
-from quambench.report import REPORTS, check_report, format_of, terminal
+from quambench.report import check_report, terminal, write_report
 
 OBSERVERS = ("percentile[alpha=0.9995]", "running_max")
 
@@ -36,17 +37,21 @@ def run(options: argparse.Namespace) -> int:
     for path in options.report:
         check_report(path, "--report")
     for spec in observers:
-        Case.parse("", spec)
+        case = Case.parse("", spec)
+        if options.full and case.protocol != Protocol():
+            raise BadParameter(f"case {spec} and --full both say how much is measured: give one of them")
+        if case.tasks:
+            raise BadParameter(f"case {spec}: compare asks no tasks; quambench eval --task does")
+    check_corpus(options.corpus, options.model or bundled_names("prose"))
     models = [_absolute(m) for m in options.model or bundled_names("prose")]
     corpus = str(options.corpus.resolve()) if options.corpus else ""
     tasks = [Task(model, observers, corpus, options.full) for model in models]
     with progress_bars() as progress:
         verdicts = compare(options.against, tasks, Path.cwd(), progress)
     sys.stdout.write(terminal(verdicts))
-    for path in options.report:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(REPORTS[format_of(path)](verdicts, provenance() | {"against": options.against}))
-        print(f"report: {path}")
+    sys.stdout.flush()
+    made = provenance() | {"against": options.against}
+    write_each(options.report, lambda path: write_report(path, verdicts, made))
     return 0 if all(v.passes(options.allow_drift) for v in verdicts) else 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -12,7 +13,17 @@ from tabulate import tabulate
 from quambench.calibrate import Calibration
 from quambench.case import Case
 from quambench.cli import eval_tasks
-from quambench.cli.options import add_corpus, add_device, add_model, add_observers, corpus_of, note, progress_bars
+from quambench.cli.options import (
+    add_corpus,
+    add_device,
+    add_model,
+    add_observers,
+    check_corpus,
+    check_counts,
+    corpus_of,
+    note,
+    progress_bars,
+)
 from quambench.data.recall import TASKS
 from quambench.errors import BadParameter
 from quambench.metrics import METRICS, Measurement
@@ -47,9 +58,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     checked_device(options.device)
-    if options.limit is not None and not options.task:
-        raise BadParameter("--limit is of --task alone; a case measures on less as percentile/quick")
     specs = options.observer or ["percentile"]
+    _check(options, [Case.parse("", spec) for spec in specs])
     checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:
@@ -78,6 +88,20 @@ def run(options: argparse.Namespace) -> int:
     for case, refined in work.refined.items():
         print(f"{case.id}: {refined.summary}")
     return 0
+
+
+def _check(options: argparse.Namespace, cases: Sequence[Case]) -> None:
+    """Whether the options go together, before anything is loaded. raises BadParameter"""
+    if options.limit is not None and not options.task:
+        raise BadParameter("--limit is of --task alone; a case measures on less as percentile/quick")
+    check_counts(options, "--limit")
+    if options.calibration and options.observer:
+        raise BadParameter("--calibration and --observer both say where scales come from: give one of them")
+    if not options.task:
+        check_corpus(options.corpus, [options.model])
+    for case, spec in zip(cases, options.observer or [], strict=False):
+        if case.tasks:
+            raise BadParameter(f"case {spec}: eval asks tasks by --task alone: write --task {','.join(case.tasks)}")
 
 
 def _number(value: float) -> float | None:

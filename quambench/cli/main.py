@@ -1,18 +1,23 @@
 """`quambench COMMAND`: finds the command, turns errors into one line.
 
-Exit codes: 0 done (all pass), 1 a verdict fails, 2 could not run.
+Exit codes: 0 done (all pass), 1 a verdict fails, 2 could not run, 130 after Ctrl-C, 143 after TERM, 129 after HUP.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from keyword import iskeyword
 
 from quambench.errors import QuambenchError
+from quambench.files import why
+from quambench.plain_text import plain, print_anywhere
+from quambench.stopping import as_interrupts, at_once, code_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,27 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    print_anywhere()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with as_interrupts():
+            return _run(arguments)
+    except QuambenchError as error:
+        _say(str(error))
+        return 2
+    except KeyboardInterrupt as stopped:
+        _say("interrupted; nothing half-written was left behind")
+        return code_of(stopped)
+    except BrokenPipeError:  # the reader went away, e.g. `quambench list | head`
+        _drop_output()
+        return 0
+    except OSError as error:
+        _say(f"{error.filename or 'the output'}: {why(error)}")
+        _drop_output()
+        return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="quambench",
         description="Benchmark and regression suite for the INT8 calibration of Mamba and Mamba2 models.",
@@ -77,21 +102,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=command.help, description=command.help.capitalize() + ".", epilog=f"example: {command.example}"
         )
         if name == called:
-            add, run = command.load(name)
+            with at_once():
+                add, run = command.load(name)
             add(sub)
             sub.set_defaults(run=run)
     options = parser.parse_args(arguments)
-    try:
-        return options.run(options)
-    except QuambenchError as error:
-        print(f"quambench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("quambench: interrupted; nothing half-written was left behind", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away, e.g. `quambench list | head`
-        return 0
+    code: int = options.run(options)
+    sys.stdout.flush()  # here, where what goes wrong is still told
+    return code
+
+
+def _drop_output() -> None:
+    """What is still in the buffer has nowhere to go, and Python would try once more when it ends."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(message: str) -> None:
+    """One line, whatever the message holds; where nobody listens, the exit code says it."""
+    with suppress(OSError):
+        print(f"quambench: {plain(message)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from quambench.data.corpus import Corpus, load_corpus
-from quambench.errors import BadParameter, check_writable
+from quambench.errors import BadParameter, NotWritten, check_name, check_writable
+from quambench.files import check_replaceable
+from quambench.models.checkpoint import recalls
 from quambench.runner import Progress as Report
 
 
@@ -58,21 +60,61 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("quamba",), required=True, help="quamba: docs/quamba.md describes it")
 
 
-def check_out(path: Path | None) -> None:
-    """Whether `write_out` can write there later; before work that would end in it.
+def given(options: argparse.Namespace, option: str) -> bool:
+    """Whether an option without a default was written."""
+    return getattr(options, option.removeprefix("--").replace("-", "_")) not in (None, False, [])
 
-    raises BadParameter
+
+def refuse_beside(options: argparse.Namespace, which: str, others: Iterable[str], why: str) -> None:
+    """Nothing that was asked for is left aside without a word.
+
+    others  options that would change nothing beside `which`, and `why`: "names the faults alone"
+    raises BadParameter for the first of them that was written
+    """
+    for other in others:
+        if given(options, other):
+            raise BadParameter(f"{which} {why}: leave {other} out")
+
+
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """Numbers of things, where they are given. raises BadParameter below 1"""
+    for name in names:
+        value = getattr(options, name.removeprefix("--").replace("-", "_"))
+        if value is not None and value < 1:
+            raise BadParameter(f"{name} must be a whole number, 1 or more (got {value})")
+
+
+def check_corpus(corpus: Path | None, models: Iterable[str]) -> None:
+    """Whether any of the models reads texts. raises BadParameter"""
+    asked = list(models)
+    if corpus and all(map(recalls, asked)):
+        raise BadParameter(f"{', '.join(asked)} reads no texts, its sequences are made: leave --corpus out")
+
+
+def check_out(path: Path | None) -> None:
+    """Whether a file can be written there later; before work that would end in it.
+
+    raises BadParameter, NotWritten
     """
     if path:
+        check_name(path)
         check_writable(path.parent)
-        if path.is_dir():
-            raise BadParameter(f"--out must be a file (got the folder {path})")
+        check_replaceable(path)
 
 
-def write_out(path: Path, text: str) -> None:
-    """The folder is made where there is none yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+def write_each(paths: Sequence[Path], written: Callable[[Path], None]) -> None:
+    """Each by itself: one that cannot be written keeps no other from being. raises the first NotWritten in the end"""
+    failed: list[NotWritten] = []
+    for path in paths:
+        try:
+            written(path)
+            print(f"report: {path}")
+        except NotWritten as error:
+            failed.append(error)
+    for other in failed[1:]:
+        print(f"quambench: {other}", file=sys.stderr)
+    if failed:
+        raise failed[0]
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from typing import Any
 
 from quambench.errors import BadArtefact
 from quambench.gate.baselines import read_baseline
+from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict
+from quambench.reading import is_file, is_folder, shown
 from quambench.report import REPORTS, terminal
 from quambench.report.json import document
 
@@ -24,7 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    files = [options.path] if options.path.is_file() else sorted(options.path.rglob("*.json"))
+    if not (is_file(options.path) or is_folder(options.path)):
+        raise BadArtefact(f"there is no {shown(options.path)}; pytest suites/ --qb-update writes baselines")
+    files = [options.path] if is_file(options.path) else _below(options.path)
     if not files:
         raise BadArtefact(f"{options.path} holds no baseline; pytest suites/ --qb-update writes them")
     if options.format == "json":  # one document, whatever the number of files
@@ -40,9 +44,24 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _below(folder: Path) -> list[Path]:
+    """JSON files; none where there is no such folder, or can be none."""
+    try:
+        return sorted(folder.rglob("*.json"))
+    except (OSError, ValueError) as error:
+        raise BadArtefact(f"cannot read {shown(folder)}: {shown(error)}") from None
+
+
 def _stored(file: Path) -> tuple[Sequence[Verdict], Mapping[str, Any]]:
     """A baseline file's cases as verdicts, and the provenance of its first."""
     records = read_baseline(file)
     first = next(iter(records.values()), None)
-    verdicts = [Verdict(r.case_id, Status.SAME, metrics=r.metrics) for r in records.values()]
-    return verdicts, dict(first.provenance) if first else {}
+    return [_as_stored(record) for record in records.values()], dict(first.provenance) if first else {}
+
+
+def _as_stored(record: Record) -> Verdict:
+    """What is stored is the same as itself; what was stored although it was worse says so, and why."""
+    if not record.accepted:
+        return Verdict(record.case_id, Status.SAME, metrics=record.metrics)
+    why = f"stored although it was worse: {record.accepted}"
+    return Verdict(record.case_id, Status.SAME, why, metrics=record.metrics, accepted=record.accepted)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from tabulate import tabulate
 
-from quambench.cli.options import add_corpus, progress_bars
+from quambench.cli.options import add_corpus, check_corpus, check_counts, progress_bars, refuse_beside
 from quambench.error_rates import Power, Rate, error_rates, powers
 from quambench.errors import UnknownName
 from quambench.gate.faults import FAULTS
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="only name the faults")
     parser.add_argument("--no-clean", action="store_true", help="leave out the clean runs under other numerics")
     parser.add_argument(
-        "--jobs", type=int, default=0, metavar="N", help="this many at once, one thread each (default: as many as CPUs)"
+        "--jobs", type=int, metavar="N", help="this many at once, one thread each (default: as many as CPUs)"
     )
     parser.add_argument(
         "--error-rates",
@@ -43,14 +43,15 @@ def run(options: argparse.Namespace) -> int:
     for name in options.fault or ():
         if name not in names:
             raise UnknownName("fault", name, names, "quambench/gate/faults/", "quambench selftest --list")
+    check_counts(options, "--jobs", "--error-rates")
+    work = ("--model", "--fault", "--no-clean", "--jobs", "--corpus")
     if options.list:
-        print(
-            tabulate(
-                [[f.name, f.unit, f.place, f.no_op] for f in FAULTS], ["fault", "unit", "place", "changes nothing"]
-            )
-        )
+        refuse_beside(options, "--list", (*work, "--error-rates"), "names the faults and runs nothing")
+        print(_listed(options.json))
         return 0
+    check_corpus(options.corpus, options.model or MODELS)
     if options.error_rates:
+        refuse_beside(options, "--error-rates", work, "simulates rows, and plants and measures nothing")
         with progress_bars() as progress:
             rates = error_rates(options.error_rates, progress)
             found = powers(options.error_rates // 10 or 1, progress)
@@ -59,10 +60,23 @@ def run(options: argparse.Namespace) -> int:
         return 0 if all(rate.holds for rate in rates) else 1
     with progress_bars() as progress:
         report = selftest(
-            options.model or MODELS, options.fault or (), options.corpus, not options.no_clean, progress, options.jobs
+            options.model or MODELS,
+            options.fault or (),
+            options.corpus,
+            not options.no_clean,
+            progress,
+            options.jobs or 0,
         )
     print(_json(report) if options.json else _text(report))
     return 0 if report.passes else 1
+
+
+def _listed(for_machines: bool) -> str:
+    if for_machines:
+        rows = [{"fault": f.name, "unit": f.unit, "place": f.place, "changes_nothing": f.no_op} for f in FAULTS]
+        return json.dumps(rows, indent=1, ensure_ascii=False)
+    table = [[f.name, f.unit, f.place, f.no_op] for f in FAULTS]
+    return tabulate(table, ["fault", "unit", "place", "changes nothing"])
 
 
 def _rates(rates: Sequence[Rate], found: Sequence[Power]) -> str:

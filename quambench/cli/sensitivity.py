@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 from tabulate import tabulate
 
-from quambench.case import Case
-from quambench.cli.options import add_corpus, add_model, corpus_of, progress_bars
+from quambench.case import Case, Protocol
+from quambench.cli.options import add_corpus, add_model, check_corpus, corpus_of, progress_bars
+from quambench.errors import BadParameter
 from quambench.models.checkpoint import load_checkpoint
+from quambench.quant.recipe import WeightRecipe
 from quambench.runner import ModelRun
 from quambench.sensitivity import LENGTH, WINDOWS, Cost, Scale, by_layer, by_site, grids_of
 
@@ -26,12 +29,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_corpus(options.corpus, [options.model])
+    case = _checked(options.observer)  # before the model is loaded
     checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
-    case = Case.parse(checkpoint.name, options.observer)
+    case = replace(case, model=checkpoint.name)
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, [case], progress)
-        grids = grids_of(work.plain, work.calibration(case))
-        scale = Scale(work.plain, work.calibration_sequences[-WINDOWS:, :LENGTH])
+        prepared = work.prepared(case)  # in the order of the case's groups
+        grids = grids_of(prepared, work.calibration(case))
+        scale = Scale(prepared, work.calibration_sequences[-WINDOWS:, :LENGTH])
         every = scale.cost(grids, grids.keys())
         layers = {f"layer {i}": costs for i, costs in by_layer(scale, grids).items()}
         rows = layers | by_site(scale, grids)
@@ -51,6 +57,23 @@ def run(options: argparse.Namespace) -> int:
         f" {every.kl * 1e3:.4g} mnat/token."
     )
     return 0
+
+
+def _checked(text: str) -> Case:
+    """The case. raises BadParameter for parts that would change nothing: activations alone are quantized, one by one"""
+    case = Case.parse("", text)
+    p = case.precision
+    idle = {
+        case.weights.id: case.weights != WeightRecipe(),
+        "tasks": bool(case.tasks),
+        "quick or full": case.protocol != Protocol(),
+        p.id: bool(p.layers) or (p.weight_bits, p.embedding, p.lm_head, p.ssm_state) != (8, True, True, True),
+    }
+    if what := next((part for part, written in idle.items() if written), ""):
+        raise BadParameter(
+            f"case {text}: {what} changes nothing here, where activations alone are quantized: leave it out"
+        )
+    return case
 
 
 def _numbers(alone: Cost, every: Cost, without: Cost) -> dict[str, dict[str, float]]:

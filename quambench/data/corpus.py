@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quambench.errors import BadCorpus
+from quambench.pointers import check_fetched
+from quambench.reading import Unreadable, parse_json, read_bytes, shown
 
 PARTS = ("train", "calibration", "validation", "test")
 # Of a corpus from outside, by characters; nothing is trained on it.
@@ -68,8 +70,10 @@ def load_corpus(path: str | Path | None = None) -> Corpus:
     """
     try:
         return _pinned() if path is None else _from_path(Path(path))
+    except Unreadable as error:
+        raise BadCorpus(str(error)) from None
     except OSError as error:
-        raise BadCorpus(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+        raise BadCorpus(f"cannot read {shown(error.filename or path)}: {error.strerror or error}") from None
 
 
 def _pinned() -> Corpus:
@@ -138,7 +142,9 @@ def _read(path: Path) -> tuple[list[Document], list[Path]]:
         texts = [f for f in files if f.suffix.lower() == ".txt"]
         if not texts:
             raise BadCorpus(f"{path} holds no .txt file")
-        found = [Document.of(str(f.relative_to(path)), _bytes(f)) for f in texts]
+        for file in texts:
+            check_fetched(file, BadCorpus)  # or its few words of nothing would be judged as text
+        found = [Document.of(str(f.relative_to(path)), read_bytes(f)) for f in texts]
         return found, [f for f in files if f.suffix.lower() != ".txt"]
     return _lines(path), []
 
@@ -161,31 +167,25 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _bytes(file: Path) -> bytes:
-    """raises BadCorpus of what would have to be waited for"""
-    if file.exists() and not file.is_file():
-        raise BadCorpus(f"{file} is no file with text")
-    return file.read_bytes()
-
-
 def _lines(path: Path) -> list[Document]:
     if not path.exists():
         raise BadCorpus(f"no such corpus: {path} (a folder of .txt files, or a .jsonl with 'text')")
     if path.suffix != ".jsonl":
         raise BadCorpus(f"a corpus is a folder of .txt files or a .jsonl with 'text' (got {path})")
+    check_fetched(path, BadCorpus)
     documents = []
-    for number, line in enumerate(_bytes(path).splitlines(), start=1):
+    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
+            text = parse_json(line, path, any_text=True)["text"]
             if not isinstance(text, str):
                 raise TypeError
             raw = text.encode()
         except UnicodeEncodeError as error:  # JSON may spell half a surrogate pair, which is no character
             found = f"\\u{ord(text[error.start]):04x}"
             raise BadCorpus(f"{path}:{number} is not text: its 'text' has the lone surrogate {found}") from None
-        except (ValueError, KeyError, TypeError):
+        except (Unreadable, KeyError, TypeError):
             raise BadCorpus(f"{path}:{number} is not a JSON object with a string 'text'") from None
         documents.append(Document.of(f"{path.name}:{number:06d}", raw))
     return documents

@@ -15,8 +15,6 @@ from typing import Any
 
 from tokenizers import pre_tokenizers
 
-from quambench.errors import BadCheckpoint
-
 SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _ALL_BYTES = {f"<0x{i:02X}>" for i in range(256)}
@@ -82,7 +80,7 @@ def spelling_of(document: Mapping[str, Any], vocabulary: Collection[str]) -> Spe
 def check_merges(document: Mapping[str, Any]) -> None:
     """Whether every merge is of tokens, and into one; where not, `tokenizers` may panic, or end the process.
 
-    raises BadCheckpoint, and whatever a document raises that is no tokenizer.json
+    raises ValueError, and whatever a document raises that is no tokenizer.json
     """
     model = document["model"]
     prefix = model.get("continuing_subword_prefix") or ""
@@ -90,7 +88,7 @@ def check_merges(document: Mapping[str, Any]) -> None:
         first, second = merge.split(" ") if isinstance(merge, str) else merge
         there = {first, second, first + second.removeprefix(prefix)} <= model["vocab"].keys()
         if not there or not second.startswith(prefix):
-            raise BadCheckpoint(f"tokenizer.json cannot merge {first!r} and {second!r}: it has no such token")
+            raise ValueError(f"it merges {first!r} and {second!r} into a token that it has not")
 
 
 def bytes_of_tokens(text: str, ends: Sequence[int], spelled: Sequence[int]) -> list[int]:

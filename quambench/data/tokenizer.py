@@ -15,6 +15,8 @@ from torch import Tensor
 
 from quambench.data.spelling import Spelling, bytes_of_tokens, check_merges, spelling_of
 from quambench.errors import BadCheckpoint
+from quambench.pointers import check_fetched
+from quambench.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
 
 END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, as in GPT-NeoX's vocabulary
 
@@ -34,14 +36,18 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """raises BadCheckpoint when the file is missing or unreadable."""
-        if not path.is_file():
+        if not is_file(path):
             raise BadCheckpoint(f"{path.parent} has no tokenizer.json")
+        check_fetched(path, BadCheckpoint)
         try:
+            check_file(path, JSON_LIMIT)
             text = path.read_text(encoding="utf-8")
             check_merges(json.loads(text))
             return cls(_Tokenizer.from_str(text))
         except BadCheckpoint:
             raise
+        except Unreadable as error:
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {error.why}") from None
         except BaseException as error:
             raise BadCheckpoint(f"{path} is not a readable tokenizer: {_of_tokenizers(error)}") from None
 
@@ -139,4 +145,4 @@ def _of_tokenizers(error: BaseException) -> str:
     """
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
-    return " ".join(str(error).split())
+    return shown(error)

@@ -2,7 +2,8 @@
 
 The JSON holds what a reviewer reads: one case a block, sorted. Its evidence (arrays) is a
 safetensors file whose name carries its own hash, so that replacing the JSON is the one atomic step:
-killed at any moment, a write leaves the old pair or the new one.
+killed at any moment, a write leaves the old pair or the new one. One process writes in a folder at a
+time, and reads again what is there before it does; readers wait for nobody.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from quambench.errors import BadArtefact, NewerSchema
+from quambench.errors import BadArtefact, NewerSchema, NotWritten
+from quambench.files import locked, remove, write
+from quambench.gate.forms import check_arrays, check_entry, check_scales
 from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import Measurement, Metric, metrics_of
+from quambench.pointers import check_fetched
+from quambench.reading import Unreadable, is_file, parse_json, read_bytes, shown
 
 _SEPARATOR = "//"  # between case id and array name
 _REST = "rest."  # before the names of a second look's arrays
@@ -74,15 +79,19 @@ class BaselineStore:
     def files(self, suite: str, model: str) -> list[Path]:
         """Every class's file that there is: this class's first, then the nearest."""
         own = self.path(suite, model)
-        others = sorted((self.root / suite).glob(f"*/{model}.json"), key=self._distance)
-        return ([own] if own.exists() else []) + [path for path in others if path != own]
+        every = (
+            folder / f"{model}.json" for folder in _folders(self.root / suite)
+        )  # no pattern: a name may have stars
+        others = sorted((path for path in every if _exists(path)), key=self._distance)
+        return ([own] if _exists(own) else []) + [path for path in others if path != own]
 
     def named(self, suite: str, model: str) -> set[str]:
         """Ids of the cases that this class's file names, as far as its text shows, readable or not."""
         path = self.path(suite, model)
-        if not path.exists():
+        if not is_file(path):
             return set()
-        return set(re.findall(r'^  "(.+)": \{\r?$', path.read_bytes().decode(errors="replace"), re.MULTILINE))
+        text = read_bytes(path).decode(errors="replace")
+        return {_unescaped(name) for name in re.findall(r'^  (".+"): \{\r?$', text, re.MULTILINE)}
 
     def read(self, path: Path) -> Stored:
         """raises BadArtefact"""
@@ -95,15 +104,15 @@ class BaselineStore:
         """Take cases out of every class's file; a file left without any goes. Returns what was written."""
         written, out = [], set(gone)
         for path in self.files(suite, model):
-            cases = dict(self.read(path).cases)
-            kept = {case_id: record for case_id, record in cases.items() if case_id not in out}
-            if len(kept) == len(cases):
+            if not out & self.read(path).cases.keys():
                 continue
-            if kept:
-                write_baseline(path, kept)
-            else:
-                remove_baseline(path)
-            del self._read[path]
+            self._read.pop(path)
+            with locked(path.parent):
+                kept = {i: record for i, record in _there(path).items() if i not in out}
+                if kept:
+                    _write(path, kept)
+                else:
+                    _remove(path)
             written.append(path)
         return written
 
@@ -111,27 +120,49 @@ class BaselineStore:
         """Fewer shared words of the class name is farther; ties by name."""
         return -len(set(path.parent.name.split("-")) & set(self.machine.split("-"))), path.parent.name
 
-    def write(self, suite: str, model: str, records: Iterable[Record], afresh: bool = False) -> Path:
-        """Put `records` into this class's file, beside what it has; `afresh`: in place of it.
+    def write(
+        self, suite: str, model: str, records: Iterable[Record], afresh: bool = False, new_only: bool = False
+    ) -> tuple[Path, list[str]]:
+        """Put `records` into this class's file, beside what it has by now; `afresh`: in place of it.
 
-        raises BadArtefact, and leaves the file alone, when it cannot be read and is not to be replaced
+        Returns the file, and the ids that it had already and kept, where only what is new was to be stored.
+        raises BadArtefact, and leaves the file alone, when it cannot be read and is not to be replaced; NotWritten
         """
         path = self.path(suite, model)
-        stored = dict(read_baseline(path)) if path.exists() and not afresh else {}
-        stored |= {record.case_id: record for record in records}
-        write_baseline(path, stored)
         self._read.pop(path, None)
-        return path
+        with locked(path.parent):
+            stored = {} if afresh else _there(path)
+            found = {record.case_id: record for record in records}
+            kept = sorted(found.keys() & stored.keys()) if new_only else []
+            merged = stored | found | {case_id: stored[case_id] for case_id in kept}
+            if len(kept) < len(found):
+                _write(path, merged)
+        return path, kept
 
 
 def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
-    """Replace `path` and its evidence in one atomic step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `path` and its evidence in one atomic step. raises NotWritten"""
+    with locked(path.parent):
+        _write(path, cases)
+
+
+def remove_baseline(path: Path) -> None:
+    """The file and its evidence. raises NotWritten"""
+    with locked(path.parent):
+        _remove(path)
+
+
+def _there(path: Path) -> dict[str, Record]:
+    return read_baseline(path) if _exists(path) else {}
+
+
+def _write(path: Path, cases: Mapping[str, Record]) -> None:
+    """The evidence first, then the JSON that names it, then the evidence that nothing names any more goes."""
     # Cases share arrays (documents, float losses); safetensors wants each stored apart.
     blob = save({k: v.clone().contiguous() for case in cases.values() for k, v in _arrays(case).items()})
     digest = hashlib.sha256(blob).hexdigest()
     evidence = path.with_name(f"{path.stem}.{digest[:12]}.safetensors")
-    _replace(evidence, blob)
+    write(evidence, blob)
     entries = {case_id: _entry(cases[case_id]) for case_id in sorted(cases)}
     document = {
         "schema": SCHEMA,
@@ -139,13 +170,13 @@ def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
         "sha256": _digest(entries),
         "cases": entries,
     }
-    _replace(path, _dump(document).encode())
+    write(path, _dump(document))
     _remove_evidence(path, but=evidence)
 
 
-def remove_baseline(path: Path) -> None:
-    """The file and its evidence; the file first, so that no JSON ever names what is not there."""
-    path.unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    """The file first, so that no JSON ever names what is not there."""
+    remove(path)
     _remove_evidence(path)
 
 
@@ -154,7 +185,8 @@ def _remove_evidence(path: Path, but: Path | None = None) -> None:
     of_this = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{12}\.safetensors")
     for old in path.parent.glob("*.safetensors"):
         if old != but and of_this.fullmatch(old.name):
-            old.unlink()
+            with suppress(NotWritten):  # nothing names it any more; the next write tries again
+                remove(old)
 
 
 def read_baseline(path: Path) -> dict[str, Record]:
@@ -162,8 +194,30 @@ def read_baseline(path: Path) -> dict[str, Record]:
 
     raises BadArtefact when unreadable, corrupt, from a newer schema, or without its evidence
     """
+    while True:
+        text = _text(path)
+        try:
+            return _parsed(path, text)
+        except BadArtefact:
+            if _text(path) == text:
+                raise
+            # somebody replaced the pair between the reading of the one and of the other: the new one is whole
+
+
+def _text(path: Path) -> bytes:
+    check_fetched(path, BadArtefact)
     try:
-        document = json.loads(path.read_bytes().decode())
+        if not _exists(path):
+            raise BadArtefact(f"{path}: {path.name} is missing; {_repair(path)}")
+        return read_bytes(path)
+    except Unreadable as error:
+        raise BadArtefact(f"{shown(path)} is not a readable baseline ({error.why}); {_repair(path)}") from None
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Record]:
+    """raises BadArtefact"""
+    try:
+        document = parse_json(text, path)
         schema = document["schema"]
         if type(schema) is not int or schema < 1:
             raise ValueError(f"no schema is numbered {schema!r}")
@@ -176,21 +230,39 @@ def read_baseline(path: Path) -> dict[str, Record]:
         if Path(name).name != name:
             raise ValueError(f"the evidence must stand beside it (got {name!r})")
         evidence = path.with_name(name)
-        blob = evidence.read_bytes()
+        if not _exists(evidence):
+            raise BadArtefact(f"{path}: {shown(name)} is missing; {_repair(path)}")
+        check_fetched(evidence, BadArtefact)
+        blob = read_bytes(evidence)
         if hashlib.sha256(blob).hexdigest() != digest:
             raise BadArtefact(f"{evidence} is not the evidence that {path.name} names; {_repair(path)}")
-        if schema > 1 and _digest(document["cases"]) != document["sha256"]:
+        if (schema > 1 or "sha256" in document) and _digest(document["cases"]) != document["sha256"]:
             raise BadArtefact(f"{path} was edited by hand; {_repair(path)}")
         entries, arrays = migrated(document["cases"], load(blob), schema)
         return {case_id: _record(case_id, entry, arrays) for case_id, entry in entries.items()}
-    except FileNotFoundError as error:
-        raise BadArtefact(f"{path}: {Path(error.filename).name} is missing; {_repair(path)}") from None
+    except Unreadable as error:
+        raise BadArtefact(f"{shown(path)} is not a readable baseline ({error.why}); {_repair(path)}") from None
     # A hand-edited file can break any of the steps above in its own way: whatever it trips, it is
     # the file that is at fault.
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
     except (SafetensorError, OSError, RecursionError) as error:
         raise BadArtefact(f"{path} is not a readable baseline ({_short(error)}); {_repair(path)}") from None
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except (OSError, ValueError):
+        return []
+
+
+def _exists(path: Path) -> bool:
+    """Whether anything is there, whatever it is; of a name that can be none, no."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
@@ -202,18 +274,16 @@ def _repair(path: Path) -> str:
     return f"git checkout {path.parent} restores it, --qb-update records it anew"
 
 
+def _unescaped(name: str) -> str:
+    """A name as JSON spells it; one that is broken, as it stands."""
+    with suppress(ValueError):
+        return str(json.loads(name))
+    return name[1:-1]
+
+
 def _short(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(shown(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= 200 else text[:200] + "..."
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _arrays(record: Record) -> dict[str, torch.Tensor]:
@@ -260,12 +330,19 @@ def _floors(stored: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Record:
+    check_entry(entry)
     prefix = case_id + _SEPARATOR
     own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     noise = {rows: own.pop(f"noise.{rows}") for rows in SITE_ROWS if f"noise.{rows}" in own}
     rest = {name.removeprefix(_REST): own.pop(name) for name in list(own) if name.startswith(_REST)}
     flat, sizes = own.pop("artefacts.scales"), own.pop("artefacts.sizes").tolist()
     scales = dict(zip(entry["scales"], flat.split(sizes), strict=True))
+    if lacking := [rows for rows in noise if rows not in own]:
+        raise ValueError(f"{lacking[0]} is missing, and its noise is there")
+    check_scales(scales, symmetric=entry["settings"].get("symmetric", True) is True)
+    n_sites = len(set(scales) - set(entry["weights"]))
+    check_arrays(own | {f"noise.{rows}": array for rows, array in noise.items()}, n_sites)
+    check_arrays(rest, None)
     known = metrics_of(own)
     metrics = {n: _measured(known[n], entry, own) for n in entry["metrics"] if n in known}
     record = Record(

@@ -53,7 +53,9 @@ def _unknown(*shape: int) -> Tensor:
 
 
 def _from_2(entries: Entries, arrays: Arrays) -> tuple[Entries, Arrays]:
-    for entry in entries.values():
+    for case, entry in entries.items():
+        if "rest" in entry or "arrays" in entry["noise"]:  # else another number in the file would drop them unseen
+            raise ValueError(f"{case} has what schema 3 brought, and the file says schema 2")
         entry["noise"] = dict(entry["noise"]) | {"arrays": {}}
         entry["rest"] = ""
     return entries, arrays

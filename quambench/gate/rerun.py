@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import platform
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quambench import processes
 from quambench.case import Case
 from quambench.data.corpus import load_corpus
 from quambench.evaluate import WINDOW_BATCH
 from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import load_checkpoint
 from quambench.runner import ModelRun
+from quambench.scratch import scratch
 
 OTHER_BATCH = WINDOW_BATCH - 5  # divides neither the windows nor the usual batch
 
@@ -63,16 +63,12 @@ def rerun(job: Job) -> list[dict[str, Tensor]]:
 
     raises RuntimeError with the last line that the other process wrote when it fails
     """
-    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
-        at, out = Path(folder) / "job", Path(folder) / "out.safetensors"
+    with scratch() as folder:
+        at, out = folder / "job", folder / "out.safetensors"
         at.write_bytes(pickle.dumps(job))
         path = os.pathsep.join(p for p in sys.path if p)  # observers from outside are found there too
-        done = subprocess.run(
-            [sys.executable, "-m", "quambench.gate.rerun", str(at), str(out)],
-            env=os.environ | conditions() | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-m", "quambench.gate.rerun", str(at), str(out)]
+        done = processes.run(command, env=os.environ | conditions() | {"PYTHONPATH": path})
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise RuntimeError(f"measuring the noise floor in another process failed: {last}")

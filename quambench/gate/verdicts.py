@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quambench.gate import findings
 from quambench.gate.arrays import Evidence
@@ -52,6 +52,13 @@ class Verdict:
     portable: bool = False  # compared with another machine class's baseline
     written: bool = False  # the run stored this result
     suspicious: bool = False  # a second look may tell what this one cannot
+    suite: str = field(default="", compare=False)  # that asked for it; "" of a probe
+    accepted: str = ""  # of a report on what is stored, never of a run: why it was stored although it was worse
+
+    @property
+    def word(self) -> str:
+        """What a table says: the status, or that something worse was accepted."""
+        return "ACCEPTED" if self.accepted else self.status.value
 
     def passes(self, allow_drift: bool = False) -> bool:
         allowed = {Status.SAME} | ({Status.DRIFTED, Status.IMPROVED} if allow_drift else set())

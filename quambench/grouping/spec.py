@@ -11,7 +11,7 @@ from quambench.grouping.base import GROUPINGS, Grouping
 from quambench.grouping.outside import find_outside, is_outside
 from quambench.spec import Spec
 
-_NUMBERS = re.compile(r"(0|[1-9]\d*)x(0|[1-9]\d*)")
+_NUMBERS = re.compile(r"(0|[1-9][0-9]{0,5})x(0|[1-9][0-9]{0,5})")  # no model has a million heads
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quambench.calibrate import Calibration
+from quambench.calibrate import Calibration, check_calibration
 from quambench.errors import BadArtefact, BadParameter
 from quambench.grouping import Groups
 from quambench.models.config import ModelConfig
 from quambench.models.sites import SITES, layer_of, local_name, sites_of
 from quambench.policy.base import granularity_in_groups
 from quambench.quant.granularity import GROUPS, UNQUANTIZED
-from quambench.quant.grid import MIN_SCALE
+from quambench.quant.grid import check_steps
 
 ActScales = list[dict[str, Any]]
 ReorderParams = dict[str, list[Tensor]]
@@ -112,7 +112,7 @@ def from_act_scales(
         keys = (HEAD_KEY,) if layer is None else KEYS[config.architecture][site.name]
         granularities[name] = granularity_in_groups(site) if grouped else "tensor"
         scales[name] = _scale(entries, layer, keys, granularities[name], config, order)
-    return Calibration(
+    made = Calibration(
         scales=scales,
         granularities=granularities,
         observers=dict.fromkeys(scales, observer),
@@ -121,6 +121,8 @@ def from_act_scales(
         data_digest=data_digest,
         groups=order,
     )
+    check_calibration(made, config)
+    return made
 
 
 # --- Calibration -> Quamba
@@ -279,10 +281,7 @@ def _numbers(value: Any, place: str, shape: tuple[int, ...]) -> Tensor:
     if tuple(value.shape) != shape and not (shape == () and value.numel() == 1):
         raise BadArtefact(f"{place} must have shape {shape} (got {tuple(value.shape)})")
     scales = value.detach().to("cpu", torch.float32).reshape(shape).clone()
-    bad = ~(scales.isfinite() & (scales >= torch.tensor(MIN_SCALE)))
-    if bad.any():
-        first = f"{scales[bad][0].item():g}" + (f", {int(bad.sum())} of {bad.numel()} are such" if bad.ndim else "")
-        raise BadArtefact(f"{place}: a scale must be finite and at least {MIN_SCALE:g} (got {first})")
+    check_steps(scales, place)
     return scales
 
 

@@ -8,7 +8,6 @@ made_of         of a file from here: schema, digests of model, data and scales, 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,13 @@ from typing import Any
 
 import torch
 
+from quambench import files
 from quambench.calibrate import Calibration
 from quambench.errors import BadArtefact
 from quambench.interchange.quamba import from_act_scales, to_act_scales
 from quambench.models.checkpoint import Checkpoint
+from quambench.pointers import check_fetched
+from quambench.reading import Unreadable, check_archive, is_file, is_folder, shown, text
 
 SCHEMA = 1
 
@@ -41,13 +43,7 @@ def write(path: Path, calibration: Calibration, code: str) -> None:
     }
     content = io.BytesIO()  # not the path: torch.save puts a file's name into its bytes
     torch.save({"act_scales": act_scales, "reorder_params": reorder_params, "made_of": made_of}, content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content.getbuffer())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write(path, content.getvalue())
 
 
 def read(path: Path, checkpoint: Checkpoint) -> Calibration:
@@ -56,9 +52,10 @@ def read(path: Path, checkpoint: Checkpoint) -> Calibration:
     raises BadArtefact where it is missing, corrupt, of another model, or not what its made_of describes
     """
     act_scales, reorder_params, made_of = _parts(path)
-    if made_of is not None and made_of.get("schema") != SCHEMA:
-        raise BadArtefact(f"{path}: made_of is of schema {made_of.get('schema')}, this version reads {SCHEMA}")
-    if made_of is not None and made_of.get("model_digest") != checkpoint.digest:
+    of = {} if made_of is None else {key: made_of.get(key) for key in ("schema", "model_digest", "scales_digest")}
+    if of and (type(of["schema"]) is not int or of["schema"] != SCHEMA):
+        raise BadArtefact(f"{path}: made_of is of schema {shown(of['schema'])}, this version reads {SCHEMA}")
+    if of and not (text(of["model_digest"]) and of["model_digest"] == checkpoint.digest):
         raise BadArtefact(f"{path}: these scales were made for another model than {checkpoint.name!r}")
     try:
         found = from_act_scales(act_scales, reorder_params, checkpoint.config, model_digest=checkpoint.digest)
@@ -67,19 +64,27 @@ def read(path: Path, checkpoint: Checkpoint) -> Calibration:
     if made_of is None:
         return found
     observers, data_digest = made_of.get("observers"), made_of.get("data_digest")
-    if not isinstance(observers, dict) or observers.keys() != found.scales.keys() or not isinstance(data_digest, str):
+    if (
+        not (isinstance(observers, dict) and isinstance(data_digest, str))
+        or observers.keys() != found.scales.keys()
+        or not all(map(text, observers.values()))
+    ):
         raise BadArtefact(f"{path}: made_of must name the data and each site's observer")
-    if found.digest != made_of.get("scales_digest"):
+    if not text(of["scales_digest"]) or found.digest != of["scales_digest"]:
         raise BadArtefact(f"{path}: not the scales that made_of describes; leave it out of a file that you changed")
-    return replace(found, observers={site: str(observers[site]) for site in found.scales}, data_digest=data_digest)
+    return replace(found, observers={site: observers[site] for site in found.scales}, data_digest=data_digest)
 
 
 def _parts(path: Path) -> tuple[Any, Any, Mapping[str, Any] | None]:
     """act_scales, reorder_params, made_of."""
-    if not path.is_file():
-        raise BadArtefact(f"{path} is {'a folder, not a file' if path.is_dir() else 'no file'}")
+    if not is_file(path):
+        raise BadArtefact(f"{shown(path)} is {'a folder, not a file' if is_folder(path) else 'no file'}")
+    check_fetched(path, BadArtefact)
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except Unreadable as error:
+        raise BadArtefact(f"{shown(path)}: {error.why}") from None
     except Exception:  # it raises whatever the corrupt part happens to trip, and recommends to load it unsafely
         raise BadArtefact(
             f"{path} is nothing that torch.load(weights_only=True) can read: cut short, not from torch.save, or with "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +25,11 @@ from scipy import stats
 
 from quambench.allocator import keep_freed_memory
 from quambench.errors import BadArtefact
+from quambench.files import locked, write
 from quambench.latency.interleave import Make, Ratio, samples
+from quambench.pointers import check_fetched
 from quambench.provenance import machine_class
+from quambench.reading import Unreadable, mappings, number, read_json, shown
 
 SCHEMA = 1
 SETS = 10
@@ -44,6 +46,13 @@ class Recorded:
 
     ratio: float
     spread: float
+
+    def __post_init__(self) -> None:
+        """raises BadArtefact for what no measurement can come to: every verdict after it would say nothing"""
+        if not (number(self.ratio) and 0 < self.ratio < math.inf):
+            raise BadArtefact(f"a ratio must be a number above 0 (got {shown(self.ratio)})")
+        if not (number(self.spread) and 0 <= self.spread < math.inf):
+            raise BadArtefact(f"a spread must be a number of 0 or more (got {shown(self.spread)})")
 
     @property
     def margin(self) -> float:
@@ -158,26 +167,38 @@ class LatencyStore:
         """Row -> what is stored; empty where this class has nothing. raises BadArtefact"""
         if not self.path.exists():
             return {}
+        check_fetched(self.path, BadArtefact)
         try:
-            document = json.loads(self.path.read_text(encoding="utf-8"))
-            if document["schema"] != SCHEMA:
-                raise BadArtefact(f"{self.path} has schema {document['schema']}, known is {SCHEMA}")
-            return {name: Recorded(**row) for name, row in document["rows"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadArtefact(
-                f"{self.path} is not a readable latency baseline ({error}); remove it and record it anew: --qb-update"
-            ) from error
+            document = read_json(self.path)
+        except Unreadable as error:
+            raise self._refused(error.why) from None
+        if not mappings(document, "rows"):
+            raise self._refused("it must be an object with rows")
+        if document.get("schema") != SCHEMA:
+            raise BadArtefact(f"{self.path} has schema {shown(document.get('schema'))}, known is {SCHEMA}")
+        found = {}
+        for name, row in document["rows"].items():
+            if not isinstance(row, dict) or row.keys() != {"ratio", "spread"}:
+                raise self._refused(f"{shown(name)} must have a ratio and a spread, and nothing else")
+            try:
+                found[name] = Recorded(**row)
+            except BadArtefact as error:
+                raise self._refused(f"{shown(name)}: {error}") from None
+        return found
+
+    def _refused(self, why: str) -> BadArtefact:
+        return BadArtefact(
+            f"{self.path} is not a readable latency baseline ({why}); remove it and record it anew: --qb-update"
+        )
 
     def write(self, rows: Mapping[str, Recorded], source: Mapping[str, Any]) -> Path:
-        """Put these rows beside those stored, in one atomic step."""
-        kept = self.read() | dict(rows)
-        document = {
-            "schema": SCHEMA,
-            "source": dict(source),
-            "rows": {name: asdict(kept[name]) for name in sorted(kept)},
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        """Put these rows beside those stored by now, in one atomic step. raises BadArtefact, NotWritten"""
+        with locked(self.path.parent):
+            kept = self.read() | dict(rows)
+            document = {
+                "schema": SCHEMA,
+                "source": dict(source),
+                "rows": {name: asdict(kept[name]) for name in sorted(kept)},
+            }
+            write(self.path, json.dumps(document, indent=1) + "\n")
         return self.path

@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from quambench.data import recall
 from quambench.data.tokenizer import Tokenizer
 from quambench.errors import BadCheckpoint, BadParameter, MissingExtra, NonFinite, UnknownName
+from quambench.files import locked, making, write
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Mixer
 from quambench.models.places import Folder, Place, Repository
@@ -38,6 +38,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _EMBEDDING, _HEAD = "backbone.embedding.weight", "lm_head.weight"
 _EMBEDDINGS = "backbone.embeddings.weight"  # what transformers calls it
 _NO_WEIGHTS = ("rotary_emb.inv_freq", "position_ids")  # tables some exporters add; no Mamba reads them
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and Lightning put before names
 # A rate that is rounded compounds over a sequence: these stay float32 in narrower models, as in state-spaces' own.
 _ALWAYS_FLOAT32 = (".A_log", ".D", ".dt_bias", ".dt_proj.bias")
 # state-spaces' models carry no tokenizer: they were trained with this one, and their rows are its tokens, padded.
@@ -74,6 +75,12 @@ def bundled_names(language: str = "") -> tuple[str, ...]:
     return tuple(n for n in names if not language or spoken[(_zoo() / n / RECALL_FILE).is_file()] == language)
 
 
+def recalls(name: str) -> bool:
+    """Whether a model, bundled or in a folder, is one of recall: its sequences are made, and no text is read."""
+    folder = _folder(name)
+    return name in bundled_names("recall") or (folder is not None and (folder / RECALL_FILE).is_file())
+
+
 def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Checkpoint:
     """A bundled model, else a local folder, else a model of the Hugging Face hub, "org/name" or "org/name@revision".
 
@@ -92,11 +99,21 @@ def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: st
     except UnavailableError as error:
         raise BadParameter(str(error)) from None
     called, place = _place(name)
+    try:
+        _file(place, "config.json")
+    except (BadCheckpoint, MissingExtra) as error:
+        if isinstance(place, Folder):
+            raise
+        if isinstance(error, MissingExtra):
+            raise error.within(f"no folder {name} is here, and a model of the Hugging Face hub is asked for") from None
+        raise BadCheckpoint(f"{error}; no folder {name} is here") from None
     return _load(called, place, dtype, there)
 
 
 def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = torch.float16) -> None:
     """Write config.json and model.safetensors in state-spaces' layout; each file appears whole or not at all.
+
+    The weights come first: a folder that had no checkpoint has none until it has both.
 
     raises NonFinite when a weight overflows `dtype`, BadCheckpoint when `model` is no longer what
     its config says (prepared for quantization: rotated and untied)
@@ -109,11 +126,10 @@ def save_checkpoint(folder: Path, model: LanguageModel, dtype: torch.dtype = tor
     rotated = any(isinstance(m, Mixer) and not isinstance(m.out_rotation, nn.Identity) for m in model.modules())
     if rotated or (config.tie_embeddings and not torch.equal(tensors.pop(_HEAD), tensors[_EMBEDDING])):
         raise BadCheckpoint("a model prepared for quantization cannot be saved as a float checkpoint")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / "model.safetensors") as part:
-        save_file(tensors, part, metadata={"format": "pt"})  # transformers refuses a file without it
-    with _replacing(folder / "config.json") as part:
-        part.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+    with locked(folder):
+        with making(folder / "model.safetensors") as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})  # transformers refuses a file without it
+        write(folder / "config.json", json.dumps(config.to_json(), indent=2) + "\n")
 
 
 def _zoo() -> Path:
@@ -129,8 +145,22 @@ def _place(name: str) -> tuple[str, Place]:
         return folder.resolve().name, Folder(folder)
     repository = Repository.parse(name)
     if repository is None:
-        raise UnknownName("model", name, bundled_names())
+        raise _no_model(name)
     return repository.short, repository
+
+
+def _no_model(name: str) -> BadCheckpoint | UnknownName:
+    """A path that leads nowhere is no misspelt name."""
+    path = Path(name)
+    with suppress(RuntimeError, OSError, ValueError):
+        path = path.expanduser()
+        if name and path.exists():
+            folder = path.parent if path.name in ("config.json", "tokenizer.json", *WEIGHT_FILES) else None
+            hint = f"name the folder, {folder}" if folder else "a model is a folder with config.json and weights"
+            return BadCheckpoint(f"{name} is a file, not a folder: {hint}")
+    if name.startswith((".", "~")) or "/" in name or "\\" in name:
+        return BadCheckpoint(f"no folder {name} is here; a model is a folder, a bundled name or a hub name, org/name")
+    return UnknownName("model", name, bundled_names())
 
 
 def _folder(name: str) -> Path | None:
@@ -219,7 +249,7 @@ def _read_recall(path: Path | None) -> dict[str, int]:
     if set(rungs) != set(recall.LADDERS):
         raise BadCheckpoint(f"{path} must give a rung to each of {', '.join(recall.LADDERS)} (got {_listed(rungs)})")
     for task, rung in rungs.items():
-        if rung not in recall.LADDERS[task]:
+        if type(rung) is not int or rung not in recall.LADDERS[task]:
             raise BadCheckpoint(f"{path}: {task} must be one of {_listed(recall.LADDERS[task])} (got {rung!r})")
     return rungs
 
@@ -240,12 +270,12 @@ def _assemble(
     config: ModelConfig, source: Path, weights: Weights, dtype: torch.dtype, device: torch.device
 ) -> tuple[LanguageModel, str]:
     """The model, and the digest of what it was made of. Names are state-spaces', whatever the layout."""
-    names = {name: name for name in weights.stored if not name.endswith(_NO_WEIGHTS)}  # ours -> as stored
+    names = _unwrapped(name for name in weights.stored if not name.endswith(_NO_WEIGHTS))  # ours -> as stored
     if _EMBEDDINGS in names and _EMBEDDING not in names:
         names[_EMBEDDING] = names.pop(_EMBEDDINGS)
     layers = {name.split(".")[2] for name in names if re.match(r"backbone\.layers\.\d+\.", name)}
     if len(layers) != config.n_layers:  # before building, so that an absurd config costs no time
-        raise BadCheckpoint(f"{source} holds {len(layers)} layers, config.json says {config.n_layers}")
+        raise BadCheckpoint(f"{source} holds {_held(layers, names)}, config.json says {config.n_layers} layers")
     try:
         with torch.device("meta"):  # shapes only: no memory, and torch's random state stays as it is
             model = build(config)
@@ -288,6 +318,26 @@ def _assemble(
     return model.eval().requires_grad_(False), digest.hexdigest()
 
 
+def _unwrapped(stored: Iterable[str]) -> dict[str, str]:
+    """Names without what wrapped the model when it was saved -> as stored.
+
+    A prefix goes only where every name has it, so that no two names can become one.
+    """
+    names = {name: name for name in stored}
+    while prefix := next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), ""):
+        names = {name.removeprefix(prefix): as_stored for name, as_stored in names.items()}
+    return names
+
+
+def _held(layers: Collection[str], names: Collection[str]) -> str:
+    """How many layers there are; where none, what there is in their place."""
+    if layers or not names:
+        return f"{len(layers)} layers"
+    wrapped = next((p for p in _WRAPPERS for name in names if name.startswith(p)), "")
+    hint = f": save it without the prefix {wrapped}" if wrapped else ""
+    return f"no backbone.layers.0, but {', '.join(sorted(names)[:2])}{hint}"
+
+
 def _check_head(source: Path, weights: Weights, embedding: str, head: str) -> None:
     same = weights.stored[head].shape == weights.stored[embedding].shape
     if not same or not all(
@@ -317,17 +367,3 @@ def _why_not_finite(wide: Tensor, dtype: torch.dtype) -> str:
     wider = sorted(name for name, other in DTYPES.items() if largest.to(other).isfinite())
     does_not_fit = f"does not fit {str(dtype).removeprefix('torch.')} ({largest.item():g})"
     return f"{does_not_fit}; use {' or '.join(wider)}" if wider else does_not_fit
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place once the block ends well."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode  # what the umask gives; safetensors would leave a file for its owner alone
-        yield part
-        part.chmod(mode)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

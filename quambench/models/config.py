@@ -18,6 +18,25 @@ _TRAINING_ONLY |= {"use_fast_path", "use_mem_eff_path", "process_group", "sequen
 _TRAINING_ONLY |= {"device", "dtype", "layer", "layer_idx", "d_model"}
 
 
+# Fields whose key is another in a file: that is what its reader looks for.
+_STATE_SPACES_KEYS = {
+    "n_layers": "n_layer", "norm_eps": "norm_epsilon", "conv_width": "d_conv", "head_dim": "headdim",
+    "n_groups": "ngroups",
+}  # fmt: skip
+_TRANSFORMERS_KEYS = {
+    "d_model": "hidden_size", "n_layers": "num_hidden_layers", "d_state": "state_size", "conv_width": "conv_kernel",
+    "norm_eps": "layer_norm_epsilon", "dt_rank": "time_step_rank", "dt_limit": "time_step_limit",
+}  # fmt: skip
+
+
+class BadField(BadCheckpoint):
+    """A field of ModelConfig outside its domain; `why` begins with "must"."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field} {why}")
+        self.field, self.why = field, why
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Everything that decides a model's tensors and its function, and nothing else."""
@@ -46,23 +65,23 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.architecture not in ("mamba", "mamba2"):
-            raise BadCheckpoint(f"architecture must be 'mamba' or 'mamba2' (got {self.architecture!r})")
+            raise BadField("architecture", f"must be 'mamba' or 'mamba2' (got {self.architecture!r})")
         for name in ("d_model", "n_layers", "vocab_size", "d_state", "expand", "conv_width"):
             if getattr(self, name) < 1:
-                raise BadCheckpoint(f"{name} must be at least 1 (got {getattr(self, name)})")
+                raise BadField(name, f"must be at least 1 (got {getattr(self, name)})")
         if not 0 < self.norm_eps < math.inf:
-            raise BadCheckpoint(f"norm_eps must be positive and finite (got {self.norm_eps})")
+            raise BadField("norm_eps", f"must be positive and finite (got {self.norm_eps})")
         if self.architecture == "mamba2":
             if self.head_dim < 1 or self.d_inner % self.head_dim:
-                raise BadCheckpoint(f"head_dim must divide the inner width {self.d_inner} (got {self.head_dim})")
+                raise BadField("head_dim", f"must divide the inner width {self.d_inner} (got {self.head_dim})")
             if self.n_groups < 1 or self.n_heads % self.n_groups:
-                raise BadCheckpoint(f"n_groups must divide the {self.n_heads} heads (got {self.n_groups})")
+                raise BadField("n_groups", f"must divide the {self.n_heads} heads (got {self.n_groups})")
             if self.chunk_size < 1:
-                raise BadCheckpoint(f"chunk_size must be at least 1 (got {self.chunk_size})")
+                raise BadField("chunk_size", f"must be at least 1 (got {self.chunk_size})")
             if not 0 <= self.dt_min <= self.dt_max:  # also refuses NaN
-                raise BadCheckpoint(f"dt's limits must be 0 <= low <= high (got {self.dt_min}, {self.dt_max})")
+                raise BadField("dt_limit", f"must be 0 <= low <= high (got {self.dt_min}, {self.dt_max})")
         elif self.dt_rank < 1:
-            raise BadCheckpoint(f"dt_rank must be at least 1 (got {self.dt_rank})")
+            raise BadField("dt_rank", f"must be at least 1 (got {self.dt_rank})")
 
     @property
     def d_inner(self) -> int:
@@ -88,9 +107,12 @@ class ModelConfig:
         raises BadCheckpoint for a missing key, an unknown one that could change the function,
         or a hybrid model (attention or MLP blocks), which quambench does not define.
         """
+        ours = _is_state_spaces(raw)
         try:
-            read = _from_state_spaces if _is_state_spaces(raw) else _from_transformers
-            return read(dict(raw))  # a copy: keys are taken from it
+            return (_from_state_spaces if ours else _from_transformers)(dict(raw))  # a copy: keys are taken from it
+        except BadField as bad:
+            keys = _STATE_SPACES_KEYS if ours else _TRANSFORMERS_KEYS
+            raise BadCheckpoint(f"{keys.get(bad.field, bad.field)} {bad.why}") from None
         except KeyError as missing:
             raise BadCheckpoint(f"the key {missing} is missing") from None
         except (TypeError, ValueError, OverflowError) as wrong:
@@ -128,7 +150,10 @@ def _is_state_spaces(raw: dict[str, Any]) -> bool:
 
 
 def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
-    ssm: dict[str, Any] = dict(raw.get("ssm_cfg") or {})
+    given = raw.get("ssm_cfg") or {}
+    if not isinstance(given, dict):
+        raise BadCheckpoint(f"ssm_cfg must be an object (got {given!r})")
+    ssm = dict(given)
     if raw.get("attn_layer_idx") or raw.get("d_intermediate"):
         raise BadCheckpoint("hybrid models (attention or MLP blocks) are not supported")
     if not _flag(raw, "rms_norm", True):
@@ -143,7 +168,7 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
         "d_model": d_model,
         "n_layers": _whole(raw, "n_layer"),
         "vocab_size": -(-_whole(raw, "vocab_size") // multiple) * multiple,
-        "norm_eps": float(raw.get("norm_epsilon", 1e-5)),
+        "norm_eps": _number("norm_epsilon", raw.get("norm_epsilon", 1e-5)),
         "tie_embeddings": _flag(raw, "tie_embeddings", True),
         "expand": _whole(ssm, "expand", 2),
         "conv_width": _whole(ssm, "d_conv", 4),
@@ -158,7 +183,7 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
             **common,
         )
     else:
-        low, high = ssm.pop("dt_limit", (0.0, math.inf))
+        low, high = _limits("dt_limit", ssm.pop("dt_limit", (0.0, math.inf)))
         if not _flag(ssm, "rmsnorm", True):
             raise BadCheckpoint("Mamba2 without its gated norm (rmsnorm false) is not supported")
         if ssm.pop("activation", "swish") not in ("swish", "silu"):
@@ -173,8 +198,8 @@ def _from_state_spaces(raw: dict[str, Any]) -> ModelConfig:
             chunk_size=_whole(ssm, "chunk_size", 256),
             d_per_channel=_flag(ssm, "D_has_hdim", False),
             norm_before_gate=_flag(ssm, "norm_before_gate", False),
-            dt_min=float(low),
-            dt_max=float(high),
+            dt_min=low,
+            dt_max=high,
             **common,
         )
     unknown = sorted(set(ssm) - _TRAINING_ONLY)
@@ -200,7 +225,7 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
         "conv_width": _whole(raw, "conv_kernel", 4),
         "conv_bias": _flag(raw, "use_conv_bias", True),
         "proj_bias": _flag(raw, "use_bias", False),
-        "norm_eps": float(raw.get("layer_norm_epsilon", 1e-5)),
+        "norm_eps": _number("layer_norm_epsilon", raw.get("layer_norm_epsilon", 1e-5)),
     }
     if kind == "mamba":
         return ModelConfig(
@@ -210,15 +235,15 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
             tie_embeddings=_flag(raw, "tie_word_embeddings", True),
             **common,
         )
-    low, high = raw.get("time_step_limit") or (0.0, math.inf)
+    low, high = _limits("time_step_limit", raw.get("time_step_limit") or (0.0, math.inf))
     config = ModelConfig(
         architecture="mamba2",
         d_state=_whole(raw, "state_size", 128),
         head_dim=_whole(raw, "head_dim", 64),
         n_groups=_whole(raw, "n_groups", 8),
         chunk_size=_whole(raw, "chunk_size", 256),
-        dt_min=_limit(low),
-        dt_max=_limit(high),
+        dt_min=low,
+        dt_max=high,
         tie_embeddings=_flag(raw, "tie_word_embeddings", False),
         **common,
     )
@@ -228,9 +253,23 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def _limit(value: Any) -> float:
-    """transformers writes infinity as {"__float__": "Infinity"}; plain JSON writers as a string."""
-    return float(value["__float__"]) if isinstance(value, dict) else float(value)
+def _limits(key: str, value: Any) -> tuple[float, float]:
+    """Of dt. raises BadCheckpoint"""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise BadCheckpoint(f"{key} must be two numbers, low and high (got {value!r})")
+    low, high = (_number(key, v["__float__"] if isinstance(v, dict) and "__float__" in v else v) for v in value)
+    return low, high
+
+
+def _number(key: str, value: Any) -> float:
+    """JSON has no infinity: transformers writes {"__float__": "Infinity"}, others a string. raises BadCheckpoint"""
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    hint = "; no limit is written Infinity" if value is None else ""
+    raise BadCheckpoint(f"{key} must be a number (got {'null' if value is None else repr(value)}{hint})")
 
 
 def _flag(values: dict[str, Any], key: str, default: bool) -> bool:

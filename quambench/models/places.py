@@ -13,6 +13,7 @@ from typing import Protocol
 
 from quambench.errors import BadCheckpoint, MissingExtra
 from quambench.models.weights import one_line
+from quambench.reading import is_file
 
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?")
 _MEGATRON = "latest_checkpointed_iteration.txt"
@@ -44,7 +45,7 @@ class Folder:
         return str(self.path)
 
     def find(self, file: str) -> Path | None:
-        return self.path / file if (self.path / file).is_file() else None
+        return self.path / file if is_file(self.path / file) else None
 
     def lacks(self, what: str) -> BadCheckpoint:
         return BadCheckpoint(f"{self} has no {what}{_CONVERT if self.find(_MEGATRON) else ''}")

@@ -8,6 +8,7 @@ can work with: an INT8 matrix product needs one scale for its whole input, a sca
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from quambench.models.config import ModelConfig
@@ -66,6 +67,29 @@ def sites_of(config: ModelConfig) -> dict[str, Site]:
     block = SITES[config.architecture]
     table = {f"layers.{i}.{site.name}": site for i in range(config.n_layers) for site in block}
     return table | {_HEAD.name: _HEAD}
+
+
+def shape_at(site: str, config: ModelConfig) -> tuple[int, ...]:
+    """Of a site's tensor, without what comes before: without B and L of an activation, without B of a state."""
+    c, name = config, local_name(site)
+    if name in ("in_proj:input", "lm_head:input"):
+        return (c.d_model,)
+    if c.architecture == "mamba":
+        inner = {"in_proj:output": (2 * c.d_inner,), "x_proj:output": (c.dt_rank + 2 * c.d_state,)}
+        return {**inner, "ssm_state": (c.d_inner, c.d_state)}.get(name, (c.d_inner,))
+    inner = dict.fromkeys(("B_conv_in", "C_conv_in", "B_conv_out", "C_conv_out"), (c.n_groups * c.d_state,))
+    return {**inner, "dt": (c.n_heads,), "ssm_state": (c.n_heads, c.head_dim, c.d_state)}.get(name, (c.d_inner,))
+
+
+_OF_A_LAYER = re.compile(r"layers\.(?:0|[1-9][0-9]{0,5})\.(.+)")
+
+
+def architectures_with(site: str) -> set[str]:
+    """The architectures that have a site of this name, in a layer or after the last; none for what is no site."""
+    if site == _HEAD.name:
+        return set(SITES)
+    match = _OF_A_LAYER.fullmatch(site)
+    return {name for name, table in SITES.items() if match and match[1] in {one.name for one in table}}
 
 
 def layer_of(site: str) -> int | None:

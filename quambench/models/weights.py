@@ -19,7 +19,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from quambench import reading
 from quambench.errors import BadCheckpoint
+from quambench.pointers import check_fetched
+from quambench.reading import Unreadable, check_archive, check_file, shown
 
 PIECE = 1 << 20  # elements handed on at once
 _KEPT = 1 << 23  # bytes of a mapping that may have been touched before it is let go ...
@@ -62,6 +65,7 @@ class Weights(Protocol):
 
 def open_weights(source: Path) -> Weights:
     """A weight file, or an index of several. raises BadCheckpoint"""
+    check_fetched(source, BadCheckpoint)
     if source.suffix == ".json":
         return Shards(source)
     return SafetensorsFile(source) if source.suffix == ".safetensors" else TorchFile(source)
@@ -69,7 +73,8 @@ def open_weights(source: Path) -> Weights:
 
 def unreadable(source: Path, error: Exception) -> BadCheckpoint:
     """Both readers raise whatever the corrupt part happens to trip."""
-    return BadCheckpoint(f"{source} is not a readable weight file: {one_line(error)}")
+    why = error.why if isinstance(error, Unreadable) else one_line(error)
+    return BadCheckpoint(f"{shown(source)} is not a readable weight file: {why}")
 
 
 class SafetensorsFile:
@@ -77,6 +82,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         try:
+            check_file(path)
             with safe_open(path, framework="pt"):
                 pass  # it has held the header against the file's size
             with path.open("rb") as file:
@@ -122,6 +128,10 @@ class TorchFile:
     """
 
     def __init__(self, path: Path) -> None:
+        try:
+            check_archive(path)
+        except Unreadable as error:
+            raise unreadable(path, error) from None
         self._path, self._touched = path, 0
         self._mapped = zipfile.is_zipfile(path)
         self._kept = max(_KEPT, int(path.stat().st_size * _SHARE)) if self._mapped else math.inf
@@ -135,7 +145,9 @@ class TorchFile:
             except Exception as error:
                 raise unreadable(self._path, error) from None
             if not isinstance(found, dict) or not all(isinstance(k, str) and _is_dense(t) for k, t in found.items()):
-                raise BadCheckpoint(f"{self._path} must hold a dictionary of dense tensors")
+                inner = next((key for key in ("state_dict", "model") if isinstance(found, dict) and key in found), "")
+                hint = f": save what it has under {inner!r} by itself" if inner else ""
+                raise BadCheckpoint(f"{self._path} must hold a dictionary of dense tensors{hint}")
             self._tensors = dict(found)
         return self._tensors
 
@@ -193,12 +205,13 @@ class Shards:
 
 def read_json(path: Path) -> dict[str, Any]:
     """raises BadCheckpoint where it is missing or holds no JSON object"""
+    if not path.exists():
+        raise BadCheckpoint(f"{path.parent} has no {path.name}")
+    check_fetched(path, BadCheckpoint)
     try:
-        raw = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadCheckpoint(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{path} is not readable JSON: {one_line(error)}") from None
+        raw = reading.read_json(path)
+    except Unreadable as error:
+        raise BadCheckpoint(f"{path} is not readable JSON: {error.why}") from None
     if not isinstance(raw, dict):
         raise BadCheckpoint(f"{path} must hold a JSON object (got {type(raw).__name__})")
     return raw
@@ -217,4 +230,4 @@ def difference(expected: Iterable[str], found: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """The first line that says something, after the error's kind."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {shown(lines[0])}" if lines else type(error).__name__

@@ -83,8 +83,8 @@ def check_grouping(name: str) -> None:
         return
     bare = name.partition("[")[0]
     if bare in groupings():
-        raise BadParameter(f"the grouping {bare} takes no parameters (got {name!r})")
-    if not is_clustering(bare):
+        raise BadParameter(f"the grouping {bare} takes no parameters: write {bare} (got {name!r})")
+    if not is_clustering(bare) and not GroupingSpec.miswritten(name):
         raise UnknownName("grouping", name, (*groupings(), "2x2", "4x4", "8x8", "16x16", "adaptive"))
     GroupingSpec.parse(name)
 

@@ -17,10 +17,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from quambench.errors import BadParameter
 from quambench.grouping.groups import Groups
 from quambench.models.backbone import LanguageModel
-from quambench.quant.hadamard import Rotation, rotate
+from quambench.models.config import ModelConfig
+from quambench.quant.hadamard import Rotation, rotate, supported
 from quambench.quant.reorder import reorder
+
+
+def check_widths(config: ModelConfig) -> None:
+    """Whether the residual stream and out_proj's input can be rotated. raises BadParameter"""
+    for name, width in (("d_model", config.d_model), ("the inner width, expand * d_model,", config.d_inner)):
+        if not supported(width):
+            raise BadParameter(
+                f"{name} is {width}, and of that width there is no Hadamard matrix here (2^k, 12*2^k, 40*2^k);"
+                " every case rotates, so this model cannot be quantized"
+            )
 
 
 @torch.no_grad()
@@ -29,6 +41,7 @@ def prepare(model: LanguageModel, groups: Mapping[int, Groups] | None = None) ->
 
     raises BadParameter when d_model or the inner width has no Hadamard matrix here
     """
+    check_widths(model.config)
     prepared = copy.deepcopy(model).double().eval()
     prepared.lm_head.weight = nn.Parameter(model.lm_head.weight.double().clone(), requires_grad=False)
     fuse_gains(prepared)

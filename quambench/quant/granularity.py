@@ -15,7 +15,7 @@ from torch import Tensor
 from quambench.errors import BadParameter
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
-from quambench.models.sites import layer_of
+from quambench.models.sites import layer_of, shape_at
 from quambench.registry import Registry
 
 
@@ -46,6 +46,19 @@ def groups_at(site: str, groups: Mapping[int, Groups]) -> Groups | None:
     """A site's, of those by layer; None where its layer has none, or it is in no layer."""
     layer = layer_of(site)
     return None if layer is None else groups.get(layer)
+
+
+def scale_shape(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> tuple[int, ...]:
+    """Of one site's scale on a symmetric grid, as `layout` makes it; an asymmetric one has two such.
+
+    raises UnknownName, BadParameter
+    """
+    if granularity == UNQUANTIZED:
+        return (0,)
+    own = shape_at(site, config)
+    of = layout(granularity, site, config, groups)
+    parts = of.lay_out(torch.zeros(1, *own) if len(own) > 1 else torch.zeros(1, 1, *own))
+    return tuple(of.join([torch.zeros(part.shape[1:-1]) for part in parts]).shape)
 
 
 def layout(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> Layout:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.errors import BadArtefact, BadParameter
 
 MIN_SCALE = 1e-6  # an all-zero tensor still gets a legal scale
 
@@ -46,6 +46,27 @@ def symmetric_scale(amax: Tensor, bits: int = 8) -> Tensor:
     returns  (*scale_shape) float32, tensor units per integer step
     """
     return (amax / q_max(bits)).float().clamp(min=MIN_SCALE)
+
+
+def check_steps(steps: Tensor, place: str) -> None:
+    """Whether steps that were read from somewhere can be a grid's: each finite, and at least MIN_SCALE.
+
+    steps (any shape) float32; place: what a message starts with
+    raises BadArtefact
+    """
+    bad = ~(steps.isfinite() & (steps >= torch.tensor(MIN_SCALE)))
+    if bad.any():
+        first = f"{steps[bad][0].item():g}" + (f", {int(bad.sum())} of {bad.numel()} are such" if bad.ndim else "")
+        raise BadArtefact(f"{place}: a scale must be finite and at least {MIN_SCALE:g} (got {first})")
+
+
+def check_zero_points(zeros: Tensor, bits: int, place: str) -> None:
+    """Whether shifted zero points lie within the asymmetric grid. raises BadArtefact"""
+    half = q_max(bits) + 1
+    bad = ~((zeros >= -half) & (zeros < half))
+    if bad.any():
+        got = f"{zeros[bad].flatten()[0].item():g}"
+        raise BadArtefact(f"{place}: a zero point must be from {-half} to {half - 1} (got {got})")
 
 
 def quantize(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even") -> Tensor:

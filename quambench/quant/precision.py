@@ -7,7 +7,6 @@ latter is for comparison, no runtime has it. A mix of precisions by layer is Qua
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,11 @@ from typing import Any
 
 from quambench.errors import BadParameter
 from quambench.models.sites import layer_of
+from quambench.pointers import check_fetched
+from quambench.reading import Unreadable, read_json, shown
 
 FLOAT_BITS = 16
+MOST_LAYERS = 10_000  # of a mix; the deepest model that we know of has 64
 _RUNS = 8  # of equal layers, that a mix's id spells out; beyond them it counts
 
 
@@ -142,6 +144,10 @@ class Precision:
         named = match[2].split("-")[1:] if match else []
         made = cls._bare(match[1]) if match and set(named) <= set(fields) else None
         if made is None:
+            if is_width(text):
+                raise BadParameter(
+                    f"a precision names the bits of weights and of activations: {_meant(text)} (got {text!r})"
+                )
             known = "".join(f"[-{name}]" for name in fields)
             raise BadParameter(
                 f"a precision is written w8a8{known}, bits 2 to 8 or 16, or it is a mix of them, a .json file"
@@ -166,8 +172,31 @@ class Precision:
         return cls(weight_bits=bits.weights, act_bits=bits.acts)
 
 
+_WIDTH = re.compile(r"(w|a|u?int|i|bf|fp|float|f|)-?(2|3|4|5|6|7|8|16|32)-?(?:bits?|b)?", re.IGNORECASE)
+
+
+def is_width(text: str) -> bool:
+    """Whether it is one width alone, as other tools write precisions: int8, fp16, a8, 8bit."""
+    return _WIDTH.fullmatch(text) is not None
+
+
+def _meant(text: str) -> str:
+    """What to type for a width alone."""
+    match = _WIDTH.fullmatch(text)
+    assert match is not None
+    kind, bits = match[1].lower(), int(match[2])
+    if bits > 8 or kind in ("bf", "fp", "float", "f"):
+        return "16 bits are half precision, so write w8a16 or w16a8"
+    both = {"w": (bits, 8), "a": (8, bits)}.get(kind, (bits, bits))
+    return f"write {Bits(*both)}"
+
+
 def _spelled(inner: str, text: str) -> Precision:
     """What stands in the brackets of a mix's id: "w8a8,w4a16*3,embedding=w8"."""
+    if not inner.strip():
+        raise BadParameter(
+            f"{text} needs a precision for each layer, as in mix[w8a8,w4a16*3], or a file, mix[mix.json]"
+        )
     layers: list[str] = []
     top: dict[str, str] = {}
     for item in inner.split(","):
@@ -180,20 +209,21 @@ def _spelled(inner: str, text: str) -> Precision:
             top[key] = value
             continue
         bits, times, n = item.partition("*")
-        if times and not re.fullmatch(r"[1-9]\d*", n):
+        if times and not re.fullmatch(r"[1-9][0-9]*", n):
             raise BadParameter(f"{text}: {item!r} must be a precision and how many layers have it, as in w4a8*3")
+        if len(n) > len(str(MOST_LAYERS)) or len(layers) + int(n or 1) > MOST_LAYERS:
+            raise BadParameter(f"{shown(text)}: a mix is of {MOST_LAYERS:,} layers at most (got {shown(item)!r})")
         layers += [bits] * int(n or 1)
     return _mix(layers, top, text)
 
 
 def _read(path: Path) -> Precision:
     """A JSON list with one string per layer, or an object with that as "layers", "embedding" and "lm_head"."""
+    check_fetched(path, BadParameter)
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadParameter(f"cannot read the mix {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise BadParameter(f"the mix {path} is not JSON: {error}") from None
+        found: Any = read_json(path)
+    except Unreadable as error:
+        raise BadParameter(f"cannot read the mix {shown(path)}: {error.why}") from None
     top = dict(found) if isinstance(found, dict) else {"layers": found}
     layers = top.pop("layers", None)
     if not isinstance(layers, list):
@@ -205,6 +235,8 @@ def _mix(layers: Sequence[object], top: Mapping[str, object], where: str) -> Pre
     """raises BadParameter naming what cannot be read, and where"""
     if unknown := sorted(set(top) - {"embedding", "lm_head"}):
         raise BadParameter(f"{where}: a mix says layers, embedding and lm_head (got {unknown[0]!r})")
+    if len(layers) > MOST_LAYERS:
+        raise BadParameter(f"{where}: a mix is of {MOST_LAYERS:,} layers at most (got {len(layers):,})")
     if not layers:
         raise BadParameter(f"{where}: a mix needs a precision for each layer (got none)")
     made = [_bits(text, f"{where}, layer {i}") for i, text in enumerate(layers)]

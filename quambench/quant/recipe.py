@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quambench.errors import BadParameter
-from quambench.observers import ObserverSpec
+from quambench.observers import OBSERVERS, ObserverSpec
 from quambench.quant import w4
 from quambench.quant.gptq import gptq
 from quambench.quant.grid import q_max
@@ -46,6 +46,8 @@ class WeightRecipe:
     gptq: bool = False
 
     def __post_init__(self) -> None:
+        if self.granularity in OBSERVERS:
+            raise BadParameter(f"weights need a granularity too: write weights={self.granularity}@channel")
         if self.granularity not in GRANULARITIES:
             raise BadParameter(f"weights must be per {', '.join(GRANULARITIES)} (got {self.granularity!r})")
         if self.gptq and self.granularity != "group":

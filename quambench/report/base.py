@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from quambench.errors import BadParameter, check_writable
+from quambench.files import check_replaceable, write
 from quambench.gate.verdicts import Verdict
+from quambench.plain_text import posted
 from quambench.registry import Registry
 
 Renderer = Callable[[Sequence[Verdict], Mapping[str, Any]], str]
@@ -32,7 +35,7 @@ def format_of(path: Path) -> str:
 def check_report(path: Path, option: str) -> None:
     """Whether a report can be written to `path`; before the work that it would report on.
 
-    raises BadParameter
+    raises BadParameter, NotWritten
     """
     format_of(path)
     check_writable(path.parent)
@@ -40,3 +43,17 @@ def check_report(path: Path, option: str) -> None:
         raise BadParameter(f"{option} must name a file (got the folder {path})")
     if path.exists() and not os.access(path, os.W_OK):
         raise BadParameter(f"cannot write to {path}: it is not writable")
+    check_replaceable(path)
+
+
+def write_report(path: Path, verdicts: Sequence[Verdict], provenance: Mapping[str, Any]) -> None:
+    """In the format that the path's suffix names; without the paths of this machine, since reports are posted.
+
+    raises NotWritten
+    """
+    shown = [
+        replace(v, case_id=posted(v.case_id), reason=posted(v.reason), place=posted(v.place), unit=posted(v.unit))
+        for v in verdicts
+    ]
+    made = {name: posted(value) if isinstance(value, str) else value for name, value in provenance.items()}
+    write(path, REPORTS[format_of(path)](shown, made))

@@ -31,12 +31,13 @@ def document(verdicts: Sequence[Verdict], provenance: Mapping[str, Any]) -> dict
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
         "case": verdict.case_id,
-        "status": verdict.status.value,
+        "status": verdict.word,
         "reason": verdict.reason,
         "unit": verdict.unit,
         "place": verdict.place,
         "portable": verdict.portable,
         "written": verdict.written,
+        "accepted": verdict.accepted,
         "metrics": _measurements(verdict.metrics),
         "stored": _measurements(verdict.stored),
         "comparisons": {

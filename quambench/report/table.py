@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from quambench.gate.verdicts import SEVERITY, Verdict
 from quambench.metrics import Measurement
+from quambench.plain_text import plain
 
 # heading, metric, factor: one place to choose what people see first
 COLUMNS = (
@@ -28,7 +29,7 @@ COLUMNS = (
 
 
 def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    return sorted(verdicts, key=lambda v: (SEVERITY.index(v.status), v.case_id))
+    return sorted(verdicts, key=lambda v: (SEVERITY.index(v.status), not v.accepted, v.case_id))
 
 
 def tables(verdicts: Sequence[Verdict]) -> list[tuple[list[str], list[list[str]]]]:
@@ -77,15 +78,17 @@ def _sees(verdict: Verdict) -> str:
 def terminal(verdicts: Sequence[Verdict]) -> str:
     """Table, then one line per verdict that needs one."""
     shown = [v for v in verdicts if not _quiet_probe(v)]
-    made = [
-        tabulate(cells, headers=headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
-        for headings, cells in tables(shown)
-    ]
+    made = [_tabulated(headings, cells) for headings, cells in tables(shown)]
     text = "\n\n".join(made)
-    notes = [f"{v.status} {v.case_id}: {v.reason}" for v in worst_first(verdicts) if v.reason and not v.written]
+    notes = [plain(f"{v.word} {v.case_id}: {v.reason}") for v in worst_first(verdicts) if v.reason and not v.written]
     quiet = len(verdicts) - len(shown)
     notes += [f"{quiet} probes of single units answer as stored"] if quiet else []
     return "\n".join([text, *([""] if notes else []), *notes]) + "\n"
+
+
+def _tabulated(headings: list[str], cells: list[list[str]]) -> str:
+    shown = [[plain(cell) for cell in row] for row in cells]
+    return tabulate(shown, headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
 
 
 def _quiet_probe(verdict: Verdict) -> bool:
@@ -100,7 +103,7 @@ def aligned(headings: list[str]) -> list[str]:
 
 def _status(verdict: Verdict) -> str:
     marks = [mark for mark, on in (("portable", verdict.portable), ("written", verdict.written)) if on]
-    return verdict.status + (f" ({', '.join(marks)})" if marks else "")
+    return verdict.word + (f" ({', '.join(marks)})" if marks else "")
 
 
 def _cell(measured: Measurement | None, factor: float) -> str:
@@ -108,7 +111,7 @@ def _cell(measured: Measurement | None, factor: float) -> str:
     if measured is None or math.isnan(measured.value):
         return "-"
     value, error = measured.value * factor, measured.standard_error * factor
-    if not error > 0:
+    if not 0 < error < math.inf:
         return f"{value:.3g}"
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"

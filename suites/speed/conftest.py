@@ -71,7 +71,8 @@ def latency(request: pytest.FixtureRequest) -> Iterator[Callable[[Row], LatencyV
 
     yield check
     if kept and request.session.exitstatus != pytest.ExitCode.INTERRUPTED:
-        store.write(kept, {"accepted": state.accept} | provenance() if state.accept else provenance())
+        made = provenance(folder=state.root)
+        store.write(kept, {"accepted": state.accept} | made if state.accept else made)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

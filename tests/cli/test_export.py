@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -108,6 +109,15 @@ def test_a_file_that_is_there_is_replaced_when_asked(world, tmp_path, capsys):
     code, _, _ = export(capsys, world / "mamba-scales", "--out", file, "--force")
     assert code == 0
     assert len(torch.load(file, weights_only=True)["act_scales"]) == 2
+
+
+def test_what_is_no_file_is_not_replaced_by_one(world, tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code, _, err = export(capsys, world / "mamba-scales", "--out", pipe, "--force")
+    assert code == 2
+    assert "is no file that --force could replace" in err
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize(

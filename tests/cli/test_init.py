@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from quambench.cli.main import main
@@ -34,13 +37,79 @@ def repository(tmp_path, monkeypatch):
 
 def test_what_is_written_is_collected(pytester, capsys):
     pytester.makepyfile(calib_of_init=OBSERVER)
-    pytester.makeini("[pytest]")
     assert init("--observer", "calib_of_init:Mine") == 0
     assert "pytest suites/ --qb-new-only" in capsys.readouterr().out
     assert len((pytester.path / "conftest.py").read_text().splitlines()) == 3
     found = pytester.runpytest_subprocess("suites", "--collect-only", "-q", "-p", "no:cacheprovider")
     assert "test_observer[mamba2-tiny/calib_of_init:Mine/1x1/quick]" in found.stdout.str()
     assert "test_observer[mamba-tiny/percentile/1x1/quick]" in found.stdout.str()
+
+
+def test_the_root_is_the_folder_whatever_paths_are_given(pytester, capsys):
+    """Without an ini file, a word that is a path moves pytest's root, and baselines with it."""
+    pytester.makepyfile(calib_of_init=OBSERVER)
+    (pytester.path.parent / "texts_of_init").mkdir(exist_ok=True)
+    assert init("--observer", "calib_of_init:Mine") == 0
+    found = pytester.runpytest_subprocess(
+        "suites", "--collect-only", "-p", "no:cacheprovider", "../texts_of_init", "--ignore", "../texts_of_init"
+    )
+    assert f"rootdir: {pytester.path}" in found.stdout.str()
+    assert "configfile: pytest.ini" in found.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "configures"),
+    [
+        ("pyproject.toml", "[tool.pytest.ini_options]\n", True),
+        ("pyproject.toml", "[project]\nname = 'pytest'\n", False),
+        ("tox.ini", "[pytest]\n", True),
+        ("tox.ini", "[testenv]\ncommands = pytest\n", False),
+        ("setup.cfg", "[tool:pytest]\n", True),
+        (".pytest.ini", "", True),
+    ],
+)
+def test_what_configures_pytest_already_is_said_and_left_alone(repository, capsys, file, content, configures):
+    (repository / file).write_text(content)
+    assert init() == 0
+    out = capsys.readouterr().out
+    assert (repository / "pytest.ini").exists() == (not configures)
+    assert (f"pytest is configured by {file}" in out) == configures
+    assert (repository / file).read_text() == content
+
+
+@pytest.mark.parametrize("link", ["conftest.py", "pytest.ini", "suites", "suites/test_observer.py"])
+@pytest.mark.parametrize("there", [True, False])
+def test_no_link_is_followed_out_of_the_folder(repository, tmp_path_factory, capsys, link, there):
+    outside = tmp_path_factory.mktemp("outside") / "target"
+    if there:
+        outside.mkdir() if link == "suites" else outside.write_text("theirs\n")
+    (repository / link).parent.mkdir(exist_ok=True)
+    (repository / link).symlink_to(outside)
+    before = sorted(repository.rglob("*"))
+    code = init()
+    if link == "pytest.ini" and there:  # it configures pytest, and nothing is written to it
+        assert (code, outside.read_text()) == (0, "theirs\n")
+        return
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(repository.rglob("*")) == before
+    assert outside.exists() == there
+    assert not outside.is_dir() or not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_fails_half_way_leaves_nothing(repository, capsys, monkeypatch, error):
+    rename = os.replace
+
+    def full(old, new):
+        if Path(new).name == "test_observer.py":
+            raise error
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert init() == (2 if isinstance(error, OSError) else 130)
+    assert "nothing" in capsys.readouterr().err
+    assert sorted(p.name for p in repository.iterdir() if p.name != "__pycache__") == ["calib_of_init.py"]
 
 
 def test_another_kind_joins_later(repository, capsys):

@@ -15,6 +15,16 @@ from quambench.errors import BadCheckpoint
 TEXT = "a text of more than eight bytes"
 
 
+def test_what_makes_the_library_panic_is_unreadable_too(tmp_path):
+    Tokenizer.train(["one two"], 260).save(tmp_path / "tokenizer.json")
+    file = tmp_path / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    raw["model"]["continuing_subword_prefix"] = "x" * 300
+    file.write_text(json.dumps(raw))
+    with pytest.raises(BadCheckpoint, match="is not a readable tokenizer"):
+        Tokenizer.load(file)
+
+
 @pytest.mark.parametrize("ask", ["enable_truncation", "enable_padding"])
 def test_a_document_is_neither_cut_nor_filled_up(tokenizer_file, tmp_path, ask):
     theirs = Theirs.from_file(str(tokenizer_file))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -23,7 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from quambench.errors import BadArtefact, NewerSchema
+from quambench.errors import BadArtefact, NewerSchema, NotWritten
+from quambench.gate import baselines
 from quambench.gate.baselines import BaselineStore, read_baseline, remove_baseline, write_baseline
 from quambench.gate.migrations import SCHEMA, STEPS
 from quambench.gate.verdicts import Status, judge
@@ -197,11 +200,11 @@ def test_a_failure_at_either_replacement_leaves_the_old_one(path, stored, record
     def failing(*arguments):
         calls.append(arguments)
         if len(calls) == call + 1:
-            raise OSError("disk full")
+            raise OSError(errno.ENOSPC, "No space left on device")
         return replace(*arguments)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(NotWritten, match=r"m\..*: No space left on device; the disk is full: free some space"):
         write_baseline(path, {record.case_id: record})
     assert path.read_bytes() == before
     assert sorted(read_baseline(path)) == sorted(stored)
@@ -328,6 +331,10 @@ def harm(path: Path, change) -> None:
 BY_HAND = "ValueError: m/running_max/1x1: settings or artefacts were edited by hand"
 REFUSED = {
     "schema 0": (lambda d, c: d.update(schema=0), "ValueError: no schema is numbered 0"),
+    "an older schema": (
+        lambda d, c: d.update(schema=2),
+        "ValueError: m/running_max/1x1 has what schema 3 brought, and the file says schema 2",
+    ),
     "schema as text": (lambda d, c: d.update(schema="3"), "ValueError: no schema is numbered '3'"),
     "schema true": (lambda d, c: d.update(schema=True), "ValueError: no schema is numbered True"),
     "200 letters": (
@@ -362,8 +369,8 @@ REFUSED = {
     "artefacts": (lambda d, c: c.update(artefacts="0" * 16), BY_HAND),
     "a scale too few": (lambda d, c: c["scales"].pop(), "ValueError: zip() argument 2 is longer than argument 1"),
     "a third number": (
-        lambda d, c: c["metrics"]["kl"].append(1),
-        "ValueError: zip() argument 2 is shorter than argument 1",
+        lambda d, c: c["metrics"].update(kl=[1, 2, 3]),
+        "ValueError: the metric kl must be a number and its standard error (got [1, 2, 3])",
     ),
     "no cases": (lambda d, c: d.update(cases=[]), "AttributeError: 'list' object has no attribute 'items'"),
 }
@@ -390,7 +397,7 @@ def test_a_refusal_says_which_file_and_why_and_what_to_type(here, change, why):
 def a_folder_in_its_place(path, evidence):
     path.unlink()
     path.mkdir()
-    return f"m.json is not a readable baseline (IsADirectoryError: [Errno 21] Is a directory: 'm.json'); {RESTORE}"
+    return f"m.json is not a readable baseline (it is a folder, not a file); {RESTORE}"
 
 
 def no_evidence(path, evidence):
@@ -528,7 +535,7 @@ def test_what_is_written_or_removed_is_not_remembered_as_it_was(store, path, sto
     assert sorted(store.find("alpha", "m").cases) == sorted(stored)
     store.write("alpha", "m", [record], afresh=True)
     assert list(store.find("alpha", "m").cases) == [record.case_id]
-    assert store.write("alpha", "m", [stored["m/other/1x1"]]) == path
+    assert store.write("alpha", "m", [stored["m/other/1x1"]]) == (path, [])
     assert store.remove("alpha", "m", ["m/other/1x1"]) == [path]
     assert list(store.find("alpha", "m").cases) == [record.case_id]
 
@@ -550,18 +557,119 @@ def test_a_file_is_whole_on_the_disk_before_it_takes_the_old_ones_name(path, mon
     seen, fsync, rename = [], os.fsync, os.replace
 
     def to_the_disk(descriptor):
-        seen.append(os.fstat(descriptor).st_size)
+        found = os.fstat(descriptor)
+        seen.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
         fsync(descriptor)
 
     def renamed(old, new):
-        assert (old.stat().st_size, old.name) == (seen.pop(), f"{new.name}.partial")
+        assert old.stat().st_size == seen.pop()
+        assert old.name.endswith(".partial")
         rename(old, new)
 
     monkeypatch.setattr(os, "fsync", to_the_disk)
     monkeypatch.setattr(os, "replace", renamed)
     write_baseline(path, {})
-    assert seen == []
+    assert seen == ["folder", "folder"]  # the names too, of the evidence and of the JSON
     assert read_baseline(path) == {}
+
+
+def test_who_writes_reads_again_what_is_there_by_now(tmp_path, store, path, stored, record):
+    """Another run may have stored since this one looked."""
+    assert len(store.find("alpha", "m").cases) == 2
+    third = replace(record, case_id="m/third/1x1")
+    BaselineStore(tmp_path, "cpu-x86_64-avx512").write("alpha", "m", [third])
+    store.write("alpha", "m", [replace(record, case_id="m/fourth/1x1")])
+    assert sorted(read_baseline(path)) == sorted([*stored, "m/third/1x1", "m/fourth/1x1"])
+    store.remove("alpha", "m", ["m/fourth/1x1"])
+    assert sorted(read_baseline(path)) == sorted([*stored, "m/third/1x1"])
+
+
+def test_what_another_run_has_stored_meanwhile_is_not_new(store, path, stored, record):
+    fresh = replace(record, accepted="anew")
+    third = replace(record, case_id="m/third/1x1")
+    assert store.write("alpha", "m", [fresh, third], new_only=True) == (path, [record.case_id])
+    assert read_baseline(path)[record.case_id].accepted == ""
+    assert "m/third/1x1" in read_baseline(path)
+    before = path.read_bytes()
+    assert store.write("alpha", "m", [fresh], new_only=True) == (path, [record.case_id])
+    assert path.read_bytes() == before
+
+
+def test_a_reader_beside_a_writer_reads_the_old_pair_or_the_new_one(path, stored, record, monkeypatch):
+    """The JSON is read, then the evidence that it names: between the two, somebody may replace both."""
+    parsed, turns = baselines._parsed, []
+
+    def late(path, text):
+        if len(turns) < 3:
+            turns.append(None)
+            write_baseline(path, {record.case_id: replace(record, accepted="x" * len(turns))})
+            more = replace(
+                record, evidence=record.evidence | {"prefill.kl": record.evidence["prefill.kl"] * len(turns)}
+            )
+            write_baseline(path, {record.case_id: more})
+        return parsed(path, text)
+
+    monkeypatch.setattr(baselines, "_parsed", late)
+    assert list(read_baseline(path)) == [record.case_id]
+    assert len(turns) == 3
+    next(path.parent.glob("*.safetensors")).unlink()
+    with pytest.raises(BadArtefact, match="is missing"):
+        read_baseline(path)
+
+
+WRITERS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from quambench.gate.baselines import BaselineStore
+root, name, n = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store = BaselineStore(root, "cpu-x86_64-avx512")
+record = next(iter(store.find("alpha", "m").cases.values()))
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(n):
+    store.write("alpha", "m", [replace(record, case_id=f"m/{name}-{i}/1x1")])
+"""
+
+
+@pytest.mark.parametrize("n_writers", [2, 4])
+def test_of_writers_at_once_none_loses_what_it_wrote(tmp_path, path, stored, n_writers):
+    command = [sys.executable, "-c", WRITERS, str(tmp_path)]
+    writers = [
+        subprocess.Popen([*command, f"w{w}", "12"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for w in range(n_writers)
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    while any(writer.poll() is None for writer in writers):
+        assert len(read_baseline(path)) >= 2  # beside them, whole at any moment
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    expected = {f"m/w{w}-{i}/1x1" for w in range(n_writers) for i in range(12)} | set(stored)
+    assert set(read_baseline(path)) == expected
+    assert len(list(path.parent.iterdir())) == 2  # the file and its evidence: no lock, no half file
+
+
+def test_ids_are_known_as_they_are_and_not_as_json_spells_them(store, path, record):
+    odd = 'my "модель"/running_max/1x1'
+    write_baseline(path, {odd: replace(record, case_id=odd)})
+    assert store.named("alpha", "m") == {odd}
+
+
+def test_a_link_that_somebody_committed_is_not_written_through(path, stored, record, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    for name in (f"{path.name}.partial", f"{path.stem}.json.tmp"):
+        (path.parent / name).symlink_to(mine)
+    path.unlink()
+    path.symlink_to(mine)
+    write_baseline(path, {record.case_id: record})
+    assert mine.read_text() == "mine"
+    assert not path.is_symlink()
 
 
 def mutations(text: str):

@@ -153,7 +153,7 @@ def test_kept_answers_that_were_altered_are_asked_anew(monkeypatch, tmp_path, ca
 @pytest.mark.parametrize(
     ("says", "named"),
     [
-        (r"printf '\377\033[31m rubbish\n' >&2; printf '\376\n'", r"failed: \ufffd\[31m rubbish$"),
+        (r"printf '\377\033[31m rubbish\n' >&2; printf '\376\n'", r"failed: \ufffd\\x1b\[31m rubbish$"),
         ("sleep 60", "failed: it did not end within 1 s$"),
     ],
 )

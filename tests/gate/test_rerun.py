@@ -51,14 +51,13 @@ def started(monkeypatch):
     def instead(returncode: int = 0, stderr: str = "", arrays=None) -> dict:
         given: dict = {}
 
-        def run(command, *, env, capture_output, text):
+        def run(command, *, env):
             given.update(command=command[:-2], env=env, job=pickle.loads(Path(command[-2]).read_bytes()))
             if arrays is not None:
                 save_file(arrays, command[-1])
-            assert capture_output and text
             return SimpleNamespace(returncode=returncode, stderr=stderr)
 
-        monkeypatch.setattr(module.subprocess, "run", run)
+        monkeypatch.setattr(module.processes, "run", run)
         return given
 
     return instead

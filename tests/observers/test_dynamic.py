@@ -138,7 +138,7 @@ def test_the_choice_is_made_by_the_shared_error(monkeypatch):
     [
         ("dynamic_percentile[candidates=0.9|1.1]", "each of candidates must be in (0, 1] (got 1.1)"),
         ("dynamic_percentile[candidates=0]", "each of candidates must be in (0, 1] (got 0.0)"),
-        ("dynamic_percentile[candidates=]", "candidates must be numbers, as in 0.5|1.0 (got '')"),
+        ("dynamic_percentile[candidates=]", "parameters are written name=value (got 'candidates=')"),
         ("dynamic_percentile[candidates=0.9:1]", "candidates must be numbers, as in 0.999|1.0"),
         ("dynamic_percentile[sigma=0]", "sigma must be in (0, 1]"),
         ("dynamic_percentile[alpha=1]", "it takes candidates, sigma"),

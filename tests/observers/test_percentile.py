@@ -168,7 +168,7 @@ def test_the_check_catches(fault):
         ("percentile[alpha=inf]", "alpha must be in (0, 1]"),
         ("percentile[sigma=0]", "sigma must be in (0, 1]"),
         ("percentile[sigma=1.5]", "sigma must be in (0, 1]"),
-        ("percentile[sigma]", "sigma must be a number"),
+        ("percentile[sigma]", "write percentile[sigma=0.01]"),
         ("percentile[bits=4]", "no parameter 'bits'"),
         ("", "written name or name[key=value,...]"),
         ("percentile[alpha=0.5]x", "written name or name[key=value,...]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from quambench.errors import BadParameter
 from quambench.models import ModelConfig, build
 from quambench.quant import fuse
 from quambench.quant.hadamard import hadamard_matrix
+from quambench.runner import ModelRun
 
 # float64 rounding differs from float32's by 2^29; a fault does not shrink. Half of those bits is
 # the line between the two, relative to the logits' size.
@@ -89,8 +91,16 @@ def test_a_width_without_a_hadamard_matrix_is_refused(size):
     config = replace(CONFIGS["mamba-2^k"], d_model=size)
     with torch.random.fork_rng():
         model = build(config)
-    with pytest.raises(BadParameter, match=f"got {size}"):
+    with pytest.raises(BadParameter, match=f"d_model is {size}, and of that width there is no Hadamard matrix"):
         fuse.prepare(model)
+
+
+def test_an_inner_width_without_one_is_named_with_its_checkpoint():
+    with torch.random.fork_rng():
+        model = build(replace(CONFIGS["mamba-2^k"], expand=9))
+    run = SimpleNamespace(checkpoint=SimpleNamespace(name="mine", model=model))
+    with pytest.raises(BadParameter, match=r"^mine: the inner width, expand \* d_model, is 144, and of that width"):
+        ModelRun.plain.func(run)
 
 
 def prepared_with(model, monkeypatch, **patches):

@@ -119,7 +119,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, content, says):
         ("mix", "a precision is written w8a8"),
         ("mix[w8a8]-odd", "a precision is written w8a8"),
         ("mix[w8a8*0]", "'w8a8*0' must be a precision and how many layers have it"),
-        ("mix[]", "layer 0: '' is no precision"),
+        ("mix[]", "mix[] needs a precision for each layer"),
         ("mix[w8a8,heads=w8]", "a mix says layers, embedding and lm_head (got 'heads')"),
         ("mix[w8a8,w8a6]", "a mix rounds activations to one width (got 6 and 8 bits)"),
         ("mix[w4a4*4]", "its layers have 4 bits, lm_head 8 unless it is said: say lm_head=w8a4"),

@@ -202,6 +202,7 @@ def test_json_as_machines_read_it():
                 "place": "layers.0.z",
                 "portable": False,
                 "written": False,
+                "accepted": "",
                 "metrics": {
                     "kl": {"value": 12.5, "se": 2.0},
                     "loss_rise": {"value": None, "se": None},

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +18,7 @@ from quambench_kernels.selective_scan.differentiable import CHUNK
 from torch import Tensor
 
 from quambench.gate.faults.base import ONE, OTHER, fault
+from quambench.scratch import scratch
 
 TRAINED = "percentile/w8a4/learned[steps=8]"  # a case of another module's faults too: recorded once
 
@@ -30,15 +29,15 @@ def edited(file: str, old: str, new: str) -> Iterator[None]:
 
     raises ValueError where the source does not have what is to change
     """
-    with tempfile.TemporaryDirectory(prefix="quambench-fault-") as folder:
+    with scratch() as folder:
         (package,) = quambench_kernels.__path__
-        copy = Path(folder) / "quambench_kernels"
+        copy = folder / "quambench_kernels"
         shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
         text = (copy / file).read_text(encoding="utf-8")
         if text.count(old) != 1:
             raise ValueError(f"{file} has {text.count(old)} places that read {old!r}: a fault is planted in one")
         (copy / file).write_text(text.replace(old, new), encoding="utf-8")
-        with patch.object(sys, "path", [folder, *sys.path]):
+        with patch.object(sys, "path", [str(folder), *sys.path]):
             yield
 
 

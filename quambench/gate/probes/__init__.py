@@ -10,7 +10,6 @@ unit, need no model and no corpus, and take a second or two.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from quambench.case import Case
 from quambench.errors import BadArtefact
+from quambench.files import locked, write
 from quambench.gate.probes import (
     evaluation,
     feeding,
@@ -40,6 +40,7 @@ from quambench.gate.probes import (
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
+from quambench.reading import LIMIT, Unreadable, check_file, mappings, number, read_json, shown, text
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent
@@ -194,26 +195,28 @@ def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = ST
 
     Where several share an answer, what is stored is the answer of the one that defines it.
     """
-    questions, kept = _questions(streams), _read(expected)
+    questions = _questions(streams)
     every = all_probes()
     wanted = {probe.stored_as for probe in every if probe.name in names}
-    answers: dict[str, Mapping[str, Any]] = {}
+    fresh: dict[str, Mapping[str, Any]] = {}
     with torch.random.fork_rng(), torch.no_grad():
         for probe in every:
             if probe.defines and probe.stored_as in wanted:
-                answers[probe.stored_as] = {k: _entry(v) for k, v in probe.ask(questions).items()}
-            elif probe.stored_as in kept and probe.stored_as not in wanted:
-                answers[probe.stored_as] = kept[probe.stored_as]
-    answers |= {name: kept[name] for name in kept if name not in answers and name not in names}
+                fresh[probe.stored_as] = {k: _entry(v) for k, v in probe.ask(questions).items()}
+    with locked(expected.parent):
+        kept = {k: v for k, v in _read(expected).items() if k not in names and k not in wanted} | fresh
+        order = dict.fromkeys(probe.stored_as for probe in every if probe.stored_as in kept)
+        write(expected, _dump({name: kept[name] for name in order | kept}))
+    return expected
+
+
+def _dump(answers: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line an answer, so that a diff shows what changed."""
     blocks = []
     for name, answer in answers.items():
         rows = ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in answer.items())
         blocks.append(f"  {json.dumps(name)}: {{\n{rows}\n  }}")
-    text = f'{{\n "schema": {SCHEMA},\n "probes": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
-    partial = expected.with_name(expected.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, expected)
-    return expected
+    return f'{{\n "schema": {SCHEMA},\n "probes": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
 
 
 def _ask(probe: Probe, questions: dict[str, Tensor], stored: dict[str, Any] | None) -> ProbeResult:
@@ -266,10 +269,10 @@ def blind() -> str:
     Said beside the stored answers: a comparison that finds everything the same finds the answer to a probe of itself
     the same too.
     """
-    for number, (answer, stored, right) in enumerate(_TELLING):
+    for place, (answer, stored, right) in enumerate(_TELLING):
         said = _ask(Probe("", lambda _, a=answer: {**a}), {}, stored).status  # type: ignore[misc]
         if said != right:
-            return f"answer {number} of the probes' own comparison is {said!r} and must be {right!r}"
+            return f"answer {place} of the probes' own comparison is {said!r} and must be {right!r}"
     return ""
 
 
@@ -314,16 +317,32 @@ def _unequal(was: list[Any], now: Tensor) -> list[tuple[int, Any, Any]]:
 
 def _questions(path: Path) -> dict[str, Tensor]:
     try:
+        check_file(path, LIMIT)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BadArtefact(f"{path} is not readable ({error}); git checkout {path.parent} restores it") from None
+    except Unreadable as error:
+        raise _unreadable(path, error.why) from None
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, shown(error)) from None
 
 
 def _read(path: Path) -> Stored:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            raise ValueError(f"schema {document['schema']}, this version reads {SCHEMA}")
-        return {name: dict(answers) for name, answers in document["probes"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadArtefact(f"{path} is not readable ({error}); git checkout {path.parent} restores it") from None
+        document = read_json(path)
+    except Unreadable as error:
+        raise _unreadable(path, error.why) from None
+    if not mappings(document, "probes"):
+        raise _unreadable(path, "it must be an object with probes")
+    if document.get("schema") != SCHEMA:
+        raise _unreadable(path, f"schema {shown(document.get('schema'))}, this version reads {SCHEMA}")
+    for name, answers in document["probes"].items():
+        if not isinstance(answers, dict) or not all(map(_is_answer, answers.values())):
+            raise _unreadable(path, f"the answers of {shown(name)} must be lists of numbers, or of strings")
+    return document["probes"]
+
+
+def _is_answer(stored: Any) -> bool:
+    return isinstance(stored, list) and (all(map(number, stored)) or all(map(text, stored)))
+
+
+def _unreadable(path: Path, why: str) -> BadArtefact:
+    return BadArtefact(f"{shown(path)} is not readable ({why}); git checkout {shown(path.parent)} restores it")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +23,7 @@ from quambench.models import weights as stored_weights
 from quambench.quant import fuse, quantized
 from quambench.quant.granularity import UNQUANTIZED
 from quambench.quant.site_grid import SymmetricGrid
+from quambench.scratch import scratch
 
 PIECE = 50  # elements of a weight that are read at a time: most are longer
 # As the two layouts spell a model, with what they leave to defaults.
@@ -80,9 +79,9 @@ def _told(made: Calibration) -> Answer:
 
 def _again(calibration: Calibration) -> Answer:
     """What is read of what was written."""
-    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
-        calibration.save(Path(folder))
-        return _told(Calibration.load(Path(folder)))
+    with scratch() as folder:
+        calibration.save(folder)
+        return _told(Calibration.load(folder))
 
 
 def _saved(streams: Streams, kind: str) -> Answer:
@@ -134,8 +133,8 @@ def _exported(streams: Streams, kind: str, calibration: Calibration) -> Answer:
         answer[key] = torch.cat([x.flatten() for x in values]).int()
     back = quamba.from_act_scales(act_scales, order, checkpoint.config, model_digest="", observer="ours")
     answer |= {f"back, {k}": v for k, v in _told(back).items()}
-    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
-        path = Path(folder) / "scales.pt"
+    with scratch() as folder:
+        path = folder / "scales.pt"
         quamba_file.write(path, made, "code")
         return answer | {f"file, {k}": v for k, v in _told(quamba_file.read(path, checkpoint)).items()}
 
@@ -153,8 +152,8 @@ def _checkpoint(streams: Streams, kind: str) -> Answer:
     """A model's weights after saving and loading, in single precision and in half, read in pieces."""
     answer: dict[str, Tensor | list[str]] = {}
     whole = checkpoint_of(streams, kind)
-    with tempfile.TemporaryDirectory(prefix="quambench-") as place, patch.object(stored_weights, "PIECE", PIECE):
-        folder = Path(place) / "model"
+    with scratch() as place, patch.object(stored_weights, "PIECE", PIECE):
+        folder = place / "model"
         for dtype in (torch.float32, torch.float16):
             checkpoints.save_checkpoint(folder, whole.model, dtype)
             whole.tokenizer.save(folder / "tokenizer.json")

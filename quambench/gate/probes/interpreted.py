@@ -23,10 +23,12 @@ import quambench_kernels
 import torch
 from quambench_kernels import kept
 
+from quambench import processes
 from quambench.gate.probes import base, operators
 from quambench.gate.probes.base import Answer
 from quambench.gate.probes.operators import QUESTIONS, Implementation
 from quambench.quant import hadamard
+from quambench.reading import shown
 
 TRITON = "triton"
 EVERY = 4  # see Implementation.every
@@ -58,18 +60,13 @@ def _told(key: str) -> Told:
 def _ask_elsewhere() -> Told:
     path = os.pathsep.join(p for p in sys.path if p)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__],
-            env=os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"},
-            capture_output=True,
-            timeout=PATIENCE,
-        )
+        environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+        done = processes.run([sys.executable, "-m", __name__], timeout=PATIENCE, env=environment)
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         why = f"it did not end within {PATIENCE} s"
     except (IndexError, ValueError):
-        said = " ".join((done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1].split())
-        why = "".join(c for c in said if c.isprintable())
+        why = shown((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
     return {op: {"error": f"the process that interprets Triton failed: {why}"} for op in QUESTIONS}
 
 

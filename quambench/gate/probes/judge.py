@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from quambench.gate.probes.records import (
 )
 from quambench.gate.record import Record
 from quambench.metrics import Measurement, Terms
+from quambench.scratch import scratch
 
 NAN, INF = float("nan"), float("inf")
 EPS = 2.0**-23
@@ -694,8 +694,7 @@ def _stored() -> Answer:
         metrics=dict(whole.metrics) | {"decode_kl": Measurement(1.0, 2.0)},  # as another formula would have it
         settings=dict(whole.settings) | {"metric.decode_kl": 1},
     )
-    with tempfile.TemporaryDirectory(prefix="quambench-") as folder:
-        root = Path(folder)
+    with scratch() as root:
         path = root / "suite" / "cpu-x86_64-avx512" / "m.json"
         baselines.write_baseline(path, {whole.case_id: noted})
         read = _said_read(path, noted)

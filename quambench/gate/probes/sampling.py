@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import resources
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -35,6 +33,7 @@ from quambench.data.windows import Windows
 from quambench.errors import BadCorpus, BadParameter
 from quambench.evaluate import EvalData
 from quambench.gate.probes.base import Answer, Probe
+from quambench.scratch import scratch
 
 # Each ends in a word that others have within; a name, a quotation, marks of more than one byte.
 SENTENCES = (
@@ -135,8 +134,8 @@ def _parts() -> Answer:
     """Which document is in which part, of a folder and of a .jsonl with texts that stand twice or are empty."""
     answer: dict[str, Tensor | list[str]] = {}
     lines = [f"{i} " + "word " * (5 + 11 * i % 17) for i in range(11)]
-    with tempfile.TemporaryDirectory(prefix="quambench-probe-") as folder:
-        at = Path(folder) / "texts"
+    with scratch() as folder:
+        at = folder / "texts"
         at.mkdir()
         for i, text in enumerate([*lines, lines[3], "  \n"]):
             (at / f"{chr(ord('a') + i * 5 % 13)}.txt").write_text(text, encoding="utf-8")

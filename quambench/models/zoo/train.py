@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quambench.data.corpus import Corpus
+from quambench.files import making, write
 from quambench.models import LanguageModel, build
 from quambench.models.backbone import Tap
 from quambench.models.checkpoint import RECALL_FILE, load_checkpoint, save_checkpoint
@@ -91,7 +91,7 @@ def publish(model: LanguageModel, recipe: Recipe, folder: Path) -> None:
     save_checkpoint(folder, model, torch.float16)
     if isinstance(recipe.data, Recall):
         rungs = scored_rungs(load_checkpoint(str(folder)).model)
-        (folder / RECALL_FILE).write_text(json.dumps(rungs, indent=1) + "\n")
+        write(folder / RECALL_FILE, json.dumps(rungs, indent=1) + "\n")
 
 
 def _dropout(recipe: Recipe, step: int, device: str) -> Tap:
@@ -127,9 +127,8 @@ def _save(
 ) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     state |= {"seconds": seconds, "recipe": json.dumps(asdict(recipe))}
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with making(path) as partial:
+        torch.save(state, partial)
 
 
 def _resume(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[int, float]:

@@ -1,0 +1,133 @@
+"""What a stored record may hold: the type of each entry of its JSON, type and axes of each of its arrays.
+
+Hashes say that a file is as somebody wrote it, not that a measurement wrote it: a script may change a baseline and
+sign it anew. What then stands there is of the form that the judge works with, or it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quambench.reading import number, scalar, shown, text
+
+Axis = int | str
+"""A length; or a letter: one length for all arrays of a group, those whose names begin alike."""
+
+SITES = "S"  # the one axis that groups share
+_FLOATS = (torch.float64, torch.float32)
+_WHOLE = (torch.int32, torch.int64, torch.uint8)
+_EITHER = _FLOATS + _WHOLE
+
+# The first pattern that fits a name says what its array is. What no pattern fits is an array of somebody's own metric.
+FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
+    ("noise.*", _FLOATS, (SITES,)),
+    ("groups.*", _WHOLE, ("layers", "E")),
+    ("sites.accumulated", _FLOATS, (SITES, "windows")),
+    ("sites.*", _FLOATS, (SITES,)),
+    ("decode.accumulated", _FLOATS, (SITES, "last")),
+    ("*.kl_quantiles", _FLOATS, (4, 2)),
+    ("*.kl_left_out", _FLOATS, (4, "D")),
+    ("decode.kl_by_step", _FLOATS, ("steps",)),
+    ("scales.*", _EITHER, ()),
+    ("model.bytes", _EITHER, ()),
+    ("*.document", _WHOLE, ("W",)),
+    ("prefill.*", _FLOATS, ("W",)),
+    ("decode.*", _FLOATS, ("W",)),
+    ("items.*", _WHOLE, ("W",)),
+    ("recall.*", _WHOLE, ("W",)),
+    ("long.state_error", _FLOATS, ("layers", "times", "W")),
+    ("refinement.losses", _FLOATS, (4,)),
+    ("task.*.unit", _EITHER, ()),
+    ("task.*.higher_is_better", (*_EITHER, torch.bool), ()),
+    ("task.*", (*_EITHER, torch.bool), ("W",)),
+)
+
+
+# Mean squares, shares and counts; what was not measured is NaN.
+_NEVER_NEGATIVE = ("sites.*", "decode.accumulated", "long.state_error", "*.tokens", "*.bytes", "scales.*", "recall.*")
+
+_LARGEST = 1e100  # squares of it, and sums of those, are still numbers
+
+
+def check_entry(entry: Mapping[str, Any]) -> None:
+    """Whether a case's JSON, brought up to date, has every field in its type. raises ValueError naming the field"""
+    for field in ("settings", "provenance", "metrics", "noise", "weights"):
+        _demand(isinstance(entry[field], dict), f"{field} must be an object", entry[field])
+    for field in ("protocol", "artefacts", "rest"):
+        _demand(text(entry[field]), f"{field} must be a string", entry[field])
+    _demand(text(entry.get("accepted", "")), "accepted must be a string", entry.get("accepted"))
+    for name, value in entry["settings"].items():
+        _demand(scalar(value), f"the setting {name} must be one value", value)
+    bits = entry["settings"].get("act_bits")
+    _demand(type(bits) is int and 2 <= bits <= 16, "the setting act_bits must be a number from 2 to 16", bits)
+    for name, value in entry["provenance"].items():
+        plain = all(map(scalar, value.values())) if isinstance(value, dict) else scalar(value)
+        _demand(plain or _by_kind(value), f"the provenance's {name} must be one value or an object of such", value)
+    for name, pair in entry["metrics"].items():
+        fits = isinstance(pair, list) and len(pair) == 2 and all(x is None or number(x) for x in pair)
+        _demand(fits, f"the metric {name} must be a number and its standard error", pair)
+    for kind, floors in entry["noise"].items():
+        _demand(isinstance(floors, dict), f"the noise's {kind} must be an object", floors)
+        for name, floor in floors.items():
+            _demand(floor is None or number(floor), f"the noise of {name} must be a number", floor)
+    for name, digest in entry["weights"].items():
+        _demand(text(digest), f"the digest of {name} must be a string", digest)
+    names = entry["scales"]
+    distinct = isinstance(names, list) and all(map(text, names)) and len(set(names)) == len(names)
+    _demand(distinct, "scales must be a list of different names", names)
+
+
+def _by_kind(value: Any) -> bool:
+    """Whether it is what code came from outside: kind -> name -> digest."""
+    return isinstance(value, dict) and all(
+        isinstance(named, dict) and all(map(scalar, named.values())) for named in value.values()
+    )
+
+
+def check_scales(scales: Mapping[str, Tensor], symmetric: bool) -> None:
+    """Whether scales, float32 by name, are numbers that a grid can have. raises ValueError naming the first other"""
+    for name, scale in scales.items():
+        if scale.dtype != torch.float32 or scale.ndim != 1:
+            raise ValueError(f"the scales of {shown(name)} must be float32 in a row (got {scale.dtype})")
+        bad = ~scale.isfinite() | (scale <= 0 if symmetric else scale.isnan())
+        if bad.any():
+            raise ValueError(f"a scale of {shown(name)} must be finite and above 0 (got {scale[bad][0].item():g})")
+
+
+def check_arrays(evidence: Mapping[str, Tensor], n_sites: int | None) -> None:
+    """Whether arrays are of the types and lengths that the judge works with.
+
+    n_sites  how many sites the record has; None of a second look, which has none
+    raises ValueError naming the first that is not
+    """
+    lengths: dict[tuple[str, Axis], int] = {} if n_sites is None else {("", SITES): n_sites}
+    for name, array in evidence.items():
+        types, axes = next(((t, a) for pattern, t, a in FORMS if fnmatchcase(name, pattern)), (_EITHER, None))
+        if array.dtype not in types:
+            raise ValueError(f"{shown(name)} cannot be of type {str(array.dtype).removeprefix('torch.')}")
+        if name.startswith("noise.") and not bool(((array >= 0) & array.isfinite()).all()):
+            raise ValueError(f"{shown(name)} must be numbers of 0 or more")
+        if any(fnmatchcase(name, pattern) for pattern in _NEVER_NEGATIVE) and bool((array < 0).any()):
+            raise ValueError(f"{shown(name)} cannot be below 0")
+        if array.is_floating_point() and bool((array.isfinite() & (array.abs() > _LARGEST)).any()):
+            raise ValueError(f"{shown(name)} has a number beyond {_LARGEST:g}, which no measurement comes to")
+        if axes is None:
+            continue
+        group = name.rpartition(".")[0]
+        keys = [("" if axis == SITES else group, axis) for axis in axes]
+        shape = tuple(
+            axis if isinstance(axis, int) else lengths.setdefault(key, n)
+            for axis, key, n in zip(axes, keys, array.shape, strict=False)
+        )
+        if len(axes) != array.ndim or shape != tuple(array.shape):
+            raise ValueError(f"{shown(name)} cannot have shape {tuple(array.shape)} beside the other arrays")
+
+
+def _demand(fits: bool, what: str, got: Any) -> None:
+    if not fits:
+        raise ValueError(f"{shown(what)} (got {shown(repr(got))})")

@@ -1,0 +1,103 @@
+"""Ctrl-C, TERM and HUP end every command alike: what is finished is kept, one line is said, no traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from quambench.stopping import SIGNALS, Stopped, as_interrupts, at_once, code_of
+
+
+@pytest.fixture(autouse=True)
+def untouched():
+    """These tests run under the plug-in, which has its own handlers set."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+RAISED = """
+import os, signal, sys, time
+from quambench.stopping import {block}, code_of
+try:
+    with {block}():
+        print("ready", flush=True)
+        time.sleep(30)
+except KeyboardInterrupt as stopped:
+    print("kept", flush=True)
+    sys.exit(code_of(stopped))
+"""
+
+
+def ended(block: str, number: int) -> tuple[int, str, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RAISED.format(block=block)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_each_signal_is_an_interruption_with_the_code_that_a_shell_gives_it(number):
+    assert ended("as_interrupts", number) == (128 + number, "kept\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_while_it_starts_there_is_nothing_to_keep(number):
+    code, out, err = ended("at_once", number)
+    assert (code, out) == (128 + number, "")
+    assert err == "\nquambench: interrupted while it was starting\n"
+
+
+def test_handlers_of_others_stay_and_ours_go():
+    theirs = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        before = signal.getsignal(signal.SIGTERM)
+        with as_interrupts():
+            assert signal.getsignal(signal.SIGTERM) is before
+            assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, theirs)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with at_once(), as_interrupts():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_does_not_interrupt_the_end():
+    with pytest.raises(Stopped) as caught, as_interrupts():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            for number in SIGNALS:
+                os.kill(os.getpid(), number)
+    assert code_of(caught.value) == 143
+    assert code_of(KeyboardInterrupt()) == 130
+
+
+def test_in_another_thread_nothing_is_set():
+    seen = []
+
+    def elsewhere():
+        with as_interrupts(), at_once():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
