@@ -79,7 +79,17 @@ def check_count(windows: Windows, asked: int, part: str) -> None:
     if there < asked:
         raise BadCorpus(
             f"the {part} texts fill {there} of the {asked} windows of {length} tokens that are asked for: add text, or "
-            f"take what there is (quambench calibrate --windows {there}, quambench eval --fewer)"
+            f"take what there is, --windows {there}"
+        )
+
+
+def check_comparable(windows: Windows) -> None:
+    """raises BadCorpus where what is measured on them varies over one document alone: then any difference is chance"""
+    if len(windows.documents.unique()) < 2:
+        n, length = windows.targets.shape
+        raise BadCorpus(
+            f"the test texts fill {n} windows of {length} tokens, all of one document: a comparison needs two "
+            "documents at least, and sees more with every further one; add text"
         )
 
 
