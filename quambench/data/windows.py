@@ -83,16 +83,6 @@ def check_count(windows: Windows, asked: int, part: str) -> None:
         )
 
 
-def check_comparable(windows: Windows) -> None:
-    """raises BadCorpus where what is measured on them varies over one document alone: then any difference is chance"""
-    if len(windows.documents.unique()) < 2:
-        n, length = windows.targets.shape
-        raise BadCorpus(
-            f"the test texts fill {n} windows of {length} tokens, all of one document: a comparison needs two "
-            "documents at least, and sees more with every further one; add text"
-        )
-
-
 def rest_windows(
     documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int, seen: int
 ) -> Windows | None:
