@@ -21,6 +21,7 @@ from quambench.data.tokenizer import Tokenizer
 
 MIN_WORDS, MAX_WORDS = 36, 90  # a longer passage (its last sentence alone is so long) is left out
 MIN_LETTERS = 4
+MOST_REST = 1000  # items of a second look; the bundled corpus has fewer, and a large one would take hours
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
@@ -93,12 +94,18 @@ def _ending(passage: str) -> Passage | None:
     return Passage(passage[: last.start() - 1], last[0], hits / len(earlier) if hits else 0.0)
 
 
+def _even(places: Sequence[int], most: int | None) -> Sequence[int]:
+    """`most` of them, spaced evenly; all where there are no more."""
+    n = len(places)
+    return places if most is None or n <= most else [places[i * n // most] for i in range(most)]
+
+
 def last_word_items(
     documents: Sequence[Document], tokenizer: Tokenizer, max_items: int | None = None, rest: bool = False
 ) -> LastWordItems:
     """All items of `documents`, or `max_items` of them spaced evenly.
 
-    rest  those instead that a first look at `max_items` leaves out
+    rest  those instead that a first look at `max_items` leaves out; at most MOST_REST, spaced evenly
 
     Context and word are tokenized apart and joined, as a reader would type the word after the
     context; a byte-level BPE that splits words off with their space gives the same tokens.
@@ -106,9 +113,9 @@ def last_word_items(
     """
     found = [(index, p) for index, document in enumerate(documents) for p in passages(document.text)]
     n = len(found)
-    taken = range(n) if max_items is None or n <= max_items else [i * n // max_items for i in range(max_items)]
+    taken = _even(range(n), max_items)
     if rest:
-        taken = sorted(set(range(n)).difference(taken))
+        taken = _even(sorted(set(range(n)).difference(taken)), MOST_REST)
     found = [found[i] for i in taken]
     encoded = [(i, tokenizer.encode(p.context), tokenizer.encode(" " + p.word), p.chance) for i, p in found]
     encoded.sort(key=lambda item: len(item[1]) + len(item[2]))  # stable: ties stay in document order

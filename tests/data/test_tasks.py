@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from quambench.data import tasks
 from quambench.data.corpus import Document
 from quambench.data.tasks import MAX_WORDS, MIN_WORDS, Passage, endings, last_word_items, passages, sentences
 from quambench.data.tokenizer import Tokenizer
@@ -130,3 +131,16 @@ def test_the_digest_says_which_items_are_asked(documents: list[Document], words:
     assert items.digest == "7725690187bfc2ec07f70e31e0977bb182a86fd0a24c50d4b1bcac77ffa0b9dc"
     renamed = [Document(d.name + "x", d.text, d.digest) for d in documents]
     assert len({items.digest, last_word_items(renamed, words).digest, last_word_items(documents, words, 3).digest}) == 3
+
+
+def test_the_rest_is_what_a_first_look_left_and_of_a_large_corpus_some_of_it(monkeypatch) -> None:
+    """Fifty passages, ten of them looked at first: the other forty, or of these eight."""
+    text = " ".join(f"The land {filler(MIN_WORDS)} land." for _ in range(50))
+    documents, tokenizer = [Document.of("x", text.encode())], Tokenizer.train([text], 300)
+    n = len(last_word_items(documents, tokenizer).inputs)
+    first = last_word_items(documents, tokenizer, 10)
+    rest = last_word_items(documents, tokenizer, 10, rest=True)
+    assert (len(first.inputs), len(rest.inputs)) == (10, n - 10)
+    monkeypatch.setattr(tasks, "MOST_REST", 8)
+    some = last_word_items(documents, tokenizer, 10, rest=True)
+    assert len(some.inputs) == 8
