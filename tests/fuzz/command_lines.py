@@ -31,6 +31,7 @@ from kinds import _slow, arguments, argv_start
 from quambench.cli import main as entry
 
 STARTING = 20  # seconds that an interpreter may take to import torch, beside others on the machine
+LIMIT = 4 * MEMORY  # of address space: the machine is not ours alone
 EXIT_CODES = (0, 1, 2)
 
 
@@ -122,7 +123,7 @@ def forked(words: Sequence[str], folder: Path, main: Callable[[], int] = entry.m
 
 
 def _limited() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (4 * MEMORY, -1))  # the machine is not ours alone
+    resource.setrlimit(resource.RLIMIT_AS, (LIMIT, -1))
 
 
 def _ended(child: int, err: IO[bytes], patience: float) -> Ended:
