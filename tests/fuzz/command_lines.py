@@ -25,8 +25,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, NoReturn
 
-from engine import ACCEPTED, MEMORY, PATIENCE, PR_SET_PDEATHSIG, REFUSED, Told
-from kinds import _slow, arguments, argv_start
+from engine import ACCEPTED, MEMORY, PATIENCE, PR_SET_PDEATHSIG, REFUSED, Told, WrongAcceptance
+from kinds import _slow, arguments, argv_start, reads_back
 
 from quambench.cli import main as entry
 
@@ -82,10 +82,20 @@ def run(name: str, way: Run, seed: int, first: int, count: int, stop: Callable[[
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
             argv_start(Path(folder))
             outcome, what = way(words, Path(folder)).judged()
+            if outcome == ACCEPTED:
+                outcome, what = _as_read_back(words, Path(folder))
         found.outcomes[outcome] += 1
         if what:
             found.findings.append((number, f"{[word[:100] for word in words]}: {what}"))
     raise AssertionError
+
+
+def _as_read_back(words: list[str], folder: Path) -> tuple[str, str]:
+    try:
+        reads_back(words, folder)
+    except WrongAcceptance as error:
+        return "wrong acceptance", str(error)[:400]
+    return ACCEPTED, ""
 
 
 def as_typed(words: Sequence[str]) -> list[bytes]:

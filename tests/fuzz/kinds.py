@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -946,6 +947,23 @@ def _slow(words: list[str]) -> bool:
     return words[0] != "zoo"
 
 
+def reads_back(words: list[str], folder: Path) -> None:
+    """What a command wrote when it says that all is well. raises WrongAcceptance where its twin refuses it"""
+    named = [word for flag, word in pairwise(words) if flag == "--out"]
+    if not named or words[0] not in ("calibrate", "import", "export") or {"-h", "--help"} & {*words}:
+        return
+    out = folder / named[-1]
+    try:
+        if words[0] == "export":
+            digest = Calibration.load(folder / words[1]).model_digest
+            checkpoint: Any = SimpleNamespace(name="m", config=MAMBA, digest=digest)
+            _sound(quamba_file.read(out, checkpoint), MAMBA)
+        else:
+            _sound(Calibration.load(out), MAMBA)
+    except QuambenchError as error:
+        raise WrongAcceptance(f"{words} wrote what cannot be read: {error}") from None
+
+
 @kind("argv", argv_start)
 def _argv(start: SimpleNamespace, chance: random.Random) -> str:
     """In this process, with what it says captured: exit code 0, 1 or 2, and an error is one line."""
@@ -961,6 +979,8 @@ def _argv(start: SimpleNamespace, chance: random.Random) -> str:
     demand(code in (0, 1, 2), f"exit code {code!r} of {words}")
     said = err.getvalue()
     demand(code != 2 or said.startswith("quambench: "), f"{words} says {said[:200]!r}")
+    if code == 0:
+        reads_back(words, start.folder)
     for name in ("out", "out.pt", "new"):
         made = start.folder / name
         shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
