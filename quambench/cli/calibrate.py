@@ -15,6 +15,7 @@ from quambench.cli.options import add_corpus, add_device, add_model, check_corpu
 from quambench.data.corpus import load_corpus
 from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
+from quambench.plain_text import plain
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
 from quambench.quant.weights import LARGEST
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     table = [[site, calibration.observers[site], *_size(scale)] for site, scale in calibration.scales.items()]
     print(tabulate(table, headers=["site", "observer", "scales", "smallest", "largest"], disable_numparse=True))
     if options.out:
-        print(f"\nwritten: {options.out}")
+        print(f"\nwritten: {plain(str(options.out))}")
     return 0
 
 

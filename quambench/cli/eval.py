@@ -27,6 +27,7 @@ from quambench.data.recall import TASKS
 from quambench.errors import BadParameter
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import checked_device, load_checkpoint
+from quambench.plain_text import plain
 from quambench.runner import ModelRun
 
 SHOWN = (
@@ -78,10 +79,10 @@ def run(options: argparse.Namespace) -> int:
         for name in SHOWN
         if not all(math.isnan(metrics[name].value) for metrics in found.values())
     ]
-    headings = ["metric", "unit", "better", *(name.split("/", 1)[-1] for name in found)]
+    headings = ["metric", "unit", "better", *(plain(name.split("/", 1)[-1]) for name in found)]
     print(tabulate(rows, headers=headings, disable_numparse=True))
     for case, refined in work.refined.items():
-        print(f"{case.id}: {refined.summary}")
+        print(plain(f"{case.id}: {refined.summary}"))
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from quambench.errors import BadParameter, NotWritten, check_name, check_writable
 from quambench.files import check_replaceable
 from quambench.models.checkpoint import recalls
+from quambench.plain_text import plain
 from quambench.runner import Progress as Report
 
 
@@ -94,11 +95,11 @@ def write_each(paths: Sequence[Path], written: Callable[[Path], None]) -> None:
     for path in paths:
         try:
             written(path)
-            print(f"report: {path}")
+            print(f"report: {plain(str(path))}")
         except NotWritten as error:
             failed.append(error)
     for other in failed[1:]:
-        print(f"quambench: {other}", file=sys.stderr)
+        print(f"quambench: {plain(str(other))}", file=sys.stderr)
     if failed:
         raise failed[0]
 

@@ -145,3 +145,31 @@ def test_a_format_that_nobody_writes_is_a_matter_of_usage(command, capsys):
         main([command, "x", "--model", "m", "--out", "y", "--format", "gguf"])
     assert stopped.value.code == 2
     assert "invalid choice: 'gguf'" in capsys.readouterr().err
+
+
+HOSTILE = "o\x1b[2J\nut"
+
+
+def test_a_terminal_gets_no_control_characters_of_what_was_written(world, tmp_path, capsys):
+    """Each command that says where it wrote to; one line, with the characters spelled out."""
+    folders = [tmp_path / name / HOSTILE for name in ("scales", "back", "repository")]
+    file, small = tmp_path / f"{HOSTILE}.pt", ("--corpus", world / "corpus", "--windows", 4, "--length", 16)
+    for command in (
+        ("calibrate", world / "mamba", "--out", folders[0], *small),
+        ("export", folders[0], "--out", file, "--format", "quamba"),
+        ("import", file, "--model", world / "mamba", "--out", folders[1], "--format", "quamba"),
+        ("init", folders[2]),
+    ):
+        code, out, err = call(capsys, *command)
+        assert (code, err) == (0, "")
+        assert "\x1b" not in out
+        assert any("written: " in line and r"o\x1b[2J\nut" in line for line in out.splitlines())
+
+
+def test_a_terminal_gets_no_control_characters_of_the_scales_that_are_evaluated(world, tmp_path, capsys):
+    scales = tmp_path / HOSTILE
+    scales.symlink_to(world / "mamba-scales")
+    code, out, _ = call(capsys, "eval", world / "mamba", "--corpus", world / "corpus", "--calibration", scales)
+    assert code == 0
+    assert r"o\x1b[2J\nut" in out
+    assert "\x1b" not in out

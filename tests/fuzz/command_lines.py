@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -41,6 +42,7 @@ class Ended:
 
     code: int  # negative: the signal that ended it
     said: str  # on standard error
+    told: str = ""  # on standard output
     peak: int = 0  # bytes resident
     killed: bool = False
 
@@ -55,6 +57,8 @@ class Ended:
             return "traceback", f"exit code {self.code}: {last}"
         if self.peak > MEMORY:
             return "memory", f"{self.peak / 2**30:.1f} GiB"
+        if obeyed := {c for c in self.said + self.told if unicodedata.category(c) == "Cc"} - {"\n", "\r"}:
+            return "wrong acceptance", f"a terminal gets {sorted(obeyed)} as they were typed"
         if self.code == 2:
             return REFUSED, "" if self._is_one_line() else f"a message that is not one line: {last!r}"
         return ACCEPTED, ""
@@ -117,7 +121,7 @@ def own(words: Sequence[str], folder: Path) -> Ended:
             preexec_fn=_limited,
         )
         process.returncode = 0  # waited for here, for what it took
-        return _ended(process.pid, err, PATIENCE + STARTING)
+        return _ended(process.pid, out, err, PATIENCE + STARTING)
 
 
 def forked(words: Sequence[str], folder: Path, main: Callable[[], int] = entry.main) -> Ended:
@@ -129,14 +133,14 @@ def forked(words: Sequence[str], folder: Path, main: Callable[[], int] = entry.m
         child = os.fork()
         if not child:
             _as_the_interpreter_does(words, folder, (nothing, out, err), main)
-        return _ended(child, err, PATIENCE)
+        return _ended(child, out, err, PATIENCE)
 
 
 def _limited() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, -1))
 
 
-def _ended(child: int, err: IO[bytes], patience: float) -> Ended:
+def _ended(child: int, out: IO[bytes], err: IO[bytes], patience: float) -> Ended:
     since, killed = time.monotonic(), False
     while True:
         pid, status, used = os.wait4(child, os.WNOHANG)
@@ -146,8 +150,10 @@ def _ended(child: int, err: IO[bytes], patience: float) -> Ended:
             os.killpg(child, signal.SIGKILL)
             killed = True
         time.sleep(0.005)
-    err.seek(0)
-    return Ended(os.waitstatus_to_exitcode(status), err.read().decode(errors="replace"), used.ru_maxrss * 1024, killed)
+    for file in (out, err):
+        file.seek(0)
+    told, said = (file.read().decode(errors="replace") for file in (out, err))
+    return Ended(os.waitstatus_to_exitcode(status), said, told, used.ru_maxrss * 1024, killed)
 
 
 def _as_the_interpreter_does(

@@ -826,6 +826,7 @@ FILES = (
     "model",
     "model/config.json",
     "nothing",
+    "mod\x1b[31mel",
     *PLACES[:-9],
     "x" * 300,
     "out",
@@ -850,7 +851,7 @@ def arguments(chance: random.Random) -> list[str]:
     file = partial(chance.choice, FILES)
     number = partial(chance.choice, (*NUMBERS, "2", "4", "8", "16"))
     spec = chance.choice(WORDS) if chance.random() < 0.5 else changed_spec(chance)
-    out = chance.choice(("out", "out/x", "out.pt", file()))
+    out = chance.choice(("out", "out/x", "out.pt", "out\x1b[31m", file()))
     made: list[str] = chance.choice(
         (
             ["list", chance.choice(LISTS)],

@@ -18,7 +18,7 @@ try:
     import engine
     from command_lines import Ended, forked, own, run
     from engine import ACCEPTED, REFUSED, Kind, WrongAcceptance, in_children, in_process
-    from kinds import KINDS
+    from kinds import KINDS, argv_start, reads_back
 finally:
     sys.path.remove(str(HERE))
 
@@ -180,6 +180,7 @@ def fills_memory():
         (says_a_line_and_2, "refused", ""),
         (says_how_it_is_called, "refused", ""),
         (says_two_lines, "refused", "a message that is not one line"),
+        (lambda: print("\x1b[2J") or 0, "wrong acceptance", "a terminal gets ['\\x1b']"),
         (lambda: 2, "refused", "a message that is not one line: ''"),
         (raises, "traceback", "exit code 1: Traceback"),
         (ends_oddly, "traceback", "exit code 3"),
@@ -205,6 +206,15 @@ def test_a_fork_gets_the_words_and_the_folder_that_an_interpreter_gets(tmp_path)
     assert ended[0].code == ended[1].code == 2
     assert ended[0].said == ended[1].said != ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_command_wrote_is_read_back(tmp_path):
+    argv_start(tmp_path)
+    words = ["import", "q.pt", "--format", "quamba", "--model", "model", "--out", "out"]
+    with pytest.raises(WrongAcceptance, match="wrote what cannot be read"):
+        reads_back(words, tmp_path)
+    assert forked(words, tmp_path).judged() == ("accepted", "")
+    reads_back(words, tmp_path)
 
 
 def test_command_lines_left_out_are_not_counted():
