@@ -20,7 +20,14 @@ from quambench.data.recall import RecallSequences, long_sequences
 from quambench.data.recall import sequences as recall_sequences
 from quambench.data.tasks import LastWordItems, last_word_items
 from quambench.data.tokenizer import Tokenizer
-from quambench.data.windows import Windows, rest_windows, sequence_windows, spread_windows
+from quambench.data.windows import (
+    Windows,
+    bytes_of_windows,
+    check_count,
+    rest_windows,
+    sequence_windows,
+    spread_windows,
+)
 from quambench.decoding import answers_right, decode, states_along
 from quambench.errors import NonFinite
 from quambench.models.backbone import LanguageModel, LayerState, no_tap
@@ -51,17 +58,28 @@ class EvalData:
     long: Tensor | None = None  # (W, L) int64, sequences far longer than those trained on
 
     @classmethod
-    def of_prose(cls, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol) -> EvalData:
-        """raises BadCorpus when the documents are too short for the protocol's windows"""
-        quality = spread_windows(documents, tokenizer, protocol.quality_length, protocol.quality_windows)
-        decode_length = protocol.decode_prefix + protocol.decode_steps
+    def of_prose(
+        cls, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol, fewer: bool = False
+    ) -> EvalData:
+        """fewer: take as many windows as there are where the protocol asks for more
+
+        raises BadCorpus when the documents are too short for the protocol's windows
+        """
+
+        def spread(length: int, count: int) -> Windows:
+            found = spread_windows(documents, tokenizer, length, count)
+            if not fewer:
+                check_count(found, count, "test")
+            return found
+
+        quality = spread(protocol.quality_length, protocol.quality_windows)
         return cls(
             quality=quality,
-            decode=spread_windows(documents, tokenizer, decode_length, protocol.decode_windows),
+            decode=spread(protocol.decode_prefix + protocol.decode_steps, protocol.decode_windows),
             decode_prefix=protocol.decode_prefix,
-            error=spread_windows(documents, tokenizer, protocol.error_length, protocol.error_windows),
+            error=spread(protocol.error_length, protocol.error_windows),
             items=last_word_items(documents, tokenizer, protocol.max_items or None),
-            quality_bytes=tokenizer.byte_lengths()[quality.targets].sum(1).double(),
+            quality_bytes=bytes_of_windows(quality, documents, tokenizer),
         )
 
     def rest_of_prose(
@@ -84,7 +102,7 @@ class EvalData:
             decode=decode,
             error=self.error.none,
             items=last_word_items(documents, tokenizer, protocol.max_items or None, rest=True),
-            quality_bytes=tokenizer.byte_lengths()[quality.targets].sum(1).double(),
+            quality_bytes=bytes_of_windows(quality, documents, tokenizer),
         )
 
     def rest_of_recall(self, rungs: Mapping[str, int], protocol: Protocol, larger: Protocol) -> EvalData | None:

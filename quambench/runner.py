@@ -18,7 +18,7 @@ from quambench.calibrate import Calibration, Task, calibrate, check_calibration,
 from quambench.case import LARGER, Case, Protocol, check_fit, protocol_hash
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
-from quambench.data.windows import spread_windows
+from quambench.data.windows import check_count, spread_windows
 from quambench.errors import BadArtefact, BadParameter
 from quambench.evaluate import (
     WINDOW_BATCH,
@@ -108,11 +108,16 @@ class ModelRun:
         window_batch: int = WINDOW_BATCH,
         device: str = "cpu",
         tasks: AsksTasks | None = None,
+        fewer: bool = False,
     ) -> None:
-        """checkpoint: on the CPU; device: where models compute; tasks: for cases that name some"""
+        """checkpoint: on the CPU; device: where models compute; tasks: for cases that name some
+
+        fewer: take as many windows as the texts have where the protocol asks for more; settings say how many
+        """
         keep_freed_memory()
         self._guest = Guest(device)
         self._tasks = tasks
+        self._fewer = fewer
         self._known = known or Known()
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
@@ -184,7 +189,7 @@ class ModelRun:
     def _make_data(self) -> EvalData:
         if self.checkpoint.recall:
             return EvalData.of_recall(self.checkpoint.recall, self.protocol)
-        return EvalData.of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol)
+        return EvalData.of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol, self._fewer)
 
     @property
     def rest_data(self) -> EvalData | None:
@@ -231,7 +236,27 @@ class ModelRun:
         if self.checkpoint.recall:
             return mixed_sequences(self.checkpoint.recall, p.calib_windows, p.calib_length, "calibration")
         documents = self.corpus.part("calibration")
-        return spread_windows(documents, self.checkpoint.tokenizer, p.calib_length, p.calib_windows).inputs
+        found = spread_windows(documents, self.checkpoint.tokenizer, p.calib_length, p.calib_windows)
+        if not self._fewer:
+            check_count(found, p.calib_windows, "calibration")
+        return found.inputs
+
+    def _used(self) -> dict[str, int]:
+        """How many windows there were, where fewer may have been taken than the protocol asks for."""
+        if not self._fewer or self.checkpoint.recall:
+            return {}
+        data = self.data
+        parts = {"quality_windows": data.quality, "decode_windows": data.decode, "error_windows": data.error}
+        made = self._known.sequences.get(self._key)  # scales that were made before need none
+        calibration = {} if made is None else {"calib_windows": len(made)}
+        return calibration | {name: len(windows.inputs) for name, windows in parts.items()}
+
+    @property
+    def shortfall(self) -> str:
+        """Which windows were fewer than the protocol asks for, in a line; "" where none were."""
+        asked = {name: getattr(self.protocol, name) for name in self._used()}
+        short = [f"{name} {n} of {asked[name]}" for name, n in self._used().items() if n < asked[name]]
+        return f"fewer windows than a case measures on: {', '.join(short)}" if short else ""
 
     @cached_property
     def answers(self) -> FloatAnswers:
@@ -414,7 +439,7 @@ class ModelRun:
         }
         if case.tasks:
             digests["task_data"] = self._asking(case).digest(self.checkpoint, case)
-        return case.settings() | digests | versions
+        return case.settings() | self._used() | digests | versions
 
     def result(self, case: Case) -> Result:
         calibration, _, _ = self.calibration(case), self.answers, self.inside(case)

@@ -283,6 +283,17 @@ def test_prose_has_no_second_look_where_a_part_of_it_is_empty(documents, tokeniz
     assert first.rest_of_prose(documents, tokenizer, PROTOCOL, no_more) is None
 
 
+@pytest.mark.parametrize("part", ["quality_windows", "decode_windows", "error_windows"])
+def test_fewer_windows_than_the_protocol_asks_for_are_an_error_unless_they_will_do(documents, tokenizer, part):
+    many = replace(PROTOCOL, **{part: 100_000})
+    with pytest.raises(BadCorpus, match=r"the test texts fill \d+ of the 100000 windows of (24|11|16) tokens that are"):
+        evaluation.EvalData.of_prose(documents, tokenizer, many)
+    found = evaluation.EvalData.of_prose(documents, tokenizer, many, fewer=True)
+    there = len(getattr(found, part.partition("_")[0]).inputs)
+    exactly = evaluation.EvalData.of_prose(documents, tokenizer, replace(PROTOCOL, **{part: there}))
+    assert exactly.digest == found.digest
+
+
 # An integer stands for what is up to half a step away from it, of 127 to the end of the grid.
 HALF_A_STEP = 0.5 / 127
 RUNGS = {"associative": 4, "induction": 16}

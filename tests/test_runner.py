@@ -18,7 +18,7 @@ from quambench.case import Case
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
-from quambench.errors import BadArtefact, BadParameter, OutsideFailed
+from quambench.errors import BadArtefact, BadCorpus, BadParameter, OutsideFailed
 from quambench.evaluate import EvalData, evaluate, evaluate_answers, float_answers
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
@@ -35,8 +35,9 @@ def case(text: str, **changes) -> Case:
     return Case(model="tiny-model", observer=ObserverSpec.parse(text), protocol=SMALL, **changes)
 
 
-def start(world, *cases: Case, known: Known | None = None) -> ModelRun:
-    return ModelRun(load_checkpoint(str(world / "tiny-model")), load_corpus(world / "corpus"), cases, known=known)
+def start(world, *cases: Case, known: Known | None = None, fewer: bool = False) -> ModelRun:
+    checkpoint, corpus = load_checkpoint(str(world / "tiny-model")), load_corpus(world / "corpus")
+    return ModelRun(checkpoint, corpus, cases, known=known, fewer=fewer)
 
 
 def test_saved_and_loaded_scales_evaluate_to_the_last_bit(world, tmp_path):
@@ -473,3 +474,22 @@ def test_scales_that_were_made_before_are_measured_on_the_runs_device(world, mon
     with pytest.raises(LookupError):
         run.with_saved("scales")
     assert given == [(run.checkpoint, "scales", torch.device("cuda:1"))]
+
+
+def test_settings_say_how_many_windows_there_were(world):
+    """What a protocol asks for and texts do not have is an error, or, where fewer will do, told as it was."""
+    many = dataclasses.replace(SMALL, calib_windows=100_000, quality_windows=50_000)
+    one = dataclasses.replace(case("percentile"), protocol=many)
+    with pytest.raises(BadCorpus, match=r"the calibration texts fill \d+ of the 100000 windows of 16 tokens"):
+        start(world, one).calibration(one)
+    run = start(world, one, fewer=True)
+    settings, asked = run.settings(one), one.settings()
+    there = {"calib_windows": len(run.calibration_sequences), "quality_windows": len(run.data.quality.inputs)}
+    assert {name: value for name, value in settings.items() if asked.get(name, value) != value} == there
+    assert run.shortfall == (
+        f"fewer windows than a case measures on: calib_windows {there['calib_windows']} of 100000, "
+        f"quality_windows {there['quality_windows']} of 50000"
+    )
+    small = dataclasses.replace(one, protocol=SMALL)
+    enough = start(world, small, fewer=True)
+    assert (enough.settings(small), enough.shortfall) == (start(world, small).settings(small), "")

@@ -11,8 +11,15 @@ from tabulate import tabulate
 from torch import Tensor
 
 from quambench.case import Case, Protocol
-from quambench.cli.options import add_corpus, add_device, add_model, check_corpus, check_counts, progress_bars
-from quambench.data.corpus import load_corpus
+from quambench.cli.options import (
+    add_corpus,
+    add_device,
+    add_model,
+    check_corpus,
+    check_counts,
+    corpus_of,
+    progress_bars,
+)
 from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.plain_text import plain
@@ -60,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     checked_device(options.device)
     if options.out:
         check_writable(options.out)
-    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
     policy = PolicySpec.parse(options.policy)
     case = replace(case, model=checkpoint.name, policy=policy, grouping=options.grouping, protocol=protocol)

@@ -20,9 +20,10 @@ from quambench.cli.options import (
     add_observers,
     check_corpus,
     check_counts,
+    corpus_of,
+    note,
     progress_bars,
 )
-from quambench.data.corpus import load_corpus
 from quambench.data.recall import TASKS
 from quambench.errors import BadParameter
 from quambench.metrics import METRICS, Measurement
@@ -49,6 +50,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="use saved scales (quambench calibrate --out) instead of observers",
     )
+    parser.add_argument(
+        "--fewer", action="store_true", help="where the texts have fewer windows than a case measures on, take those"
+    )
     eval_tasks.arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -57,16 +61,17 @@ def run(options: argparse.Namespace) -> int:
     checked_device(options.device)
     specs = options.observer or ["percentile"]
     _check(options, [Case.parse("", spec) for spec in specs])
-    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:
-        work = ModelRun(checkpoint, corpus, cases, progress, device=options.device)
+        work = ModelRun(checkpoint, corpus, cases, progress, device=options.device, fewer=options.fewer)
         if options.task:
             return eval_tasks.run(options, work, progress)
         if options.calibration:
             found = {str(options.calibration): work.with_saved(Calibration.load(options.calibration))}
         else:
             found = {case.id: dict(work.result(case).metrics) for case in cases}
+    note(work.shortfall)
     if options.json:
         document = {
             name: {n: {"value": _number(m.value), "se": _number(m.standard_error)} for n, m in metrics.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from quambench.data.corpus import Corpus, load_corpus
 from quambench.errors import BadParameter, NotWritten, check_name, check_writable
 from quambench.files import check_replaceable
 from quambench.models.checkpoint import recalls
@@ -31,6 +32,19 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder of .txt or a .jsonl with 'text'")
+
+
+def corpus_of(options: argparse.Namespace) -> Corpus:
+    """What --corpus names; what of it is left out is said. raises BadCorpus"""
+    corpus = load_corpus(options.corpus)
+    note(corpus.left_out)
+    return corpus
+
+
+def note(line: str) -> None:
+    """A line beside the results; none where there is nothing to say."""
+    if line:
+        print(line, file=sys.stderr)
 
 
 def add_observers(parser: argparse.ArgumentParser) -> None:

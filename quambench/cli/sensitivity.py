@@ -9,8 +9,7 @@ from dataclasses import replace
 from tabulate import tabulate
 
 from quambench.case import Case, Protocol
-from quambench.cli.options import add_corpus, add_model, check_corpus, progress_bars
-from quambench.data.corpus import load_corpus
+from quambench.cli.options import add_corpus, add_model, check_corpus, corpus_of, progress_bars
 from quambench.errors import BadParameter
 from quambench.models.checkpoint import load_checkpoint
 from quambench.quant.recipe import WeightRecipe
@@ -32,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     check_corpus(options.corpus, [options.model])
     case = _checked(options.observer)  # before the model is loaded
-    checkpoint, corpus = load_checkpoint(options.model), load_corpus(options.corpus)
+    checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     case = replace(case, model=checkpoint.name)
     with progress_bars() as progress:
         work = ModelRun(checkpoint, corpus, [case], progress)

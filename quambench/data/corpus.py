@@ -46,6 +46,7 @@ class Corpus:
 
     name: str
     parts: dict[str, tuple[Document, ...]]
+    left_out: str = ""  # what of a folder or file from outside is in no part, in a line
 
     def part(self, name: str) -> tuple[Document, ...]:
         """The documents of one part, in file-name order."""
@@ -104,13 +105,16 @@ def _from_path(path: Path) -> Corpus:
 
     Both take whole documents, at least one each, and test has the rest, at least one.
     """
-    distinct = {d.digest: d for d in reversed(_read(path)) if d.text.strip()}
+    read, others = _read(path)
+    with_text = [d for d in read if d.text.strip()]
+    distinct = {d.digest: d for d in reversed(with_text)}
     order = [distinct[digest] for digest in sorted(distinct)]  # a part does not depend on file names
     if len(order) < 3:
         raise BadCorpus(
             f"{path} holds {len(order)} different non-empty document(s); at least 3 are needed, so that "
             "calibration, validation and test share none"
         )
+    left_out = _left_out(path, others, len(read) - len(with_text), len(with_text) - len(order))
     total = sum(len(d.text) for d in order)
     parts: dict[str, list[Document]] = {}
     for later, (part, share) in zip((2, 1), _OUTSIDE_SHARES.items(), strict=True):
@@ -118,17 +122,52 @@ def _from_path(path: Path) -> Corpus:
         while len(order) > later and sum(len(d.text) for d in taken) < share * total:
             taken.append(order.pop(0))
     parts["test"] = order
-    return Corpus(path.name, {p: tuple(sorted(found, key=lambda d: d.name)) for p, found in parts.items()})
+    return Corpus(path.name, {p: tuple(sorted(found, key=lambda d: d.name)) for p, found in parts.items()}, left_out)
 
 
-def _read(path: Path) -> list[Document]:
+def _left_out(path: Path, others: list[Path], empty: int, copies: int) -> str:
+    """What there is beside the documents, in a line; "" where nothing is."""
+    counts = []
+    if others:
+        names = ", ".join(str(f.relative_to(path)) for f in others[:3]) + (", ..." if len(others) > 3 else "")
+        counts.append(f"{len(others)} not named .txt ({names})")
+    counts += [f"{n} {what}" for n, what in ((empty, "without text"), (copies, "that are copies")) if n]
+    return f"{path}: left out {', '.join(counts)}" if counts else ""
+
+
+def _read(path: Path) -> tuple[list[Document], list[Path]]:
+    """The documents of a folder or .jsonl, and a folder's other files."""
     if path.is_dir():
-        files = [f for f in sorted(path.rglob("*.txt")) if not f.is_dir()]
-        if not files:
+        files = sorted(_files(path))
+        texts = [f for f in files if f.suffix.lower() == ".txt"]
+        if not texts:
             raise BadCorpus(f"{path} holds no .txt file")
-        for file in files:
+        for file in texts:
             check_fetched(file, BadCorpus)  # or its few words of nothing would be judged as text
-        return [Document.of(str(f.relative_to(path)), read_bytes(f)) for f in files]
+        found = [Document.of(str(f.relative_to(path)), read_bytes(f)) for f in texts]
+        return found, [f for f in files if f.suffix.lower() != ".txt"]
+    return _lines(path), []
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below, links followed; each folder once, a link to it only where it is not itself below."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    folders: list[Path] = [folder]
+    links: list[Path] = []
+    while folders or links:
+        top = folders.pop() if folders else links.pop()
+        at = top.stat()
+        if (at.st_dev, at.st_ino) in seen:
+            continue
+        seen.add((at.st_dev, at.st_ino))
+        for entry in sorted(top.iterdir(), reverse=True):
+            kind = found if not entry.is_dir() else links if entry.is_symlink() else folders
+            kind.append(entry)
+    return found
+
+
+def _lines(path: Path) -> list[Document]:
     if not path.exists():
         raise BadCorpus(f"no such corpus: {path} (a folder of .txt files, or a .jsonl with 'text')")
     if path.suffix != ".jsonl":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from tokenizers import Encoding, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as _Tokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from quambench.data.spelling import Spelling, bytes_of_tokens, check_merges, spelling_of
 from quambench.errors import BadCheckpoint
 from quambench.pointers import check_fetched
 from quambench.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
@@ -39,17 +41,15 @@ class Tokenizer:
         check_fetched(path, BadCheckpoint)
         try:
             check_file(path, JSON_LIMIT)
-            return cls(_Tokenizer.from_file(str(path)))
+            text = path.read_text(encoding="utf-8")
+            check_merges(json.loads(text))
+            return cls(_Tokenizer.from_str(text))
         except BadCheckpoint:
             raise
         except Unreadable as error:
             raise BadCheckpoint(f"{path} is not a readable tokenizer: {error.why}") from None
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BadCheckpoint(f"{path} is not a readable tokenizer: {shown(error)}") from None
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust; it is no Exception
-                raise
-            raise BadCheckpoint(f"{path} is not a readable tokenizer: {shown(error)}") from None
+            raise BadCheckpoint(f"{path} is not a readable tokenizer: {_of_tokenizers(error)}") from None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -83,23 +83,66 @@ class Tokenizer:
         """Of all that decides how text is read."""
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        return self._inner.get_vocab_size()
+        """Every id is below it; some may be no token's."""
+        return max(self._inner.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, no special token added."""
-        return self._inner.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, no special token added. raises BadCheckpoint where the tokenizer cannot read it"""
+        return self._encoded(text).ids
+
+    def _encoded(self, text: str) -> Encoding:
+        try:
+            return self._inner.encode(text, add_special_tokens=False)
+        except BaseException as error:  # as where the vocabulary lacks the unknown token that the model speaks of
+            raise BadCheckpoint(f"tokenizer.json cannot read this text: {_of_tokenizers(error)}") from None
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """How tokens are spelled. raises BadCheckpoint where that does not say how many bytes they stand for"""
+        found = spelling_of(json.loads(self._inner.to_str()), self._inner.get_vocab())
+        if found.refusal:
+            raise BadCheckpoint(f"tokenizer.json: bits per byte cannot be counted, {found.refusal}")
+        return found
 
     def byte_lengths(self) -> Tensor:
-        """(vocab_size,) int64: UTF-8 bytes that each token stands for; 0 for the start token.
+        """(vocab_size,) int64: UTF-8 bytes that each token's spelling stands for; 0 for the start token and for ids
+        that are no token's.
 
-        A byte-level token is spelled with one character per byte, so a token that holds half a
-        character still counts right.
+        raises BadCheckpoint as `spelling` does
         """
-        counts = torch.tensor([len(self._inner.id_to_token(i) or "") for i in range(self.vocab_size)])
+        return self._lengths.clone()
+
+    @cached_property
+    def _lengths(self) -> Tensor:
+        spelling, added = self.spelling, {t.content for t in self._inner.get_added_tokens_decoder().values()}
+        counts = torch.zeros(self.vocab_size, dtype=torch.int64)
+        for token, i in self._inner.get_vocab().items():
+            counts[i] = spelling.length(token, token in added)
         counts[self.start_id] = 0
         return counts
 
+    def bytes_of(self, text: str) -> Tensor:
+        """(tokens,) int64: UTF-8 bytes of `text` that each of its tokens stands for; their sum is all of them.
+
+        raises BadCheckpoint as `spelling` does, and where some of the text is unknown to the tokenizer
+        """
+        found = self._encoded(text)
+        if (unknown := self.spelling.unknown) and self._inner.token_to_id(unknown) in found.ids:
+            raise BadCheckpoint(f"tokenizer.json: bits per byte cannot be counted, some of the text is {unknown} to it")
+        spelled = self.byte_lengths()[torch.tensor(found.ids, dtype=torch.int64)].tolist()
+        return torch.tensor(bytes_of_tokens(text, [end for _, end in found.offsets], spelled), dtype=torch.int64)
+
     def decode(self, ids: list[int]) -> str:
         return self._inner.decode(ids)
+
+
+def _of_tokenizers(error: BaseException) -> str:
+    """What the library says went wrong, in a line; it raises bare exceptions, and panics, which are none.
+
+    raises the error where it is not the library's
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return shown(error)

@@ -24,6 +24,7 @@ class Windows:
     documents  (W,)  int64    index into `names`
     names      documents, in order
     n_bytes    UTF-8 bytes of the text that the targets spell
+    starts     (W,)  int64    index of each window's first target in its document; None of made sequences
     """
 
     inputs: Tensor
@@ -31,11 +32,14 @@ class Windows:
     documents: Tensor
     names: tuple[str, ...]
     n_bytes: int
+    starts: Tensor | None = None
 
     @property
     def none(self) -> Windows:
         """The same without a window."""
-        return replace(self, inputs=self.inputs[:0], targets=self.targets[:0], documents=self.documents[:0], n_bytes=0)
+        inputs, targets, documents = self.inputs[:0], self.targets[:0], self.documents[:0]
+        starts = None if self.starts is None else self.starts[:0]
+        return replace(self, inputs=inputs, targets=targets, documents=documents, n_bytes=0, starts=starts)
 
     @property
     def digest(self) -> str:
@@ -49,23 +53,34 @@ class Windows:
 def full_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Windows:
     """Non-overlapping windows over whole documents: every token of every document is a target."""
     _positive(length)
-    rows, owners = [], []
+    rows, places = [], []
     for index, document in enumerate(documents):
         ids = tokenizer.encode(document.text)
         for start in range(0, len(ids), length):
             rows.append(ids[start : start + length])
-            owners.append(index)
+            places.append((index, start))
     n_bytes = sum(len(d.text.encode()) for d in documents)
-    return _windows(rows, owners, documents, tokenizer, length, n_bytes)
+    return _windows(rows, places, documents, tokenizer, length, n_bytes)
 
 
 def spread_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int) -> Windows:
-    """`count` complete windows, taken in turn from all documents and spaced evenly inside each.
+    """`count` complete windows, taken in turn from all documents and spaced evenly inside each; all where they have
+    fewer, which `check_count` tells.
 
     raises BadCorpus when the documents together have fewer complete windows than one.
     """
     encoded = _encoded(documents, tokenizer, length)
     return _cut(encoded, _spread(encoded, length, count), documents, tokenizer, length)
+
+
+def check_count(windows: Windows, asked: int, part: str) -> None:
+    """raises BadCorpus where the texts of a part had fewer windows than were asked for"""
+    there, length = windows.targets.shape
+    if there < asked:
+        raise BadCorpus(
+            f"the {part} texts fill {there} of the {asked} windows of {length} tokens that are asked for: add text, or "
+            f"take what there is (quambench calibrate --windows {there}, quambench eval --fewer)"
+        )
 
 
 def rest_windows(
@@ -108,7 +123,24 @@ def _cut(
 ) -> Windows:
     rows = [encoded[index][start : start + length] for index, start in places]
     n_bytes = sum(len(tokenizer.decode(row).encode()) for row in rows)
-    return _windows(rows, [index for index, _ in places], documents, tokenizer, length, n_bytes)
+    return _windows(rows, places, documents, tokenizer, length, n_bytes)
+
+
+def bytes_of_windows(windows: Windows, documents: Sequence[Document], tokenizer: Tokenizer) -> Tensor:
+    """(W,) float64: UTF-8 bytes of the documents that each window's targets stand for.
+
+    raises BadCheckpoint where the tokenizer does not say
+    """
+    there = windows.targets >= 0
+    if tokenizer.spelling.exact or windows.starts is None:
+        return (tokenizer.byte_lengths()[windows.targets] * there).sum(1).double()
+    n = there.sum(1)
+    found = torch.zeros(len(n), dtype=torch.float64)
+    for index in windows.documents.unique().tolist():
+        until = torch.cat([torch.zeros(1, dtype=torch.int64), tokenizer.bytes_of(documents[index].text).cumsum(0)])
+        at = windows.documents == index
+        found[at] = (until[windows.starts[at] + n[at]] - until[windows.starts[at]]).double()
+    return found
 
 
 def sequence_windows(made: RecallSequences) -> Windows:
@@ -129,7 +161,7 @@ def _quotas(room: list[int], count: int) -> list[int]:
 
 def _windows(
     rows: list[list[int]],
-    owners: list[int],
+    places: Sequence[tuple[int, int]],
     documents: Sequence[Document],
     tokenizer: Tokenizer,
     length: int,
@@ -143,7 +175,8 @@ def _windows(
         targets[row, : len(ids)] = torch.tensor(ids)
         inputs[row, 1 : len(ids)] = torch.tensor(ids[:-1], dtype=torch.int64)
     names = tuple(d.name for d in documents)
-    return Windows(inputs, targets, torch.tensor(owners), names, n_bytes)
+    owners, starts = torch.tensor(places).unbind(1)
+    return Windows(inputs, targets, owners.contiguous(), names, n_bytes, starts.contiguous())
 
 
 def _positive(value: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -80,8 +81,13 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
     assert "layers.0.x_conv_out" in out
     code, out, _ = call(capsys, "calibrate", world / "tiny", "--corpus", corpus, "--json", *small)
     assert set(json.loads(out)) >= {"layers.0.ssm_state", "lm_head:input"}
-    code, out, _ = call(capsys, "eval", world / "tiny", "--corpus", corpus, "--calibration", scales, "--json")
+    saved = ("eval", world / "tiny", "--corpus", corpus, "--calibration", scales, "--json")
+    code, out, err = call(capsys, *saved)
+    assert (code, out) == (2, "")
+    assert "test texts fill " in err
+    code, out, err = call(capsys, *saved, "--fewer")
     assert code == 0
+    assert re.fullmatch(r"fewer windows than a case measures on: quality_windows \d+ of 48\n", err)
     (metrics,) = json.loads(out).values()
     assert metrics["kl"]["value"] >= 0
     code, _, err = call(capsys, "eval", "mamba-tiny", "--corpus", corpus, "--calibration", scales)
@@ -92,7 +98,15 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
 def test_eval_runs_tasks_of_the_harness(world, capsys):
     """A row for each task and case, the difference taken document by document."""
     cases = ("--observer", "running_max/quick", "--observer", "running_max/w4a4/quick", "--corpus", world / "corpus")
-    tasks = ("--task", "recall_induction_192,recall_selective_copy_8", "--task", "recall_induction_192", "--limit", 3)
+    tasks = (
+        "--task",
+        "recall_induction_192,recall_selective_copy_8",
+        "--task",
+        "recall_induction_192",
+        "--limit",
+        3,
+        "--fewer",
+    )
     code, out, _ = call(capsys, "eval", world / "tiny", *cases, *tasks)
     assert code == 0
     assert [line.split()[:3] for line in out.splitlines()[2:]] == [
@@ -186,6 +200,27 @@ def test_text_shorter_than_a_window_is_one_line(world, tmp_path, capsys):
     assert f"a window of {Protocol().calib_length} tokens" in err
 
 
+def test_fewer_windows_than_asked_for_are_an_error(world, capsys):
+    corpus = ("--corpus", world / "corpus")
+    code, out, err = call(capsys, "calibrate", world / "tiny", *corpus, "--windows", 100_000, "--length", 16)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    there = int(
+        re.search(r"calibration texts fill (\d+) of the 100000 windows of 16 tokens that are asked for", err)[1]
+    )
+    assert f"calibrate --windows {there}, " in err
+    enough = ("--windows", there, "--length", 16)
+    assert call(capsys, "calibrate", world / "tiny", *corpus, *enough)[0] == 0
+
+
+def test_what_is_left_out_of_a_folder_is_said(world, tmp_path, capsys):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"text {i} " * 400)
+    (tmp_path / "notes.md").write_text("more text")
+    small = ("--windows", 1, "--length", 16)
+    code, _, err = call(capsys, "calibrate", world / "tiny", "--corpus", tmp_path, *small)
+    assert (code, err) == (0, f"{tmp_path}: left out 1 not named .txt (notes.md)\n")
+
+
 def test_interruption_says_so(monkeypatch, capsys):
     def interrupted(name):
         raise KeyboardInterrupt
@@ -238,7 +273,9 @@ def test_eval_shows_what_some_case_measured(monkeypatch, capsys):
     monkeypatch.setattr(
         "quambench.cli.eval.ModelRun",
         lambda _, __, cases, *___, **____: SimpleNamespace(
-            result=lambda case: SimpleNamespace(metrics=measured[case.observer.name]), refined={cases[1]: trained}
+            result=lambda case: SimpleNamespace(metrics=measured[case.observer.name]),
+            refined={cases[1]: trained},
+            shortfall="",
         ),
     )
     code, out, _ = call(capsys, "eval", "mamba-recall", "--observer", "running_max", "--observer", "percentile")

@@ -82,7 +82,16 @@ def test_quambas_own_groups_are_calibrated_with_and_evaluated(world, tmp_path, c
     assert not Calibration.load(tmp_path / "back").groups[0].keeps_order
     found = []
     for scales in (tmp_path / "back", world / "grouped-scales"):
-        evaluated = ("eval", world / "mamba2", "--corpus", world / "corpus", "--calibration", scales, "--json")
+        evaluated = (
+            "eval",
+            world / "mamba2",
+            "--corpus",
+            world / "corpus",
+            "--calibration",
+            scales,
+            "--json",
+            "--fewer",
+        )
         code, out, _ = call(capsys, *evaluated)
         assert code == 0
         found.append(next(iter(json.loads(out).values())))

@@ -246,3 +246,65 @@ def test_the_digest_follows_texts_and_parts(tmp_path):
 def test_an_empty_part_is_an_error(tmp_path):
     with pytest.raises(BadCorpus, match="no documents in its train part"):
         load_corpus(write(tmp_path, texts(3))).part("train")
+
+
+def documents_of(corpus):
+    return sorted(name for part in names(corpus).values() for name in part)
+
+
+def test_linked_folders_and_files_are_read_and_cycles_end(tmp_path):
+    elsewhere = write(tmp_path / "elsewhere", {"far.txt": "far away", "deep.TXT": "in capitals"})
+    folder = write(tmp_path / "f", texts(3))
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "again").symlink_to(folder)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "one.txt").symlink_to(write(tmp_path / "g", {"x.txt": "of its own"}) / "x.txt")
+    corpus = load_corpus(folder)
+    assert documents_of(corpus) == sorted([*texts(3), "linked/far.txt", "linked/deep.TXT", "one.txt"])
+    assert corpus.left_out == ""
+
+
+def test_a_folder_keeps_its_own_name_where_a_link_to_it_comes_first(tmp_path):
+    folder = write(tmp_path / "f", texts(3))
+    write(folder / "own", {"x.txt": "text of its own"})
+    before = load_corpus(folder).digest
+    (folder / "a link").symlink_to(folder / "own")
+    assert load_corpus(folder).digest == before
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    folder = write(tmp_path / "f", texts(4))
+    write(folder / ".hidden", {"kept.txt": "hidden and kept"})
+    assert (load_corpus(folder).left_out, len(documents_of(load_corpus(folder)))) == ("", 5)
+    write(folder, {"notes.md": "x", "a.jsonl": "{}", "empty.txt": " \n", "copy.txt": texts(4)["t1.txt"]})
+    (folder / "broken").symlink_to(tmp_path / "nowhere")
+    others = "3 not named .txt (a.jsonl, broken, notes.md)"
+    assert load_corpus(folder).left_out == f"{folder}: left out {others}, 1 without text, 1 that are copies"
+    write(folder, {"b.csv": ""})
+    assert "4 not named .txt (a.jsonl, b.csv, broken, ...)" in load_corpus(folder).left_out
+    lines = lines_file(tmp_path / "x.jsonl", "one", "two", "three", "two", "")
+    assert load_corpus(lines).left_out == f"{lines}: left out 1 without text, 1 that are copies"
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    folder = write(tmp_path / "f", texts(3))
+    write(folder / "closed", {"x.txt": "text"})
+    listed = type(folder).iterdir
+
+    def refused(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(type(folder), "iterdir", refused)  # root may read all
+    with pytest.raises(BadCorpus, match=r"^cannot read [^\n]*closed: Permission denied$"):
+        load_corpus(folder)
+
+
+def test_nobody_waits_for_a_pipe(tmp_path):
+    folder = write(tmp_path / "f", texts(3))
+    os.mkfifo(folder / "pipe.txt")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path, named in ((folder, "pipe.txt"), (tmp_path / "pipe.jsonl", "pipe.jsonl")):
+        with pytest.raises(BadCorpus, match=f"{named}: it is a pipe, not a file$"):
+            load_corpus(path)

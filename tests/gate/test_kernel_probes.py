@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -133,6 +134,37 @@ def test_answers_of_a_process_that_fails_are_one_line_and_not_kept(monkeypatch, 
     with pytest.raises(RuntimeError, match="the process that interprets Triton failed: it said nothing"):
         interpreted.answer("ssd")
     assert not list(tmp_path.iterdir())
+
+
+def test_kept_answers_that_were_altered_are_asked_anew(monkeypatch, tmp_path, capsys):
+    """Another number in them would be judged as what Triton answers."""
+    monkeypatch.setenv("QUAMBENCH_KERNELS_CACHE", str(tmp_path))
+    told = {"ssd": {"y": ["int", [2], [1, 2]]}}
+    monkeypatch.setattr(interpreted, "_ask_elsewhere", lambda: told)
+    assert interpreted._told.__wrapped__("key") == told
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes().replace(b"[1, 2]", b"[1, 3]"))
+    assert interpreted._told.__wrapped__("key") == told
+    assert capsys.readouterr().err.count("its sha256 is another") == 1
+    monkeypatch.setattr(interpreted, "_ask_elsewhere", lambda: pytest.fail("asked again"))
+    assert interpreted._told.__wrapped__("key") == told
+
+
+@pytest.mark.parametrize(
+    ("says", "named"),
+    [
+        (r"printf '\377\033[31m rubbish\n' >&2; printf '\376\n'", r"failed: \ufffd\\x1b\[31m rubbish$"),
+        ("sleep 60", "failed: it did not end within 1 s$"),
+    ],
+)
+def test_a_process_that_hangs_or_prints_rubbish_is_one_line(monkeypatch, tmp_path, says, named):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexec {says}\n" if "sleep" in says else f"#!/bin/sh\n{says}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(interpreted.sys, "executable", str(program))
+    monkeypatch.setattr(interpreted, "PATIENCE", 1)
+    found = interpreted._ask_elsewhere()["ssd"]["error"]
+    assert re.search(named, found)
 
 
 def test_an_edit_that_fits_nowhere_is_refused():

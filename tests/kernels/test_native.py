@@ -68,8 +68,8 @@ def test_is_built_once(run, tmp_path, expected):
     assert kept(tmp_path / "cache") == first
 
 
-def test_two_at_once_find_a_whole_library(run, tmp_path, expected):
-    assert {printed(p) for p in [run("native"), run("native")]} == {f"native {expected}"}
+def test_four_at_once_find_a_whole_library(run, tmp_path, expected):
+    assert {printed(p) for p in [run("native") for _ in range(4)]} == {f"native {expected}"}
     assert len(kept(tmp_path / "cache")) == 1
 
 
@@ -95,19 +95,22 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(run, tmp_path, expected):
     assert not any(name.endswith(".so") for name in kept(tmp_path / "cache"))
 
 
-def test_a_cache_that_cannot_be_written_is_named(run, tmp_path, expected):
+def test_a_cache_that_cannot_be_written_costs_only_the_build(run, tmp_path, expected):
     (tmp_path / "cache").write_text("a file")
-    assert printed(run()) == f"reference {expected}"
-    assert str(tmp_path / "cache") in printed(run("native"))
+    process = run("native")
+    out, said = process.communicate(timeout=300)
+    assert (out.strip(), said.count("\n"), process.returncode) == (f"native {expected}", 1, 0)
+    assert str(tmp_path / "cache") in said
 
 
 def test_a_damaged_library_is_built_anew(run, tmp_path, expected):
+    """Cut within a page that the loader maps: reading there would be the end of the process."""
     printed(run("native"))
     (file,) = (tmp_path / "cache").glob("*.so")
     whole = file.read_bytes()
-    file.write_bytes(b"nothing of the kind")
+    file.write_bytes(whole[:5000])
     assert printed(run("native")) == f"native {expected}"
-    assert len(file.read_bytes()) == len(whole)
+    assert file.read_bytes() == whole
 
 
 def test_a_compiler_may_have_arguments(run, tmp_path, expected):

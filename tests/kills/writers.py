@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from quambench_kernels import native
+from safetensors.torch import load_file
 
 from quambench.calibrate import Calibration
 from quambench.cli.main import main
-from quambench.files import write
+from quambench.files import locked, write
 from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.gate.probes import records
@@ -22,12 +24,12 @@ from quambench.gate.verdicts import Status, Verdict
 from quambench.interchange import quamba_file
 from quambench.latency.gate import LatencyStore, Recorded
 from quambench.models import ModelConfig, build
-from quambench.models.checkpoint import load_checkpoint, save_checkpoint
-from quambench.models.sites import sites
+from quambench.models.checkpoint import save_checkpoint
+from quambench.models.sites import sites_of
 from quambench.models.zoo import train
 from quambench.report import write_report
 
-TINY = ModelConfig(architecture="mamba", d_model=16, n_layers=1, vocab_size=50, d_state=4)
+TINY = ModelConfig(architecture="mamba", d_model=16, n_layers=1, vocab_size=50, d_state=4, dt_rank=1)
 BIG = 1 << 20  # bytes of a report, so that a kill has something to hit
 
 
@@ -38,7 +40,6 @@ class Writer:
     write: Callable[[Path, int], Any]
     read: Callable[[Path], int]
     files: Callable[[Path], set[str]]  # names that a folder has after a write
-    ends: Callable[[Path], None] = lambda folder: None  # what only the next run may clean
 
 
 def _named(*names: str) -> Callable[[Path], set[str]]:
@@ -70,6 +71,15 @@ def _read_baseline(folder: Path) -> int:
     return found.pop()
 
 
+def put_baseline(folder: Path, name: str) -> None:
+    """One more case beside those that are there."""
+    _store(folder).write("alpha", "m", [replace(records.record(), case_id=f"m/{name}/1x1")])
+
+
+def baseline_ids(folder: Path) -> set[str]:
+    return set(read_baseline(_store(folder).path("alpha", "m")))
+
+
 def _baseline_files(folder: Path) -> set[str]:
     path = _store(folder).path("alpha", "m")
     evidence = json.loads(path.read_text())["evidence"]["file"]
@@ -90,7 +100,7 @@ def _remove_and_write(folder: Path, n: int) -> None:
 
 
 def _calibration(n: int) -> Calibration:
-    names = sites(TINY)
+    names = list(sites_of(TINY))
     return Calibration(
         scales={site: torch.tensor(1.0 + n) for site in names},
         granularities=dict.fromkeys(names, "tensor"),
@@ -119,7 +129,9 @@ def _save_checkpoint(folder: Path, n: int) -> None:
 
 
 def _read_checkpoint(folder: Path) -> int:
-    return int(load_checkpoint(str(folder / "m")).model.backbone.norm_f.weight[0] - 1)
+    """Without a tokenizer it is none to load by its name; both files are whole."""
+    ModelConfig.from_json(json.loads((folder / "m" / "config.json").read_text()))
+    return int(load_file(folder / "m" / "model.safetensors")["backbone.norm_f.weight"][0] - 1)
 
 
 def _save_state(folder: Path, n: int) -> None:
@@ -159,61 +171,40 @@ def _verdict(n: int) -> list[Verdict]:
 
 
 def _record_probe(folder: Path, n: int) -> None:
+    """Its answer is what the code gives; the version is kept as the answer of another, which stays as it is."""
     path = folder / "expected.json"
-    if not path.exists():
-        write(path, probes._dump({"grid/scale": {}}))
-    name = "grid/scale"
-    probes.record([name], path)
-    stored = probes._read(path)
-    write(folder / "n", str(n)) if set(stored) == {name} else None
+    with locked(folder):
+        write(path, probes._dump({"grid/scale": {}, "version": {"n": [n]}}))
+    probes.record(["grid/scale"], path)
 
 
 def _read_probe(folder: Path) -> int:
-    assert set(probes._read(folder / "expected.json")) == {"grid/scale"}
-    return int((folder / "n").read_text())
+    return int(probes._read(folder / "expected.json")["version"]["n"][0])
 
 
 def _latency(folder: Path, n: int) -> None:
-    LatencyStore(folder).write({"row": Recorded(**_recorded(1.0 + n))}, {})
-
-
-def _recorded(ratio: float) -> dict[str, Any]:
-    from dataclasses import MISSING, fields
-
-    named = {f.name: 0.1 for f in fields(Recorded) if f.default is MISSING}
-    return named | {"ratio": ratio}
-
-
-def _build_kernel(folder: Path, n: int) -> None:
-    """A kernel of one line, so that the compiler is done in a tenth of a second."""
-    source = folder / "src" / "unit" / "cpu.cpp"
-    source.parent.mkdir(parents=True, exist_ok=True)
-    source.write_text(f'extern "C" int version() {{ return {n}; }}\n')
-    native.load.cache_clear()
-    native.load(source)
-
-
-def _read_kernel(folder: Path) -> int:
-    native.load.cache_clear()
-    return int(native.load(folder / "src" / "unit" / "cpu.cpp").version())
+    LatencyStore(folder).write({"row": Recorded(1.0 + n, 0.01)}, {})
 
 
 def _init(folder: Path, n: int) -> None:
-    for old in [*folder.rglob("*.py"), *folder.rglob("*.ini")] if n % 2 else []:
-        old.unlink()
-    assert main(["init", str(folder)]) == 0
+    with open(os.devnull, "w", encoding="utf-8") as silent, redirect_stdout(silent):
+        assert main(["init", str(folder / f"repository {n}")]) == 0
 
 
 def _read_init(folder: Path) -> int:
-    assert main(["init", str(folder)]) == 0  # whatever a kill left, it is whole, and the next run completes it
-    return -1
+    """Whatever a kill left is whole, and the next run completes it."""
+    last = max(int(path.name.split()[1]) for path in folder.iterdir())
+    _init(folder, last)
+    return last
 
 
 WRITERS = {
     "baseline": Writer(_write_baseline, _read_baseline, _baseline_files),
     "baseline, removing": Writer(_remove_and_write, _read_baseline, _baseline_files),
     "calibration": Writer(
-        lambda folder, n: _calibration(n).save(folder), _read_calibration, _named("calibration.json", "scales.safetensors")
+        lambda folder, n: _calibration(n).save(folder),
+        _read_calibration,
+        _named("calibration.json", "scales.safetensors"),
     ),
     "checkpoint": Writer(_save_checkpoint, _read_checkpoint, _named("m/config.json", "m/model.safetensors")),
     "state of training": Writer(
@@ -232,10 +223,11 @@ WRITERS = {
         lambda folder: _read_json(folder / "r.json"),
         _named("r.json"),
     ),
-    "answers of probes": Writer(_record_probe, _read_probe, _named("expected.json", "n")),
+    "answers of probes": Writer(_record_probe, _read_probe, _named("expected.json")),
     "latency": Writer(
         _latency,
         lambda folder: int(LatencyStore(folder).read()["row"].ratio - 1),
         lambda folder: {str(LatencyStore(folder).path.relative_to(folder))},
     ),
+    "init": Writer(_init, _read_init, lambda folder: {str(p.relative_to(folder)) for p in folder.rglob("*.*")}),
 }  # fmt: skip

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
-import tempfile
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import version
@@ -21,16 +21,18 @@ from typing import Any
 
 import quambench_kernels
 import torch
-from quambench_kernels.native import cache_folder
+from quambench_kernels import kept
 
 from quambench import processes
 from quambench.gate.probes import base, operators
 from quambench.gate.probes.base import Answer
 from quambench.gate.probes.operators import QUESTIONS, Implementation
 from quambench.quant import hadamard
+from quambench.reading import shown
 
 TRITON = "triton"
 EVERY = 4  # see Implementation.every
+PATIENCE = 900  # seconds for all answers, which take some twenty
 _KINDS = {"int": torch.int64, "float": torch.float32}
 Told = dict[str, dict[str, Any]]
 """Operator -> name -> [kind, shape, values]; or "error" -> what it tripped over."""
@@ -46,37 +48,26 @@ def answer(op: str) -> Answer:
 
 @cache
 def _told(key: str) -> Told:
-    kept = cache_folder() / f"triton-answers-{key}.json"
-    try:
-        return json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = _ask_elsewhere()
+    name = f"triton-answers-{key}.json"
+    if (text := kept.read(name)) is not None:
+        return json.loads(text)
+    found = _ask_elsewhere()
     if not any("error" in answers for answers in found.values()):
-        _keep(kept, found)
+        kept.keep(name, json.dumps(found).encode())
     return found
-
-
-def _keep(kept: Path, found: Told) -> None:
-    """The file appears whole; a folder that cannot be written only costs the time again."""
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent, prefix="asking-") as folder:
-            partial = Path(folder) / kept.name
-            partial.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(partial, kept)
-    except OSError:
-        return
 
 
 def _ask_elsewhere() -> Told:
     path = os.pathsep.join(p for p in sys.path if p)
-    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
-    done = processes.run([sys.executable, "-m", __name__], env=environment)
     try:
+        environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+        done = processes.run([sys.executable, "-m", __name__], timeout=PATIENCE, env=environment)
         return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        why = f"it did not end within {PATIENCE} s"
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return {op: {"error": f"the process that interprets Triton failed: {last}"} for op in QUESTIONS}
+        why = shown((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
+    return {op: {"error": f"the process that interprets Triton failed: {why}"} for op in QUESTIONS}
 
 
 def _key() -> str:
