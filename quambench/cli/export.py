@@ -24,8 +24,6 @@ def run(options: argparse.Namespace) -> int:
     check_out(options.out)
     if options.out.exists() and not options.force:
         raise BadParameter(f"{options.out} is there already: --force replaces it")
-    if options.out.exists() and not options.out.is_file():
-        raise BadParameter(f"{options.out} is no file that --force could replace: name another")
     calibration = Calibration.load(options.calibration)
     quamba_file.write(options.out, calibration, code_digest())
     reordered = f" and reorder_params of {n} layers" if (n := len(calibration.groups)) else ""

@@ -44,7 +44,7 @@ def corpus_of(options: argparse.Namespace) -> Corpus:
 def note(line: str) -> None:
     """A line beside the results; none where there is nothing to say."""
     if line:
-        print(line, file=sys.stderr)
+        print(plain(line), file=sys.stderr)
 
 
 def add_observers(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quambench.cli.main import COMMANDS, main
-from quambench.cli.options import write_each
+from quambench.cli.options import note, write_each
 from quambench.errors import NotWritten
 
 BESIDE = {"eval": ["quambench.cli.eval_tasks"]}  # modules that read a command's options too
@@ -113,3 +113,8 @@ def test_a_report_with_a_name_of_control_characters_is_told_on_one_line(capsys):
     with pytest.raises(NotWritten):
         write_each([Path("x"), Path("a\x1b[31m\nb")], fails)
     assert capsys.readouterr().err == "quambench: a\\x1b[31m\\nb cannot be written\n"
+
+
+def test_a_note_is_one_line(capsys):
+    note("a folder 'a\x1b[31m\nb' is left out")
+    assert capsys.readouterr().err == "a folder 'a\\x1b[31m\\nb' is left out\n"
