@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import random
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -18,7 +20,7 @@ try:
     import engine
     from command_lines import Ended, forked, own, run
     from engine import ACCEPTED, REFUSED, Kind, WrongAcceptance, in_children, in_process
-    from kinds import KINDS, argv_start, reads_back
+    from kinds import KINDS, argv_start, arrays_of, reads_back
 finally:
     sys.path.remove(str(HERE))
 
@@ -218,9 +220,22 @@ def test_what_a_command_wrote_is_read_back(tmp_path):
 
 
 def test_command_lines_left_out_are_not_counted():
-    told, after = run("cli", lambda words, folder: Ended(0, ""), 0, 5, 60, lambda: False)
-    assert told.outcomes["accepted"] == 60
+    told, after = run("cli", lambda words, folder: Ended(2, "quambench: no"), 0, 5, 60, lambda: False)
+    assert told.outcomes["refused"] == 60
     assert after - 5 == 60 + told.outcomes["left out"] > 60
+
+
+def test_what_checkpoints_start_from_is_the_same_again(tmp_path):
+    """Byte for byte: torch names storages by where they stand in memory, safetensors' reader has no order."""
+    files = []
+    for n in range(2):
+        (tmp_path / str(n)).mkdir()
+        files.append(KINDS["checkpoint"].make(tmp_path / str(n)).files)
+        stored = torch.load(io.BytesIO(files[n]["old.bin"]), weights_only=True)
+        assert all(torch.equal(stored[k], a) for k, a in arrays_of(files[n]["model.safetensors"]).items())
+    assert files[0] == files[1]
+    names = [list(arrays_of(files[0]["model.safetensors"])) for _ in range(5)]
+    assert names == [sorted(names[0])] * 5
 
 
 def test_a_mutant_is_the_same_again(tmp_path):
