@@ -23,7 +23,6 @@ from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import (
     Windows,
     bytes_of_windows,
-    check_count,
     rest_windows,
     sequence_windows,
     spread_windows,
@@ -58,26 +57,19 @@ class EvalData:
     long: Tensor | None = None  # (W, L) int64, sequences far longer than those trained on
 
     @classmethod
-    def of_prose(
-        cls, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol, fewer: bool = False
-    ) -> EvalData:
-        """fewer: take as many windows as there are where the protocol asks for more
+    def of_prose(cls, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol) -> EvalData:
+        """As many windows as the protocol asks for, or as there are.
 
-        raises BadCorpus when the documents are too short for the protocol's windows
+        raises BadCorpus when the documents are too short for one window
         """
-
-        def spread(length: int, count: int) -> Windows:
-            found = spread_windows(documents, tokenizer, length, count)
-            if not fewer:
-                check_count(found, count, "test")
-            return found
-
-        quality = spread(protocol.quality_length, protocol.quality_windows)
+        quality = spread_windows(documents, tokenizer, protocol.quality_length, protocol.quality_windows)
         return cls(
             quality=quality,
-            decode=spread(protocol.decode_prefix + protocol.decode_steps, protocol.decode_windows),
+            decode=spread_windows(
+                documents, tokenizer, protocol.decode_prefix + protocol.decode_steps, protocol.decode_windows
+            ),
             decode_prefix=protocol.decode_prefix,
-            error=spread(protocol.error_length, protocol.error_windows),
+            error=spread_windows(documents, tokenizer, protocol.error_length, protocol.error_windows),
             items=last_word_items(documents, tokenizer, protocol.max_items or None),
             quality_bytes=bytes_of_windows(quality, documents, tokenizer),
         )

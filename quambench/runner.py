@@ -108,16 +108,17 @@ class ModelRun:
         window_batch: int = WINDOW_BATCH,
         device: str = "cpu",
         tasks: AsksTasks | None = None,
-        fewer: bool = False,
+        all_calibration: bool = False,
     ) -> None:
         """checkpoint: on the CPU; device: where models compute; tasks: for cases that name some
 
-        fewer: take as many windows as the texts have where the protocol asks for more; settings say how many
+        Where the texts have fewer windows than the protocol asks for, those are taken: settings and `shortfall` say so.
+        all_calibration: an error there, of calibration windows, where somebody asked for their number
         """
         keep_freed_memory()
         self._guest = Guest(device)
         self._tasks = tasks
-        self._fewer = fewer
+        self._all_calibration = all_calibration
         self._known = known or Known()
         self.checkpoint, self.corpus = checkpoint, corpus
         self.cases = tuple(dict.fromkeys(cases))
@@ -189,7 +190,7 @@ class ModelRun:
     def _make_data(self) -> EvalData:
         if self.checkpoint.recall:
             return EvalData.of_recall(self.checkpoint.recall, self.protocol)
-        return EvalData.of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol, self._fewer)
+        return EvalData.of_prose(self.corpus.part("test"), self.checkpoint.tokenizer, self.protocol)
 
     @property
     def rest_data(self) -> EvalData | None:
@@ -237,13 +238,13 @@ class ModelRun:
             return mixed_sequences(self.checkpoint.recall, p.calib_windows, p.calib_length, "calibration")
         documents = self.corpus.part("calibration")
         found = spread_windows(documents, self.checkpoint.tokenizer, p.calib_length, p.calib_windows)
-        if not self._fewer:
+        if self._all_calibration:
             check_count(found, p.calib_windows, "calibration")
         return found.inputs
 
     def _used(self) -> dict[str, int]:
-        """How many windows there were, where fewer may have been taken than the protocol asks for."""
-        if not self._fewer or self.checkpoint.recall:
+        """How many windows there were: no more than the protocol asks for, and fewer where the texts have no more."""
+        if self.checkpoint.recall:
             return {}
         data = self.data
         parts = {"quality_windows": data.quality, "decode_windows": data.decode, "error_windows": data.error}
@@ -254,9 +255,17 @@ class ModelRun:
     @property
     def shortfall(self) -> str:
         """Which windows were fewer than the protocol asks for, in a line; "" where none were."""
-        asked = {name: getattr(self.protocol, name) for name in self._used()}
-        short = [f"{name} {n} of {asked[name]}" for name, n in self._used().items() if n < asked[name]]
-        return f"fewer windows than a case measures on: {', '.join(short)}" if short else ""
+        return self._shortfall(self._used())
+
+    @property
+    def calibration_shortfall(self) -> str:
+        """The same of calibration alone, after it."""
+        return "" if self.checkpoint.recall else self._shortfall({"calib_windows": len(self.calibration_sequences)})
+
+    def _shortfall(self, used: Mapping[str, int]) -> str:
+        asked = {name: getattr(self.protocol, name) for name in used}
+        short = [f"{name} {n} of {asked[name]}" for name, n in used.items() if n < asked[name]]
+        return f"the texts have fewer windows than are asked for: {', '.join(short)}" if short else ""
 
     @cached_property
     def answers(self) -> FloatAnswers:

@@ -95,6 +95,7 @@ class Session:
     def corpus(self) -> Corpus:
         if self._corpus is None:
             self._corpus = load_corpus(self.corpus_path)
+            self.notes += [self._corpus.left_out] if self._corpus.left_out else []
         return self._corpus
 
     def load(self, name_or_path: str) -> Checkpoint:
@@ -161,6 +162,7 @@ class Session:
     def _judge(self, suite: str, case: Case) -> Verdict:
         run = self._run(case)
         record = record_of(run.result(case), provenance(self.device, self.root))
+        self.notes += [f"{case.model}: {run.shortfall}"] if run.shortfall else []
         if case in run.refined:
             self.notes.append(f"{case.id}: {run.refined[case].summary}")
         stored = self._stored(suite, case)

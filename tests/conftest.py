@@ -208,7 +208,7 @@ def assert_parity(
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a corpus, and a long one that fills the default protocol's windows."""
+    """A folder with a model and a corpus."""
     root = tmp_path_factory.mktemp("world")
     chooser = random.Random(0)
     nouns = ["nation", "people", "congress", "treasury", "union", "country", "labor", "commerce", "peace", "navy"]
@@ -229,9 +229,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mixer.dt_proj.bias.add_(3.0)  # a state that counts
     mixer.x_proj.weight.mul_(6.0)
     save_checkpoint(model, made, torch.float32)
-    (root / "long").mkdir()
-    for i in range(9):
-        (root / "long" / f"{i}.txt").write_text("".join(sentence() for _ in range(480)))
     texts = [f.read_text() for f in sorted((root / "corpus").iterdir())]
     Tokenizer.train(texts, 300).save(model / "tokenizer.json")
     return root

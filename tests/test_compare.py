@@ -57,7 +57,7 @@ def fork(tmp_path, git, monkeypatch):
 @pytest.mark.slow
 def test_a_changed_observer_is_judged_against_its_committed_self(fork, world, capsys):
     folder, git = fork
-    command = ["compare", "--against", "HEAD", "--model", str(world / "tiny-model"), "--corpus", str(world / "long")]
+    command = ["compare", "--against", "HEAD", "--model", str(world / "tiny-model"), "--corpus", str(world / "corpus")]
     command += ["--observer", "mine:Mine"]
     assert main(command) == 0
     assert "SAME" in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_a_unit_that_answers_its_probe_otherwise_is_named(checkout, tmp_path, wo
     rewrite("quant/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")
     commit()
     rewrite("quant/grid.py", '"half_even": torch.round', '"half_even": lambda x: torch.floor(x + 0.5)')
-    task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "long")), []
+    task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "corpus")), []
     (verdict,) = comparing.compare("HEAD", [task], tmp_path, note=notes.append)
     assert not verdict.passes()
     assert verdict.unit == "grid/half_even"
@@ -164,7 +164,7 @@ def test_a_revision_that_knows_no_probes_is_compared_without(checkout, tmp_path,
     commit()
     rewrite("gate/worker.py", "request = int(line)", "request = json.loads(line)")
     rewrite("quant/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")  # a floor that no site reaches
-    task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "long")), []
+    task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "corpus")), []
     (verdict,) = comparing.compare("HEAD", [task], tmp_path, note=notes.append)
     assert verdict.unit == "grid/scale"
     assert "otherwise than stored" in verdict.reason

@@ -73,7 +73,7 @@ def test_a_name_that_is_taken_is_not_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_files.secrets, "token_hex", lambda n: next(given))
     (tmp_path / f".quambench-{'a' * 16}.partial").symlink_to(mine)
     with replacing(tmp_path / "x") as partial:
-        assert partial.name == f".quambench-{'b' * 16}.partial"
+        assert partial.parent.name == f".quambench-{'b' * 16}.partial"
     assert mine.read_text() == "mine"
 
 
@@ -169,11 +169,23 @@ def test_what_a_killed_writer_left_goes_with_the_next_one_and_a_living_ones_stay
     assert names(tmp_path) == ["y"]
 
 
+def test_what_a_library_had_begun_beside_the_file_goes_too(tmp_path):
+    """safetensors writes under a name of its own first."""
+    code = HALF.replace('b"half")', 'b"half"); (partial.parent / ".tmpXyz").touch()')
+    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "ready\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    assert len(list(tmp_path.rglob(".tmp*"))) == 1
+    write(tmp_path / "y", "new")
+    assert names(tmp_path) == ["y"]
+
+
 def test_nothing_else_is_swept(tmp_path):
     mine = tmp_path / "mine"
     mine.write_text("mine")
     (tmp_path / ".quambench-link.partial").symlink_to(mine)
-    (tmp_path / ".quambench-folder.partial").mkdir()
+    (tmp_path / ".quambench-file.partial").touch()
     os.mkfifo(tmp_path / ".quambench-pipe.partial")
     (tmp_path / "report.partial").touch()
     before = names(tmp_path)
@@ -185,8 +197,8 @@ def test_nothing_else_is_swept(tmp_path):
 def test_without_locks_only_what_is_old_is_swept(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_files, "fcntl", None)
     new, old = tmp_path / ".quambench-new.partial", tmp_path / ".quambench-old.partial"
-    new.touch()
-    old.touch()
+    new.mkdir()
+    old.mkdir()
     then = time.time() - ABANDONED_S - 1
     os.utime(old, (then, then))
     assert sweep(tmp_path) == [old]
@@ -200,7 +212,7 @@ def test_a_file_that_was_swept_before_it_was_locked_is_made_anew(tmp_path, monke
     def late(descriptor):
         if not swept:
             swept.extend(tmp_path.glob(".quambench-*"))
-            swept[0].unlink()
+            swept[0].rmdir()
         return lock(descriptor)
 
     monkeypatch.setattr(kernel_files, "_lock", late)

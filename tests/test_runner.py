@@ -35,9 +35,9 @@ def case(text: str, **changes) -> Case:
     return Case(model="tiny-model", observer=ObserverSpec.parse(text), protocol=SMALL, **changes)
 
 
-def start(world, *cases: Case, known: Known | None = None, fewer: bool = False) -> ModelRun:
+def start(world, *cases: Case, known: Known | None = None, **options) -> ModelRun:
     checkpoint, corpus = load_checkpoint(str(world / "tiny-model")), load_corpus(world / "corpus")
-    return ModelRun(checkpoint, corpus, cases, known=known, fewer=fewer)
+    return ModelRun(checkpoint, corpus, cases, known=known, **options)
 
 
 def test_saved_and_loaded_scales_evaluate_to_the_last_bit(world, tmp_path):
@@ -477,19 +477,21 @@ def test_scales_that_were_made_before_are_measured_on_the_runs_device(world, mon
 
 
 def test_settings_say_how_many_windows_there_were(world):
-    """What a protocol asks for and texts do not have is an error, or, where fewer will do, told as it was."""
+    """What a protocol asks for and texts do not have is told as it was, or an error, where somebody asked for it."""
     many = dataclasses.replace(SMALL, calib_windows=100_000, quality_windows=50_000)
     one = dataclasses.replace(case("percentile"), protocol=many)
     with pytest.raises(BadCorpus, match=r"the calibration texts fill \d+ of the 100000 windows of 16 tokens"):
-        start(world, one).calibration(one)
-    run = start(world, one, fewer=True)
+        start(world, one, all_calibration=True).calibration(one)
+    run = start(world, one)
     settings, asked = run.settings(one), one.settings()
     there = {"calib_windows": len(run.calibration_sequences), "quality_windows": len(run.data.quality.inputs)}
     assert {name: value for name, value in settings.items() if asked.get(name, value) != value} == there
     assert run.shortfall == (
-        f"fewer windows than a case measures on: calib_windows {there['calib_windows']} of 100000, "
+        f"the texts have fewer windows than are asked for: calib_windows {there['calib_windows']} of 100000, "
         f"quality_windows {there['quality_windows']} of 50000"
     )
     small = dataclasses.replace(one, protocol=SMALL)
-    enough = start(world, small, fewer=True)
-    assert (enough.settings(small), enough.shortfall) == (start(world, small).settings(small), "")
+    assert run.calibration_shortfall == f"{run.shortfall.partition(', quality')[0]}"
+    enough = start(world, small)
+    assert enough.settings(small) | small.settings() == enough.settings(small)
+    assert enough.shortfall == enough.calibration_shortfall == ""

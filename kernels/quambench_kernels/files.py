@@ -1,14 +1,15 @@
 """How files are written: whole or not at all, and never through a link.
 
-What is new is written under a name that nobody else has, flushed to the disk, and then takes its place in one
-step. A process that is killed leaves its half behind under that name; the next one that writes in the folder
-sweeps it. The writer holds a lock on what it writes, so that a living writer's file is never swept.
+What is new is written in a folder of its own beside the old one, flushed to the disk, and then takes its place in one
+step. A process that is killed leaves its folder behind, with whatever a library had begun in it; the next one that
+writes there sweeps it. The writer holds a lock on its folder, so that a living writer's is never swept.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -21,29 +22,30 @@ except ImportError:  # no flock on this system: what was left is told by its age
     fcntl = None  # type: ignore[assignment]
 
 MARK, SUFFIX = ".quambench-", ".partial"
-ABANDONED_S = 24 * 3600.0  # age of a half file, where nothing tells whether its writer lives
+ABANDONED_S = 24 * 3600.0  # age of a folder, where nothing tells whether its writer lives
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new empty file beside `path` to write to, which takes its place once the block ends well.
+    """A new empty file to write to, which takes the place of `path` once the block ends well.
 
     Nothing that stood under either name is written through: a link at `path` is replaced, not followed. A file that
     is replaced hands its permissions on.
     raises OSError; `path` is then as it was
     """
     sweep(path.parent)
-    partial, descriptor = _created(path.parent)
+    folder, lock = _created(path.parent)
+    partial = folder / path.name
     try:
-        mode = stat.S_IMODE(_mode_of(path) or os.fstat(descriptor).st_mode)
+        mode = _begin(partial, path)
         yield partial
         _flush(partial, mode)
         os.replace(partial, path)
         flush_folder(path.parent)
     finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def sweep(folder: Path) -> list[Path]:
@@ -52,7 +54,7 @@ def sweep(folder: Path) -> list[Path]:
     with suppress(OSError):
         for left in sorted(folder.glob(f"{MARK}*{SUFFIX}")):
             with suppress(OSError):
-                if stat.S_ISREG(left.lstat().st_mode) and _abandoned(left):
+                if stat.S_ISDIR(left.lstat().st_mode) and _abandoned(left):
                     gone.append(left)
     return gone
 
@@ -67,18 +69,33 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _created(folder: Path) -> tuple[Path, int]:
-    """A file under a new name, and the descriptor that holds its lock for as long as it is written."""
+def _created(beside: Path) -> tuple[Path, int]:
+    """A folder under a new name, and the descriptor that holds its lock for as long as it is needed."""
     while True:
-        partial = folder / f"{MARK}{secrets.token_hex(8)}{SUFFIX}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        folder = beside / f"{MARK}{secrets.token_hex(8)}{SUFFIX}"
         try:
-            descriptor = os.open(partial, flags, 0o666)  # less what the umask takes away
-        except FileExistsError:
+            folder.mkdir(0o700)
+            descriptor = os.open(folder, _FOLDER)
+        except (FileExistsError, FileNotFoundError):  # a name that is taken; or somebody swept it at once
             continue
-        if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
-            return partial, descriptor
+        if _lock(descriptor) is not False and _is_at(descriptor, folder):
+            return folder, descriptor
         os.close(descriptor)  # somebody swept it before it was locked
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), folder.lstat())
+    return False
+
+
+def _begin(partial: Path, path: Path) -> int:
+    """Make the file. Returns the permissions that it is to have: the old file's, or what the umask leaves."""
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        return stat.S_IMODE(_mode_of(path) or os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -95,13 +112,13 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _abandoned(left: Path) -> bool:
-    """Remove a half file whose writer is gone. Returns whether it was so."""
-    descriptor = os.open(left, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    """Remove a folder whose writer is gone. Returns whether it was so."""
+    descriptor = os.open(left, _FOLDER)
     try:
         ours = _lock(descriptor)
         old = time.time() - os.fstat(descriptor).st_mtime > ABANDONED_S
         if ours or (ours is None and old):
-            left.unlink()
+            shutil.rmtree(left)
             return True
         return False
     finally:

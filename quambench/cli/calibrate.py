@@ -18,6 +18,7 @@ from quambench.cli.options import (
     check_corpus,
     check_counts,
     corpus_of,
+    note,
     progress_bars,
 )
 from quambench.errors import BadParameter, check_writable
@@ -43,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", default="quamba", help="which site gets which observer (default: quamba)")
     parser.add_argument("--grouping", default="1x1", help="how fine scales are where a site allows it (default: 1x1)")
     parser.add_argument(
-        "--windows", type=int, default=default.calib_windows, help="calibration windows (default: %(default)s)"
+        "--windows", type=int, help=f"calibration windows (default: {default.calib_windows}, or what the texts have)"
     )
     parser.add_argument(
         "--length", type=int, default=default.calib_length, help="tokens per window (default: %(default)s)"
@@ -63,16 +64,20 @@ def run(options: argparse.Namespace) -> int:
             f"calibrate makes scales of 8 bits: --observer is an observer alone (got {options.observer!r});"
             " --policy and --grouping say the rest, and quambench eval takes whole cases"
         )
+    policy = PolicySpec.parse(options.policy)
     check_grouping(options.grouping)
     checked_device(options.device)
     if options.out:
         check_writable(options.out)
     checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
-    protocol = replace(Protocol(), calib_windows=options.windows, calib_length=options.length)
-    policy = PolicySpec.parse(options.policy)
+    windows = options.windows or Protocol().calib_windows
+    protocol = replace(Protocol(), calib_windows=windows, calib_length=options.length)
     case = replace(case, model=checkpoint.name, policy=policy, grouping=options.grouping, protocol=protocol)
     with progress_bars() as progress:
-        calibration = ModelRun(checkpoint, corpus, [case], progress, device=options.device).calibration(case)
+        asked = options.windows is not None
+        work = ModelRun(checkpoint, corpus, [case], progress, device=options.device, all_calibration=asked)
+        calibration = work.calibration(case)
+    note(work.calibration_shortfall)
     if options.out:
         calibration.save(options.out)
     if options.json:

@@ -50,9 +50,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="use saved scales (quambench calibrate --out) instead of observers",
     )
-    parser.add_argument(
-        "--fewer", action="store_true", help="where the texts have fewer windows than a case measures on, take those"
-    )
     eval_tasks.arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -64,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     cases = [Case.parse(checkpoint.name, spec) for spec in specs]
     with progress_bars() as progress:
-        work = ModelRun(checkpoint, corpus, cases, progress, device=options.device, fewer=options.fewer)
+        work = ModelRun(checkpoint, corpus, cases, progress, device=options.device)
         if options.task:
             return eval_tasks.run(options, work, progress)
         if options.calibration:

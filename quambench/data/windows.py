@@ -79,7 +79,7 @@ def check_count(windows: Windows, asked: int, part: str) -> None:
     if there < asked:
         raise BadCorpus(
             f"the {part} texts fill {there} of the {asked} windows of {length} tokens that are asked for: add text, or "
-            f"take what there is (quambench calibrate --windows {there}, quambench eval --fewer)"
+            f"take what there is, --windows {there}"
         )
 
 

@@ -83,11 +83,8 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
     assert set(json.loads(out)) >= {"layers.0.ssm_state", "lm_head:input"}
     saved = ("eval", world / "tiny", "--corpus", corpus, "--calibration", scales, "--json")
     code, out, err = call(capsys, *saved)
-    assert (code, out) == (2, "")
-    assert "test texts fill " in err
-    code, out, err = call(capsys, *saved, "--fewer")
     assert code == 0
-    assert re.fullmatch(r"fewer windows than a case measures on: quality_windows \d+ of 48\n", err)
+    assert re.fullmatch(r"the texts have fewer windows than are asked for: quality_windows \d+ of 48\n", err)
     (metrics,) = json.loads(out).values()
     assert metrics["kl"]["value"] >= 0
     code, _, err = call(capsys, "eval", "mamba-tiny", "--corpus", corpus, "--calibration", scales)
@@ -105,7 +102,6 @@ def test_eval_runs_tasks_of_the_harness(world, capsys):
         "recall_induction_192",
         "--limit",
         3,
-        "--fewer",
     )
     code, out, _ = call(capsys, "eval", world / "tiny", *cases, *tasks)
     assert code == 0
@@ -204,12 +200,15 @@ def test_fewer_windows_than_asked_for_are_an_error(world, capsys):
     corpus = ("--corpus", world / "corpus")
     code, out, err = call(capsys, "calibrate", world / "tiny", *corpus, "--windows", 100_000, "--length", 16)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    there = int(
-        re.search(r"calibration texts fill (\d+) of the 100000 windows of 16 tokens that are asked for", err)[1]
-    )
-    assert f"calibrate --windows {there}, " in err
+    asked = r"calibration texts fill (\d+) of the 100000 windows of 16 tokens that are asked for"
+    there = int(re.search(asked, err)[1])
+    assert err.endswith(f"take what there is, --windows {there}\n")
     enough = ("--windows", there, "--length", 16)
-    assert call(capsys, "calibrate", world / "tiny", *corpus, *enough)[0] == 0
+    code, _, err = call(capsys, "calibrate", world / "tiny", *corpus, *enough)
+    assert (code, err) == (0, "")
+    code, _, err = call(capsys, "calibrate", world / "tiny", *corpus)  # nobody asked for a number
+    assert code == 0
+    assert re.fullmatch(r"the texts have fewer windows than are asked for: calib_windows \d+ of 256\n", err)
 
 
 def test_what_is_left_out_of_a_folder_is_said(world, tmp_path, capsys):
@@ -288,3 +287,9 @@ def test_eval_shows_what_some_case_measured(monkeypatch, capsys):
         "recall_associative": "0.75 ± 0.01 0.25 ± 0.01",
         "state_error": "0.5 ± 0.1 -",
     }
+
+
+def test_a_policy_that_nobody_knows_is_told_before_the_model_is_loaded(capsys):
+    code, _, error = call(capsys, "calibrate", "no-such-model", "--policy", "quambo")
+    assert code == 2
+    assert "no policy named 'quambo'. Did you mean 'quamba'?" in error

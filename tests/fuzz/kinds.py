@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from engine import ACCEPTED, REFUSED, Kind, WrongAcceptance
+from folders import entries, restore
 from mutations import NASTY, NUMBERS, WORDS, as_bytes, changed_bytes, changed_json, changed_spec, changed_text
 from safetensors.torch import load, save
 
@@ -838,7 +839,7 @@ def argv_start(folder: Path) -> SimpleNamespace:
     texts.mkdir()
     for n in range(5):
         (texts / f"{n}.txt").write_text(f"{TEXT}{n} " * 30)
-    return SimpleNamespace(folder=folder)
+    return SimpleNamespace(folder=folder, before=entries(folder))
 
 
 FILES = (
@@ -996,18 +997,18 @@ def _argv(start: SimpleNamespace, chance: random.Random) -> str:
     words = arguments(chance)
     if _slow(words):
         return "left out"
-    with captured() as (_, err):
-        try:
-            code = main(words)
-        except SystemExit as stopped:  # argparse's own
-            demand(stopped.code in (0, 2), f"exit code {stopped.code!r} of {words}")
-            return ACCEPTED if stopped.code == 0 else REFUSED
-    demand(code in (0, 1, 2), f"exit code {code!r} of {words}")
-    said = err.getvalue()
-    demand(code != 2 or said.startswith("quambench: "), f"{words} says {said[:200]!r}")
-    if code == 0:
-        reads_back(words, start.folder)
-    for name in ("out", "out.pt", "new"):
-        made = start.folder / name
-        shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
-    return ACCEPTED if code == 0 else REFUSED
+    try:
+        with captured() as (_, err):
+            try:
+                code = main(words)
+            except SystemExit as stopped:  # argparse's own
+                demand(stopped.code in (0, 2), f"exit code {stopped.code!r} of {words}")
+                return ACCEPTED if stopped.code == 0 else REFUSED
+        demand(code in (0, 1, 2), f"exit code {code!r} of {words}")
+        said = err.getvalue()
+        demand(code != 2 or said.startswith("quambench: "), f"{words} says {said[:200]!r}")
+        if code == 0:
+            reads_back(words, start.folder)
+        return ACCEPTED if code == 0 else REFUSED
+    finally:
+        restore(start.folder, start.before)

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.path.insert(0, str(HERE))
 try:
     import command_lines
     import engine
+    import folders
     from command_lines import Ended, forked, own, run
     from engine import ACCEPTED, REFUSED, Kind, WrongAcceptance, in_children, in_process
     from kinds import KINDS, argv_start, arrays_of, reads_back
@@ -236,6 +238,41 @@ def test_what_checkpoints_start_from_is_the_same_again(tmp_path):
     assert files[0] == files[1]
     names = [list(arrays_of(files[0]["model.safetensors"])) for _ in range(5)]
     assert names == [sorted(names[0])] * 5
+
+
+def test_a_folder_is_as_it_was(tmp_path, monkeypatch):
+    """Whatever a command did to it: each kind of name there is gone, replaced by another kind, changed, or new."""
+    monkeypatch.setattr(folders, "LARGE", 1000)
+    work = tmp_path / "work"
+
+    def fresh(at):
+        (at / "a" / "b").mkdir(parents=True)
+        (at / "a" / "file").write_bytes(b"x")
+        (at / "a" / "large").write_bytes(bytes(2000))
+        (at / "link").symlink_to("nowhere")
+        os.mkfifo(at / "pipe")
+
+    def seen(at):
+        return {p.relative_to(at): (e.kind, e.content, e.stamp[1]) for p, e in folders.entries(at).items()
+                if not p.is_dir()}  # fmt: skip
+
+    fresh(work)
+    before, was = folders.entries(work), seen(work)
+    for _ in range(2):
+        (work / "a" / "file").write_bytes(b"y")
+        (work / "a" / "b" / "new").mkdir()
+        (work / "a" / "large").write_bytes(b"")
+        (work / "link").unlink()
+        (work / "link").mkdir()
+        (work / "link" / "x").write_bytes(b"")
+        (work / "pipe").unlink()
+        (work / "pipe").write_bytes(b"")
+        folders.restore(work, before)
+        assert seen(work) == was
+        shutil.rmtree(work / "a")
+        folders.restore(work, before)
+        assert seen(work) == was
+        assert sorted(p.name for p in work.rglob("*")) == ["a", "b", "file", "large", "link", "pipe"]
 
 
 def test_a_mutant_is_the_same_again(tmp_path):

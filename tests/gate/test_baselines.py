@@ -563,7 +563,7 @@ def test_a_file_is_whole_on_the_disk_before_it_takes_the_old_ones_name(path, mon
 
     def renamed(old, new):
         assert old.stat().st_size == seen.pop()
-        assert old.name.endswith(".partial")
+        assert old.parent.name.endswith(".partial")
         rename(old, new)
 
     monkeypatch.setattr(os, "fsync", to_the_disk)

@@ -310,13 +310,13 @@ def scales(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = load_checkpoint(str(world / "tiny-model"))
     case = Case.parse(checkpoint.name, "running_max", Protocol(quality_windows=1))
     folder = tmp_path_factory.mktemp("scales")
-    calibration: Calibration = ModelRun(checkpoint, load_corpus(world / "long"), [case]).calibration(case)
+    calibration: Calibration = ModelRun(checkpoint, load_corpus(world / "corpus"), [case]).calibration(case)
     calibration.save(folder)
     return folder
 
 
 def test_saved_scales_and_calibrating_on_the_spot_are_one_model(world: Path, scales: Path) -> None:
-    model, corpus = str(world / "tiny-model"), str(world / "long")
+    model, corpus = str(world / "tiny-model"), str(world / "corpus")
     saved = QuambenchLM(subject_of(model, calibration=str(scales)))
     made = QuambenchLM(subject_of(model, observer="running_max", corpus=corpus))
     parts = QuambenchLM(subject_of(model, observer="running_max", grouping="1x1", precision="w8a8", corpus=corpus))
@@ -338,7 +338,7 @@ def test_the_digest_is_of_all_that_decides_the_answers(world: Path, tmp_path: Pa
     spelling["normalizer"] = {"type": "Lowercase"}
     (tmp_path / "tiny-model" / "tokenizer.json").write_text(json.dumps(spelling))
     ways = [(model, False), (model, True), (tmp_path / "tiny-model", False)]
-    for more in ({}, {"observer": "running_max/quick", "corpus": str(world / "long")}):
+    for more in ({}, {"observer": "running_max/quick", "corpus": str(world / "corpus")}):
         digests = [subject_of(str(m), add_bos_token=starts, **more).digest for m, starts in ways]
         assert len(set(digests)) == 3
     assert subject_of(str(model)).digest == subject_of(str(model)).digest

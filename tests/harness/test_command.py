@@ -33,7 +33,7 @@ def test_a_task_named_by_its_file_brings_the_model_along(world: Path, tmp_path: 
     task = tasks_folder() / "prose_continuation.yaml"
     code, out, err = call(
         tmp_path, "lm_eval", "run", "--model", "quambench", "--model_args",
-        f"model={world / 'tiny-model'},observer=percentile[alpha=0.999,sigma=0.1]/quick,corpus={world / 'long'}",
+        f"model={world / 'tiny-model'},observer=percentile[alpha=0.999,sigma=0.1]/quick,corpus={world / 'corpus'}",
         "--tasks", str(task), "--limit", "4", "--batch_size", "2",
     )  # fmt: skip
     assert code == 0, err

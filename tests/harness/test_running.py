@@ -434,7 +434,7 @@ def test_a_task_that_cannot_be_loaded_is_one_line(folder: Path) -> None:
 
 def test_evidence_of_two_models_is_metrics(world: Path) -> None:
     tasks = load_tasks(["prose_continuation"], corpus=world / "corpus")
-    model, corpus = str(world / "tiny-model"), str(world / "long")
+    model, corpus = str(world / "tiny-model"), str(world / "corpus")
     of_float = run_tasks(subject_of(model, dtype="float64"), tasks, limit=12)
     int8 = run_tasks(subject_of(model, observer="running_max/w4a4/quick", corpus=corpus), tasks, limit=12)
     evidence = task_evidence(int8, of_float)

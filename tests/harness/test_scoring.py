@@ -247,7 +247,7 @@ def test_each_row_stops_when_it_is_done(float_model: LanguageModel) -> None:
 def int8(world: Path) -> Any:
     checkpoint = load_checkpoint(str(world / "tiny-model"))
     case = Case.parse(checkpoint.name, "running_max/quick")
-    return ModelRun(checkpoint, load_corpus(world / "long"), [case]).quantized(case)
+    return ModelRun(checkpoint, load_corpus(world / "corpus"), [case]).quantized(case)
 
 
 def test_a_batch_changes_an_int8_model_no_more_than_rounding_may(int8: Any) -> None:
