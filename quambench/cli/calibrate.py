@@ -23,6 +23,7 @@ from quambench.cli.options import (
 )
 from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
+from quambench.plain_text import plain
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
 from quambench.quant.weights import LARGEST
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
             f"calibrate makes scales of 8 bits: --observer is an observer alone (got {options.observer!r});"
             " --policy and --grouping say the rest, and quambench eval takes whole cases"
         )
+    policy = PolicySpec.parse(options.policy)
     check_grouping(options.grouping)
     checked_device(options.device)
     if options.out:
@@ -70,7 +72,6 @@ def run(options: argparse.Namespace) -> int:
     checkpoint, corpus = load_checkpoint(options.model), corpus_of(options)
     windows = options.windows or Protocol().calib_windows
     protocol = replace(Protocol(), calib_windows=windows, calib_length=options.length)
-    policy = PolicySpec.parse(options.policy)
     case = replace(case, model=checkpoint.name, policy=policy, grouping=options.grouping, protocol=protocol)
     with progress_bars() as progress:
         asked = options.windows is not None
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     table = [[site, calibration.observers[site], *_size(scale)] for site, scale in calibration.scales.items()]
     print(tabulate(table, headers=["site", "observer", "scales", "smallest", "largest"], disable_numparse=True))
     if options.out:
-        print(f"\nwritten: {options.out}")
+        print(f"\nwritten: {plain(str(options.out))}")
     return 0
 
 

@@ -16,6 +16,7 @@ from quambench.errors import BadArtefact, NotWritten
 from quambench.files import write
 from quambench.gate.baselines import BaselineStore
 from quambench.models.checkpoint import bundled_names
+from quambench.plain_text import plain
 from quambench.provenance import machine_class
 from quambench.runner import Progress
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out:
         _write(options.out, sections, list(shelves))
         if not options.json:
-            print(f"written: {options.out}")
+            print(f"written: {plain(str(options.out))}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -28,6 +28,7 @@ from quambench.data.recall import TASKS
 from quambench.errors import BadParameter
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import checked_device, load_checkpoint
+from quambench.plain_text import plain
 from quambench.runner import ModelRun
 
 SHOWN = (
@@ -75,16 +76,20 @@ def run(options: argparse.Namespace) -> int:
         }
         print(json.dumps(document, indent=1))
         return 0
+    print(_table(found))
+    for case, refined in work.refined.items():
+        print(plain(f"{case.id}: {refined.summary}"))
+    return 0
+
+
+def _table(found: Mapping[str, Mapping[str, Measurement]]) -> str:
     rows = [
         [name, METRICS[name].unit, METRICS[name].better, *(_cell(metrics[name]) for metrics in found.values())]
         for name in SHOWN
         if not all(math.isnan(metrics[name].value) for metrics in found.values())
     ]
-    headings = ["metric", "unit", "better", *(name.split("/", 1)[-1] for name in found)]
-    print(tabulate(rows, headers=headings, disable_numparse=True))
-    for case, refined in work.refined.items():
-        print(f"{case.id}: {refined.summary}")
-    return 0
+    headings = ["metric", "unit", "better", *(plain(name.split("/", 1)[-1]) for name in found)]
+    return tabulate(rows, headers=headings, disable_numparse=True)
 
 
 def _check(options: argparse.Namespace, cases: Sequence[Case]) -> None:

@@ -9,6 +9,7 @@ from quambench.calibrate import Calibration
 from quambench.cli.options import add_format, check_out
 from quambench.errors import BadParameter
 from quambench.interchange import quamba_file
+from quambench.plain_text import plain
 from quambench.provenance import code_digest
 
 
@@ -23,10 +24,8 @@ def run(options: argparse.Namespace) -> int:
     check_out(options.out)
     if options.out.exists() and not options.force:
         raise BadParameter(f"{options.out} is there already: --force replaces it")
-    if options.out.exists() and not options.out.is_file():
-        raise BadParameter(f"{options.out} is no file that --force could replace: name another")
     calibration = Calibration.load(options.calibration)
     quamba_file.write(options.out, calibration, code_digest())
     reordered = f" and reorder_params of {n} layers" if (n := len(calibration.groups)) else ""
-    print(f"written: {options.out}, act_scales of {len(calibration.scales)} sites{reordered}")
+    print(f"written: {plain(str(options.out))}, act_scales of {len(calibration.scales)} sites{reordered}")
     return 0

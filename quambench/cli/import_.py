@@ -9,6 +9,7 @@ from quambench.cli.options import add_format
 from quambench.errors import check_writable
 from quambench.interchange import quamba_file
 from quambench.models.checkpoint import load_checkpoint
+from quambench.plain_text import plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     check_writable(options.out)
     calibration = quamba_file.read(options.file, load_checkpoint(options.model))
     calibration.save(options.out)
-    print(f"written: {options.out}, scales of {len(calibration.scales)} sites")
+    print(f"written: {plain(str(options.out))}, scales of {len(calibration.scales)} sites")
     return 0

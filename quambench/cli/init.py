@@ -10,6 +10,7 @@ from pathlib import Path
 from quambench.case import Case
 from quambench.errors import BadParameter, NotWritten, check_writable
 from quambench.files import write
+from quambench.plain_text import plain
 from quambench.reading import is_folder
 
 CONFTEST = '''"""Puts this repository's calibration code under quambench's gate: pytest suites/"""
@@ -64,10 +65,12 @@ def run(options: argparse.Namespace) -> int:
     if there := [str(name) for name, text in files.items() if not _free(folder / name, text)]:
         raise BadParameter(f"nothing was written: {', '.join(there)} in {folder} would be replaced; move it away first")
     for path in _write({folder / name: text for name, text in files.items()}):
-        print(f"written: {path}")
+        print(f"written: {plain(str(path))}")
     if configured and configured.name != "pytest.ini":
-        print(f"pytest is configured by {configured}, so no pytest.ini was written: its root is there already")
-    print(NEXT.format(folder=folder.resolve()), end="")
+        print(
+            f"pytest is configured by {plain(str(configured))}, so no pytest.ini was written: its root is there already"
+        )
+    print(NEXT.format(folder=plain(str(folder.resolve()))), end="")
     return 0
 
 

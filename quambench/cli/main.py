@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from keyword import iskeyword
+from typing import NoReturn
 
 from quambench.errors import QuambenchError
 from quambench.files import why
@@ -67,6 +68,13 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose errors repeat words as they were typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     print_anywhere()
@@ -90,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="quambench",
         description="Benchmark and regression suite for the INT8 calibration of Mamba and Mamba2 models.",
         epilog="The gate itself runs under pytest: pytest suites/ -k alpha",

@@ -15,6 +15,7 @@ from quambench.data.corpus import Corpus, load_corpus
 from quambench.errors import BadParameter, NotWritten, check_name, check_writable
 from quambench.files import check_replaceable
 from quambench.models.checkpoint import recalls
+from quambench.plain_text import plain
 from quambench.runner import Progress as Report
 
 
@@ -43,7 +44,7 @@ def corpus_of(options: argparse.Namespace) -> Corpus:
 def note(line: str) -> None:
     """A line beside the results; none where there is nothing to say."""
     if line:
-        print(line, file=sys.stderr)
+        print(plain(line), file=sys.stderr)
 
 
 def add_observers(parser: argparse.ArgumentParser) -> None:
@@ -108,11 +109,11 @@ def write_each(paths: Sequence[Path], written: Callable[[Path], None]) -> None:
     for path in paths:
         try:
             written(path)
-            print(f"report: {path}")
+            print(f"report: {plain(str(path))}")
         except NotWritten as error:
             failed.append(error)
     for other in failed[1:]:
-        print(f"quambench: {other}", file=sys.stderr)
+        print(f"quambench: {plain(str(other))}", file=sys.stderr)
     if failed:
         raise failed[0]
 

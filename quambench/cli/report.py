@@ -13,6 +13,7 @@ from quambench.errors import BadArtefact
 from quambench.gate.baselines import read_baseline
 from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict
+from quambench.plain_text import plain
 from quambench.reading import is_file, is_folder, shown
 from quambench.report import REPORTS, terminal
 from quambench.report.json import document
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     for file in files:
         verdicts, provenance = _stored(file)
         if options.format == "terminal":
-            sys.stdout.write(f"{file}\n{terminal(verdicts)}\n")
+            sys.stdout.write(f"{plain(str(file))}\n{terminal(verdicts)}\n")
         else:
             sys.stdout.write(REPORTS[options.format](verdicts, provenance))
     return 0

@@ -20,6 +20,7 @@ from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.zoo.recipe import RECIPES
 from quambench.models.zoo.source import bits_per_byte, recall_accuracy
 from quambench.models.zoo.train import publish, train
+from quambench.plain_text import plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,8 @@ def _train(options: argparse.Namespace) -> int:
         except ValueError as error:
             raise BadParameter(str(error)) from None
     publish(model, recipe, folder)
-    print(f"written: {folder}; check it with: quambench zoo check {folder}")
+    name = plain(str(folder))
+    print(f"written: {name}; check it with: quambench zoo check {name}")
     return 0
 
 

@@ -153,8 +153,9 @@ class TorchFile:
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         tensor = self._open()[name].detach()
-        if not tensor.is_contiguous():
-            yield from tensor.flatten().split(PIECE)  # a view of something else: rare, so copied whole
+        if not tensor.is_contiguous() or tensor.numel() == 1:  # one element is contiguous whatever its stride says
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+            yield from whole.view(-1).split(PIECE)  # a view of something else: rare, so copied whole
             return
         size = tensor.numel()
         del tensor

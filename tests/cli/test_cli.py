@@ -287,3 +287,9 @@ def test_eval_shows_what_some_case_measured(monkeypatch, capsys):
         "recall_associative": "0.75 ± 0.01 0.25 ± 0.01",
         "state_error": "0.5 ± 0.1 -",
     }
+
+
+def test_a_policy_that_nobody_knows_is_told_before_the_model_is_loaded(capsys):
+    code, _, error = call(capsys, "calibrate", "no-such-model", "--policy", "quambo")
+    assert code == 2
+    assert "no policy named 'quambo'. Did you mean 'quamba'?" in error

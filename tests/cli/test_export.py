@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from quambench.calibrate import Calibration
+from quambench.cli.eval import _table
 from quambench.cli.main import main
 from quambench.data.tokenizer import Tokenizer
+from quambench.metrics import METRICS, Measurement
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint
 
@@ -153,3 +155,27 @@ def test_a_format_that_nobody_writes_is_a_matter_of_usage(command, capsys):
         main([command, "x", "--model", "m", "--out", "y", "--format", "gguf"])
     assert stopped.value.code == 2
     assert "invalid choice: 'gguf'" in capsys.readouterr().err
+
+
+HOSTILE = "o\x1b[2J\nut"
+
+
+def test_a_terminal_gets_no_control_characters_of_what_was_written(world, tmp_path, capsys):
+    """Each command that says where it wrote to; one line, with the characters spelled out."""
+    folders = [tmp_path / name / HOSTILE for name in ("scales", "back", "repository")]
+    file, small = tmp_path / f"{HOSTILE}.pt", ("--corpus", world / "corpus", "--windows", 4, "--length", 16)
+    for command in (
+        ("calibrate", world / "mamba", "--out", folders[0], *small),
+        ("export", folders[0], "--out", file, "--format", "quamba"),
+        ("import", file, "--model", world / "mamba", "--out", folders[1], "--format", "quamba"),
+        ("init", folders[2]),
+    ):
+        code, out, err = call(capsys, *command)
+        assert (code, err) == (0, "")
+        assert "\x1b" not in out
+        assert any("written: " in line and r"o\x1b[2J\nut" in line for line in out.splitlines())
+
+
+def test_a_terminal_gets_no_control_characters_of_the_scales_that_are_evaluated():
+    headings = _table({HOSTILE: {name: Measurement(0.1, 0.01) for name in METRICS}}).splitlines()[0]
+    assert headings.endswith(r"o\x1b[2J\nut")

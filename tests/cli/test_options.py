@@ -6,10 +6,13 @@ import argparse
 import ast
 import inspect
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from quambench.cli.main import COMMANDS, main
+from quambench.cli.options import note, write_each
+from quambench.errors import NotWritten
 
 BESIDE = {"eval": ["quambench.cli.eval_tasks"]}  # modules that read a command's options too
 
@@ -90,3 +93,28 @@ def test_what_contradicts_is_one_line_before_any_work(arguments, says, capsys, m
 def test_what_may_stand_together_does(capsys):
     assert main(["selftest", "--list", "--json"]) == 0
     assert '"fault"' in capsys.readouterr().out
+
+
+def test_a_word_that_nobody_knows_is_one_line(capsys):
+    for words in (["list", "observers", "a\x1b[31m\nb"], ["list", "sites", "--a\x1b[31m\nb"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert r"unrecognized arguments: " in (last := capsys.readouterr().err.splitlines()[-1])
+        assert last.endswith(r"a\x1b[31m\nb")
+
+
+def test_a_report_with_a_name_of_control_characters_is_told_on_one_line(capsys):
+    def fails(path):
+        raise NotWritten(f"{path} cannot be written")
+
+    write_each([Path("a\x1b[31m\nb")], lambda path: None)
+    assert capsys.readouterr().out == "report: a\\x1b[31m\\nb\n"
+    with pytest.raises(NotWritten):
+        write_each([Path("x"), Path("a\x1b[31m\nb")], fails)
+    assert capsys.readouterr().err == "quambench: a\\x1b[31m\\nb cannot be written\n"
+
+
+def test_a_note_is_one_line(capsys):
+    note("a folder 'a\x1b[31m\nb' is left out")
+    assert capsys.readouterr().err == "a folder 'a\\x1b[31m\\nb' is left out\n"

@@ -55,3 +55,10 @@ def test_json_says_so(accepted, capsys):
 
 def test_what_was_not_worse_stays_the_same(capsys):
     assert "ACCEPTED" not in report(capsys, STORED)
+
+
+def test_a_files_name_is_one_line(accepted, tmp_path, capsys):
+    file = tmp_path / "a\x1b[2J\nb" / STORED.name
+    shutil.copytree(accepted.parent, file.parent)
+    out = report(capsys, file)
+    assert out.splitlines()[0].endswith(rf"a\x1b[2J\nb/{STORED.name}")

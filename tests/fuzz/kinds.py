@@ -11,17 +11,20 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from engine import ACCEPTED, REFUSED, Kind, WrongAcceptance
+from folders import entries, restore
 from mutations import NASTY, NUMBERS, WORDS, as_bytes, changed_bytes, changed_json, changed_spec, changed_text
 from safetensors.torch import load, save
 
@@ -57,6 +60,11 @@ MAMBA = ModelConfig(architecture="mamba", d_model=16, n_layers=1, vocab_size=300
 MAMBA2 = ModelConfig(architecture="mamba2", d_model=16, n_layers=2, vocab_size=300, d_state=8, head_dim=8, n_groups=2)
 TEXT = "The union of the people, and the labor of the country, is the peace of the nation. "
 KINDS: dict[str, Kind] = {}
+
+
+def arrays_of(blob: bytes) -> dict[str, torch.Tensor]:
+    """Of a safetensors file, by name: its reader gives them in another order every time."""
+    return dict(sorted(load(blob).items()))
 
 
 def kind(name: str, make: Callable[[Path], Any]) -> Callable[[Callable[[Any, random.Random], str]], Callable[..., str]]:
@@ -222,7 +230,7 @@ def _evidence_signed(start: BaselineStart, chance: random.Random) -> str:
     blob = (
         changed_bytes(chance, start.blob, 6000)
         if chance.random() < 0.5
-        else save(changed_arrays(chance, load(start.blob)))
+        else save(changed_arrays(chance, arrays_of(start.blob)))
     )
     document = json.loads(start.raw)
     document["evidence"]["sha256"] = hashlib.sha256(blob).hexdigest()
@@ -340,7 +348,7 @@ def _calibration(start: CalibrationStart, chance: random.Random) -> str:
     elif made == 2:
         raw = as_bytes(chance, changed_json(chance, about))
     else:
-        arrays = load(blob)
+        arrays = arrays_of(blob)
         site = chance.choice(list(about["sites"]))
         arrays[site] = torch.full_like(arrays[site], chance.choice((math.nan, math.inf, 0.0, -1.0, 1e-9, 3.0)))
         blob = save(changed_arrays(chance, arrays) if chance.random() < 0.5 else arrays)
@@ -353,7 +361,10 @@ def _calibration(start: CalibrationStart, chance: random.Random) -> str:
 
 
 def _calibration_signed(start: CalibrationStart, chance: random.Random) -> str:
-    about, arrays = changed_json(chance, start.about) if chance.random() < 0.5 else dict(start.about), load(start.blob)
+    about, arrays = (
+        changed_json(chance, start.about) if chance.random() < 0.5 else dict(start.about),
+        arrays_of(start.blob),
+    )
     if chance.random() < 0.8:
         arrays = changed_arrays(chance, arrays)
     with contextlib.suppress(Exception):
@@ -406,6 +417,8 @@ def changed_object(chance: random.Random, thing: Any) -> Any:
         torch.ones(2, 2).to_sparse(),
         torch.tensor(2),
         torch.tensor(True),
+        torch.ones(1).expand(3),
+        torch.ones(6)[::2],
     )
     return copy.deepcopy(chance.choice((*[x for x in NASTY if not isinstance(x, str) or "\ud800" not in x], *others)))
 
@@ -453,6 +466,20 @@ def tiny(config: ModelConfig) -> LanguageModel:
         return build(config)
 
 
+def in_one_storage(arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Views of one vector."""
+    ends = list(accumulate((a.numel() for a in arrays.values()), initial=0))
+    whole = torch.cat([a.flatten() for a in arrays.values()])
+    return {name: whole[at : at + a.numel()].view(a.shape) for at, (name, a) in zip(ends, arrays.items(), strict=False)}
+
+
+def without_address(raw: bytes) -> bytes:
+    """What torch wrote before 1.6, which names the one storage by where it stood in memory: no two runs the same."""
+    name = b"0" * 15
+    named = b"X" + len(name).to_bytes(4, "little") + name
+    return re.sub(rb"X[\x01-\x14]\0\0\0\d{9,20}(?=\D)", lambda _: named, raw)
+
+
 def checkpoint_start(config: ModelConfig, folder: Path) -> CheckpointStart:
     model = tiny(config)
     model.eval().requires_grad_(False)(
@@ -462,7 +489,7 @@ def checkpoint_start(config: ModelConfig, folder: Path) -> CheckpointStart:
     save_checkpoint(at, model, torch.float32)
     Tokenizer.train([TEXT * 3], 300).save(at / "tokenizer.json")
     files = {file.name: file.read_bytes() for file in at.iterdir()}
-    arrays = load(files["model.safetensors"])
+    arrays = arrays_of(files["model.safetensors"])
     names = sorted(arrays)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, own in parts.items():
@@ -472,8 +499,8 @@ def checkpoint_start(config: ModelConfig, folder: Path) -> CheckpointStart:
     torch.save(arrays, buffer)
     files["pytorch_model.bin"] = buffer.getvalue()
     buffer = io.BytesIO()
-    torch.save(arrays, buffer, _use_new_zipfile_serialization=False)
-    files["old.bin"] = buffer.getvalue()
+    torch.save(in_one_storage(arrays), buffer, _use_new_zipfile_serialization=False)
+    files["old.bin"] = without_address(buffer.getvalue())
     files["recall.json"] = b'{"associative": 8, "induction": 32, "selective_copy": 4}'
     theirs = {
         "model_type": config.architecture,
@@ -812,7 +839,7 @@ def argv_start(folder: Path) -> SimpleNamespace:
     texts.mkdir()
     for n in range(5):
         (texts / f"{n}.txt").write_text(f"{TEXT}{n} " * 30)
-    return SimpleNamespace(folder=folder)
+    return SimpleNamespace(folder=folder, before=entries(folder))
 
 
 FILES = (
@@ -825,6 +852,7 @@ FILES = (
     "model",
     "model/config.json",
     "nothing",
+    "mod\x1b[31mel",
     *PLACES[:-9],
     "x" * 300,
     "out",
@@ -849,7 +877,7 @@ def arguments(chance: random.Random) -> list[str]:
     file = partial(chance.choice, FILES)
     number = partial(chance.choice, (*NUMBERS, "2", "4", "8", "16"))
     spec = chance.choice(WORDS) if chance.random() < 0.5 else changed_spec(chance)
-    out = chance.choice(("out", "out/x", "out.pt", file()))
+    out = chance.choice(("out", "out/x", "out.pt", "out\x1b[31m", file()))
     made: list[str] = chance.choice(
         (
             ["list", chance.choice(LISTS)],
@@ -946,22 +974,41 @@ def _slow(words: list[str]) -> bool:
     return words[0] != "zoo"
 
 
+def reads_back(words: list[str], folder: Path) -> None:
+    """What a command wrote when it says that all is well. raises WrongAcceptance where its twin refuses it"""
+    named = [word for flag, word in pairwise(words) if flag == "--out"]
+    if not named or words[0] not in ("calibrate", "import", "export") or {"-h", "--help"} & {*words}:
+        return
+    out = folder / named[-1]
+    try:
+        if words[0] == "export":
+            digest = Calibration.load(folder / words[1]).model_digest
+            checkpoint: Any = SimpleNamespace(name="m", config=MAMBA, digest=digest)
+            _sound(quamba_file.read(out, checkpoint), MAMBA)
+        else:
+            _sound(Calibration.load(out), MAMBA)
+    except QuambenchError as error:
+        raise WrongAcceptance(f"{words} wrote what cannot be read: {error}") from None
+
+
 @kind("argv", argv_start)
 def _argv(start: SimpleNamespace, chance: random.Random) -> str:
     """In this process, with what it says captured: exit code 0, 1 or 2, and an error is one line."""
     words = arguments(chance)
     if _slow(words):
         return "left out"
-    with captured() as (_, err):
-        try:
-            code = main(words)
-        except SystemExit as stopped:  # argparse's own
-            demand(stopped.code in (0, 2), f"exit code {stopped.code!r} of {words}")
-            return ACCEPTED if stopped.code == 0 else REFUSED
-    demand(code in (0, 1, 2), f"exit code {code!r} of {words}")
-    said = err.getvalue()
-    demand(code != 2 or said.startswith("quambench: "), f"{words} says {said[:200]!r}")
-    for name in ("out", "out.pt", "new"):
-        made = start.folder / name
-        shutil.rmtree(made, ignore_errors=True) if made.is_dir() else made.unlink(missing_ok=True)
-    return ACCEPTED if code == 0 else REFUSED
+    try:
+        with captured() as (_, err):
+            try:
+                code = main(words)
+            except SystemExit as stopped:  # argparse's own
+                demand(stopped.code in (0, 2), f"exit code {stopped.code!r} of {words}")
+                return ACCEPTED if stopped.code == 0 else REFUSED
+        demand(code in (0, 1, 2), f"exit code {code!r} of {words}")
+        said = err.getvalue()
+        demand(code != 2 or said.startswith("quambench: "), f"{words} says {said[:200]!r}")
+        if code == 0:
+            reads_back(words, start.folder)
+        return ACCEPTED if code == 0 else REFUSED
+    finally:
+        restore(start.folder, start.before)

@@ -172,22 +172,7 @@ def changed_spec(chance: random.Random) -> str:
                 text = text[:at] + chance.choice(NUMBERS) + text[at + 1 :]
         elif kind == 2:
             name = chance.choice(WORDS).partition("[")[0]
-            key = chance.choice(
-                (
-                    "alpha",
-                    "sigma",
-                    "steps",
-                    "low",
-                    "high",
-                    "clip_ratio",
-                    "base",
-                    "x",
-                    "bits",
-                    "n_head_groups",
-                    "self",
-                    "schedule",
-                )
-            )
+            key = chance.choice(KEYS)
             text = f"{name}[{key}={chance.choice(NUMBERS)}]"
         else:
             text = f"mix[w8a8*{chance.choice(NUMBERS)}{',w4a8*99999' * chance.randrange(4)}]"

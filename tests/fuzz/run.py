@@ -4,7 +4,7 @@
     tox run -e fuzz -- --n 20000 --kind spec --kind mix
     tox run -e fuzz -- --n 500000 --shard 1/4           every fourth, here and on three other machines
     tox run -e fuzz -- --kind argv --only 1234          one again, its traceback in full
-    tox run -e fuzz -- --n 0 --cli 1000                 command lines in processes of their own
+    tox run -e fuzz -- --n 0 --cli 100 --forked 900     command lines, each in an interpreter of its own; in a fork
 
 A mutant is its kind, the seed and its number: a finding says all three. Exit 1 where there is one: a traceback, a
 message of more than a line, a process that died, 20 seconds, 2 GiB, something written elsewhere, or a wrong acceptance.
@@ -16,13 +16,11 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ |= {
@@ -34,8 +32,9 @@ os.environ |= {
 sys.dont_write_bytecode = True
 
 import torch  # noqa: E402 (its threads are counted on import)
+from command_lines import forked, own, run  # noqa: E402
 from engine import Kind, Told, in_children, inside  # noqa: E402
-from kinds import KINDS, _slow, arguments, argv_start  # noqa: E402
+from kinds import KINDS  # noqa: E402
 
 WEIGHTS = {
     "argv": 0.3,
@@ -60,47 +59,6 @@ def shares(names: list[str], n: int) -> dict[str, int]:
     """Kind -> how many of n."""
     whole = sum(WEIGHTS.get(name, 1) for name in names)
     return {name: round(n * WEIGHTS.get(name, 1) / whole) for name in names}
-
-
-def in_processes(count: int, seed: int, stop: Callable[[], bool]) -> Told:
-    """Command lines as a user types them, one after another."""
-    found = Told("cli")
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        folder = Path(name)
-        argv_start(folder)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
-        for number in range(count):
-            if stop():
-                break
-            words = arguments(random.Random(f"{seed}/cli/{number}"))
-            if _slow(words) or any("\0" in word for word in words):
-                found.outcomes["left out"] += 1  # no shell can say a NUL byte
-                continue
-            command = [
-                sys.executable,
-                "-m",
-                "quambench.cli.main",
-                *(os.fsencode(w.encode(errors="surrogatepass")) for w in words),
-            ]
-            try:
-                done = subprocess.run(
-                    command, cwd=folder, env=environment, capture_output=True, timeout=60, stdin=subprocess.DEVNULL
-                )
-            except subprocess.TimeoutExpired:
-                found.outcomes["hang"] += 1
-                found.findings.append((number, f"over a minute: {words}"))
-                continue
-            except OSError as error:  # an argument longer than the system takes
-                found.outcomes["left out"] += 1
-                del error
-                continue
-            said = done.stderr.decode(errors="replace")
-            outcome = {0: "accepted", 1: "accepted", 2: "refused"}.get(done.returncode, f"exit code {done.returncode}")
-            if "Traceback" in said or outcome.startswith("exit"):
-                outcome = "traceback"
-                found.findings.append((number, f"{words}: {done.returncode} {said[-400:]}"))
-            found.outcomes[outcome] += 1
-    return found
 
 
 def again(kind: Kind, seed: int, number: int) -> None:
@@ -139,7 +97,12 @@ def main() -> int:
     )
     parser.add_argument("--shard", default="1/1", metavar="I/M", help="every M-th mutant from the I-th on")
     parser.add_argument("--only", type=int, metavar="N", help="this one, here, with its traceback")
-    parser.add_argument("--cli", type=int, default=0, metavar="N", help="command lines in processes of their own")
+    parser.add_argument(
+        "--cli", type=int, default=0, metavar="N", help="command lines, each in an interpreter of its own"
+    )
+    parser.add_argument(
+        "--forked", type=int, default=0, metavar="N", help="more of them, each in a fork that has imported everything"
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="stop then, and report what was run")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -169,12 +132,16 @@ def main() -> int:
         print(f"{name}: {sum(told.outcomes.values())} in {seconds[name]:.0f} s, {dict(told.outcomes)}", flush=True)
         for number, what in told.findings[:20]:
             print(f"  --kind {name} --seed {asked.seed} --only {number}: {what}", flush=True)
-    if asked.cli:
+    number = asked.first
+    for name, way, count in (("cli, own", own, asked.cli), ("cli, forked", forked, asked.forked)):
+        if not count:
+            continue
         start = time.time()
-        found.append(in_processes(asked.cli, asked.seed, late))
-        seconds["cli"] = time.time() - start
-        for number, what in found[-1].findings[:20]:
-            print(f"  --cli, number {number}: {what}", flush=True)
+        told, number = run(name, way, asked.seed, number, count, late)
+        seconds[name] = time.time() - start
+        found.append(told)
+        for which, what in told.findings[:20]:
+            print(f"  {name}, --first {which}: {what}", flush=True)
     return report(found, seconds)
 
 

@@ -62,6 +62,29 @@ def test_pieces_are_the_tensor(tmp_path_factory: pytest.TempPathFactory, kind: s
         assert b"".join(map(bits, pieces)) == bits(tensors[name])
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:1].expand(20),
+        lambda x: x[::2],
+        lambda x: x.view(4, 5).T,
+        lambda x: torch.as_strided(x, (1,), (0,)),
+        lambda x: torch.as_strided(x, (1, 1), (3, 0)),
+        lambda x: x[0],
+    ],
+    ids=["expanded", "every second", "transposed", "one, stride 0", "one of two sides", "scalar"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pieces_of_a_view_have_steps_of_one(tmp_path: Path, view, dtype, zipped) -> None:
+    """Their bytes are asked for, of a file that holds the strides that a view has or a corrupt file says."""
+    tensor = view(torch.arange(20, dtype=dtype))
+    torch.save({"a": tensor}, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
+    pieces = [piece.view(torch.uint8).numpy().tobytes() for piece in open_weights(tmp_path / "x.bin").pieces("a")]
+    assert b"".join(pieces) == bits(tensor.clone(memory_format=torch.contiguous_format))
+    assert max(map(len, pieces)) <= 7 * tensor.element_size()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_tensors_at_once(tmp_path: Path, kind: str) -> None:
     tensors = {name: torch.arange(50.0) + i for i, name in enumerate("ab")}
