@@ -65,8 +65,11 @@ class NewerSchema(BadArtefact):
     """A file that a later version wrote: nothing here may replace it."""
 
 
-class NotWritten(QuambenchError):
-    """A file that could not be written: a full disk, a folder that may not be written; what stood there stands."""
+class NotWritten(QuambenchError, OSError):
+    """A file that could not be written: a full disk, a folder that may not be written; what stood there stands.
+
+    The system's refusal, in one line with the path and what to do.
+    """
 
 
 class NonFinite(QuambenchError):

@@ -103,6 +103,8 @@ def told(path: Path) -> Iterator[None]:
     """What the system refuses, as one line. raises NotWritten"""
     try:
         yield
+    except NotWritten:
+        raise
     except OSError as error:
         raise NotWritten(f"cannot write {path}: {why(error)}") from error
 

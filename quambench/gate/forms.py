@@ -6,7 +6,7 @@ sign it anew. What then stands there is of the form that the judge works with, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,7 +26,7 @@ _EITHER = _FLOATS + _WHOLE
 # The first pattern that fits a name says what its array is. What no pattern fits is an array of somebody's own metric.
 FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
     ("noise.*", _FLOATS, (SITES,)),
-    ("groups.*", _WHOLE, ("layers", "E")),
+    ("groups.*", _EITHER, ("layers", "E")),
     ("sites.accumulated", _FLOATS, (SITES, "windows")),
     ("sites.*", _FLOATS, (SITES,)),
     ("decode.accumulated", _FLOATS, (SITES, "last")),
@@ -38,8 +38,8 @@ FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
     ("*.document", _WHOLE, ("W",)),
     ("prefill.*", _FLOATS, ("W",)),
     ("decode.*", _FLOATS, ("W",)),
-    ("items.*", _WHOLE, ("W",)),
-    ("recall.*", _WHOLE, ("W",)),
+    ("items.*", _EITHER, ("W",)),
+    ("recall.*", _EITHER, ("W",)),
     ("long.state_error", _FLOATS, ("layers", "times", "W")),
     ("refinement.losses", _FLOATS, (4,)),
     ("task.*.unit", _EITHER, ()),
@@ -47,6 +47,8 @@ FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
     ("task.*", (*_EITHER, torch.bool), ("W",)),
 )
 
+
+_COUNTS = ("groups.*", "items.*", "recall.*")  # whole, whatever their type
 
 # Mean squares, shares and counts; what was not measured is NaN.
 _NEVER_NEGATIVE = ("sites.*", "decode.accumulated", "long.state_error", "*.tokens", "*.bytes", "scales.*", "recall.*")
@@ -110,9 +112,11 @@ def check_arrays(evidence: Mapping[str, Tensor], n_sites: int | None) -> None:
         types, axes = next(((t, a) for pattern, t, a in FORMS if fnmatchcase(name, pattern)), (_EITHER, None))
         if array.dtype not in types:
             raise ValueError(f"{shown(name)} cannot be of type {str(array.dtype).removeprefix('torch.')}")
+        if array.is_floating_point() and _is_one(name, _COUNTS) and not torch.equal(array, array.round()):
+            raise ValueError(f"{shown(name)} holds counts, and not all of its numbers are whole")
         if name.startswith("noise.") and not bool(((array >= 0) & array.isfinite()).all()):
             raise ValueError(f"{shown(name)} must be numbers of 0 or more")
-        if any(fnmatchcase(name, pattern) for pattern in _NEVER_NEGATIVE) and bool((array < 0).any()):
+        if _is_one(name, _NEVER_NEGATIVE) and bool((array < 0).any()):
             raise ValueError(f"{shown(name)} cannot be below 0")
         if array.is_floating_point() and bool((array.isfinite() & (array.abs() > _LARGEST)).any()):
             raise ValueError(f"{shown(name)} has a number beyond {_LARGEST:g}, which no measurement comes to")
@@ -126,6 +130,10 @@ def check_arrays(evidence: Mapping[str, Tensor], n_sites: int | None) -> None:
         )
         if len(axes) != array.ndim or shape != tuple(array.shape):
             raise ValueError(f"{shown(name)} cannot have shape {tuple(array.shape)} beside the other arrays")
+
+
+def _is_one(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _demand(fits: bool, what: str, got: Any) -> None:
