@@ -271,6 +271,14 @@ def test_an_array_of_another_form_is_named(name, array, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["recall.associative.asked", "items.correct"])
+def test_counts_are_whole_whatever_their_type(name):
+    check_arrays({name: torch.tensor([1.0, 0.0], dtype=torch.float64)}, None)
+    for bad in (0.5, math.nan):
+        with pytest.raises(ValueError, match="holds counts, and not all of its numbers are whole"):
+            check_arrays({name: torch.tensor([1.0, bad], dtype=torch.float64)}, None)
+
+
 @pytest.mark.parametrize("rung", ["true", "8.0", '"8"', "[8]", "8888888888888888888888", "null"])
 def test_a_rung_is_a_whole_number(tmp_path, rung):
     file = tmp_path / "recall.json"
