@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     for name in options.fault or ():
         if name not in names:
             raise UnknownName("fault", name, names, "quambench/gate/faults/", "quambench selftest --list")
-    check_counts(options, "--jobs", "--error-rates")
+    check_counts(options, "--error-rates")
     work = ("--model", "--fault", "--no-clean", "--jobs", "--corpus")
     if options.list:
         refuse_beside(options, "--list", (*work, "--error-rates"), "names the faults and runs nothing")

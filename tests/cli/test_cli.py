@@ -163,7 +163,6 @@ def test_a_difference_is_taken_document_by_document():
         (("report", "nowhere"), "there is no nowhere"),
         (("report", "quambench/cli"), "quambench/cli holds no baseline"),
         (("claims", "--stored", "--baselines", "nowhere"), "there is no folder nowhere"),
-        (("selftest", "--jobs", "0"), "--jobs must be a whole number, 1 or more (got 0)"),
         (("selftest", "--error-rates", "0"), "--error-rates must be a whole number, 1 or more (got 0)"),
         (("selftest", "--fault", "nosuch"), "no fault named 'nosuch'"),
         (("zoo", "train", "mamba3-tiny"), "no bundled model named 'mamba3-tiny'"),
