@@ -87,7 +87,7 @@ class Calibration:
 
     @property
     def _about(self) -> dict[str, Any]:
-        """What calibration.json says."""
+        """Return what calibration.json is to say."""
         sites = {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales}
         about = {
             "schema": SCHEMA,

@@ -126,7 +126,7 @@ def _abandoned(left: Path) -> bool:
 
 
 def _mode_of(path: Path) -> int | None:
-    """Of a regular file; None of anything else, or where there is none."""
+    """Return the mode of a regular file; None where there is none, or where something else has its name."""
     with suppress(OSError):
         found = path.lstat().st_mode
         return found if stat.S_ISREG(found) else None

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from quambench_kernels.files import flush_folder
+
 VARIABLE = "QUAMBENCH_KERNELS_CACHE"
 LARGEST = 2**26  # bytes of an entry; the largest known is 200 kB
 SEAL = 2 + 64  # a line with a sha256, at the end of every entry
@@ -42,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def read(name: str) -> bytes | None:
-    """What is kept under a name; None where nothing is, or nothing that can be believed, which is said."""
+    """Return what is kept under a name, or None: nothing is, or it cannot be believed, and a line says why."""
     folder = _trusted_folder()
     if folder is None:
         return None
@@ -65,7 +67,7 @@ def keep(name: str, contents: bytes) -> None:
             whole = place / name
             _write(whole, contents + _seal(name, contents))
             os.replace(whole, folder / name)
-            _sync(folder)
+            flush_folder(folder)
     except OSError as error:
         _say(f"{folder / name} {_reason(error)}: it is made again next time")
 
@@ -144,16 +146,6 @@ def _write(path: Path, contents: bytes) -> None:
         file.write(contents)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """A rename is on the disk once its folder is; some file systems cannot be asked."""
-    at = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(at)
-    finally:
-        os.close(at)
 
 
 @contextmanager

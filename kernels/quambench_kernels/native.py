@@ -181,7 +181,7 @@ _endless: list[str] = []  # what there is to say of a compiler that hung: nobody
 
 
 def _heard(running: subprocess.Popen[bytes], until: float) -> bytes:
-    """What is said until it ends or time is up; a server that outlives its compiler is not waited for."""
+    """Return what a compiler says until it ends or time is up; a server that outlives it is not waited for."""
     said = b""
     assert running.stderr is not None
     with selectors.DefaultSelector() as selector:
@@ -198,5 +198,5 @@ def _heard(running: subprocess.Popen[bytes], until: float) -> bytes:
 
 
 def _one_line(text: str) -> str:
-    """What can be printed of it, and not more than a line."""
+    """Return what can be printed of a compiler's words, one line at most."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
