@@ -389,7 +389,7 @@ class Session:
         path, kept = self.store.write(suite, model, records, afresh, new_only=self.new_only)
         if kept:  # of no file when this run began
             self.notes.append(f"{path}: another run stored {_listed(kept, 'case')} meanwhile; that is kept")
-            self._unwritten(kept)
+            self._unwritten(kept, suite)
         return [] if len(kept) == len(records) else [path]
 
     def _tell_of_changed_units(self) -> None:
@@ -428,12 +428,16 @@ class Session:
 
     def _refuse(self, ids: Collection[str], of: str, reason: str) -> None:
         """Rows that were to be stored and are not, and the file that they belong to."""
-        self._unwritten(ids)
+        self._unwritten(ids, suite=of.partition("/")[0])
         self.verdicts.append(Verdict(of, Status.ERROR, f"not stored: {reason}"))
         self.refused = True
 
-    def _unwritten(self, ids: Collection[str]) -> None:
-        self.verdicts = [replace(v, written=False) if v.case_id in ids else v for v in self.verdicts]
+    def _unwritten(self, ids: Collection[str], suite: str = "") -> None:
+        """suite: of these rows, where not all: another one may have stored the same case"""
+        self.verdicts = [
+            replace(v, written=False) if v.case_id in ids and (not (suite and v.suite) or v.suite == suite) else v
+            for v in self.verdicts
+        ]
 
     def _interrupt(self, models: Collection[str]) -> None:
         """What is stored by now is stored; the rest, of these models, is not."""

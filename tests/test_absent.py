@@ -720,6 +720,7 @@ def test_a_baseline_that_cannot_be_written_costs_that_baseline_alone(run, pytest
     result = run("--qb-new-only", more=FULL.format(name="/alpha/"))
     assert result.ret == 1
     assert "ERROR alpha/tiny-model: not stored: cannot write" in text(result)
+    assert text(result).count("NEW (written)") == 2  # beta has the same two cases, and they are stored
     assert stored(pytester) == set()
     assert stored(pytester, "beta") == {RUNNING_MAX, PERCENTILE}
 
