@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 
 from quambench.allocator import keep_freed_memory
-from quambench.cli.options import check_out, progress_bars, refuse_beside
+from quambench.cli.options import check_out, progress_bars, refuse_beside, show
 from quambench.errors import BadParameter
 from quambench.files import write
 from quambench.latency.bars import Bar, Memory, conv_bars, model_bars
@@ -49,9 +49,8 @@ def run(options: argparse.Namespace) -> int:
     with progress_bars() as progress, torch.inference_mode():
         found = _gate(progress) if options.what == "gate" else _all(options, progress)
     text = json.dumps({"class": latency_class(), "provenance": provenance(), **found}, indent=1)
-    print(text if options.json else "\n\n".join(_tables(found)), flush=True)
-    if options.out:
-        write(options.out, text + "\n")
+    shown = text if options.json else "\n\n".join(_tables(found))
+    show(shown + "\n", lambda: write(options.out, text + "\n") if options.out else None)
     return 0 if _passes(found) else 1
 
 

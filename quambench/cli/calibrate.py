@@ -10,6 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 from torch import Tensor
 
+from quambench.calibrate import Calibration
 from quambench.case import Case, Protocol
 from quambench.cli.options import (
     add_corpus,
@@ -20,6 +21,7 @@ from quambench.cli.options import (
     corpus_of,
     note,
     progress_bars,
+    show,
 )
 from quambench.errors import BadParameter, check_writable
 from quambench.models.checkpoint import checked_device, load_checkpoint
@@ -78,16 +80,18 @@ def run(options: argparse.Namespace) -> int:
         work = ModelRun(checkpoint, corpus, [case], progress, device=options.device, all_calibration=asked)
         calibration = work.calibration(case)
     note(work.calibration_shortfall)
-    if options.out:
-        calibration.save(options.out)
-    if options.json:
-        print(json.dumps({site: scale.tolist() for site, scale in calibration.scales.items()}, indent=1))
-        return 0
-    table = [[site, calibration.observers[site], *_size(scale)] for site, scale in calibration.scales.items()]
-    print(tabulate(table, headers=["site", "observer", "scales", "smallest", "largest"], disable_numparse=True))
-    if options.out:
+    show(_told(calibration, options.json) + "\n", lambda: calibration.save(options.out) if options.out else None)
+    if options.out and not options.json:
         print(f"\nwritten: {plain(str(options.out))}")
     return 0
+
+
+def _told(calibration: Calibration, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({site: scale.tolist() for site, scale in calibration.scales.items()}, indent=1)
+    table = [[site, calibration.observers[site], *_size(scale)] for site, scale in calibration.scales.items()]
+    headers = ["site", "observer", "scales", "smallest", "largest"]
+    return tabulate(table, headers=headers, disable_numparse=True)
 
 
 def _size(scale: Tensor) -> list[str]:

@@ -11,7 +11,7 @@ from quambench.claims import FAMILIES, Sources
 from quambench.claims.fresh import Fresh
 from quambench.claims.render import Section, document, markdown, terminal
 from quambench.claims.stored import Shelf
-from quambench.cli.options import check_out, progress_bars
+from quambench.cli.options import check_out, progress_bars, show
 from quambench.errors import BadArtefact, NotWritten
 from quambench.files import write
 from quambench.gate.baselines import BaselineStore
@@ -46,14 +46,12 @@ def run(options: argparse.Namespace) -> int:
         raise BadArtefact(f"{options.baselines} holds no baseline of {what}; pytest suites/ --qb-update writes them")
     with progress_bars() as progress:
         sections = _sections(_sources(shelves, [] if options.stored else given, progress))
+    text = "" if options.out else terminal(sections)
     if options.json:
-        print(json.dumps(document(sections), indent=1, ensure_ascii=False, allow_nan=False), flush=True)
-    elif not options.out:
-        sys.stdout.write(terminal(sections))
-    if options.out:
-        _write(options.out, sections, list(shelves))
-        if not options.json:
-            print(f"written: {plain(str(options.out))}")
+        text = json.dumps(document(sections), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    show(text, lambda: _write(options.out, sections, list(shelves)) if options.out else None)
+    if options.out and not options.json:
+        print(f"written: {plain(str(options.out))}")
     return 0
 
 

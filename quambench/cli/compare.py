@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from quambench.case import Case, Protocol
-from quambench.cli.options import add_corpus, add_observers, check_corpus, progress_bars, write_each
+from quambench.cli.options import add_corpus, add_observers, check_corpus, progress_bars, show, write_each
 from quambench.compare import compare
 from quambench.errors import BadParameter
 from quambench.gate.worker import Task
@@ -48,10 +47,8 @@ def run(options: argparse.Namespace) -> int:
     tasks = [Task(model, observers, corpus, options.full) for model in models]
     with progress_bars() as progress:
         verdicts = compare(options.against, tasks, Path.cwd(), progress)
-    sys.stdout.write(terminal(verdicts))
-    sys.stdout.flush()
     made = provenance() | {"against": options.against}
-    write_each(options.report, lambda path: write_report(path, verdicts, made))
+    show(terminal(verdicts), lambda: write_each(options.report, lambda path: write_report(path, verdicts, made)))
     return 0 if all(v.passes(options.allow_drift) for v in verdicts) else 1
 
 

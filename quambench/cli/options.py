@@ -103,6 +103,15 @@ def check_out(path: Path | None) -> None:
         check_replaceable(path)
 
 
+def show(text: str, written: Callable[[], None]) -> None:
+    """Prints what was found and then writes it; neither costs the other: a reader may be gone, a disk may be full."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    finally:
+        written()
+
+
 def write_each(paths: Sequence[Path], written: Callable[[Path], None]) -> None:
     """Each by itself: one that cannot be written keeps no other from being. raises the first NotWritten in the end"""
     failed: list[NotWritten] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -10,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from quambench.calibrate import Calibration
 from quambench.case import Protocol
 from quambench.cli.eval_tasks import _compared, _json
 from quambench.cli.main import COMMANDS, main
 from quambench.data.tokenizer import Tokenizer
+from quambench.errors import NotWritten
 from quambench.metrics import METRICS, Measurement
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint
@@ -90,6 +93,34 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
     code, _, err = call(capsys, "eval", "mamba-tiny", "--corpus", corpus, "--calibration", scales)
     assert code == 2
     assert "another model" in err
+
+
+def test_scales_are_saved_where_nobody_reads_the_table_and_shown_where_the_disk_is_full(
+    world, tmp_path, capsys, monkeypatch
+):
+    made = ("calibrate", world / "tiny", "--corpus", world / "corpus", "--windows", 4, "--length", 16, "--out")
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", Closed())
+        assert main([*map(str, made), str(tmp_path / "scales")]) == 0
+    assert Calibration.load(tmp_path / "scales").scales
+
+    save = Calibration.save
+
+    def full(calibration, folder):  # a run saves scales on its way too, in a folder of its own
+        if folder == tmp_path / "more":
+            raise NotWritten("no space")
+        save(calibration, folder)
+
+    monkeypatch.setattr(Calibration, "save", full)
+    code, out, err = call(capsys, *made, tmp_path / "more")
+    assert (code, err.splitlines()[-1]) == (2, "quambench: no space")
+    assert "layers.0.x_conv_out" in out
+    assert "written" not in out
 
 
 def test_eval_runs_tasks_of_the_harness(world, capsys):

@@ -7,11 +7,12 @@ import ast
 import inspect
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from quambench.cli.main import COMMANDS, main
-from quambench.cli.options import note, write_each
+from quambench.cli.options import note, show, write_each
 from quambench.errors import NotWritten
 
 BESIDE = {"eval": ["quambench.cli.eval_tasks"]}  # modules that read a command's options too
@@ -118,3 +119,15 @@ def test_a_report_with_a_name_of_control_characters_is_told_on_one_line(capsys):
 def test_a_note_is_one_line(capsys):
     note("a folder 'a\x1b[31m\nb' is left out")
     assert capsys.readouterr().err == "a folder 'a\\x1b[31m\\nb' is left out\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, KeyboardInterrupt])
+def test_what_cannot_be_shown_is_written_all_the_same(monkeypatch, error):
+    def gone(text):
+        raise error
+
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=gone))
+    kept = []
+    with pytest.raises(error):
+        show("a table", lambda: kept.append(1))
+    assert kept == [1]

@@ -38,7 +38,7 @@ def kill_runs(n_kills: int, seed: int) -> list[object]:
     """name, kills, kills after which something had changed, unreadable, lost, left over."""
     counted, chance = Counter[str](), random.Random(f"{seed} runs")
     with tempfile.TemporaryDirectory(prefix="kills-") as place:
-        project = _project(Path(place))
+        project = make_project(Path(place))
         took: dict[int, float] = {}
         n = 0
         while n < n_kills:
@@ -82,7 +82,7 @@ def _judge(project: Path, before: dict[str, set[str]], counted: Counter[str], n:
         print(f"run {n}: {dict(counted)}", file=sys.stderr, flush=True)
 
 
-def _project(place: Path) -> Path:
+def make_project(place: Path) -> Path:
     """A repository with a model of a thousand weights and a corpus of nine texts, for which a run takes seconds."""
     chooser, project = random.Random(0), place / "project"
     for folder in ("suites", "corpus"):
