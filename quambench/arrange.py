@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quambench.calibrate import FORWARD_BATCH
-from quambench.errors import BadParameter, NonFinite
+from quambench.core.errors import BadParameter, NonFinite
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from quambench.errors import BadParameter, QuambenchError, UnknownName
+from quambench.core.errors import BadParameter, QuambenchError, UnknownName
 from quambench.grouping import GroupingSpec
 from quambench.interchange.outside import find_calibration
 from quambench.interchange.quamba import BITS

@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 
-from quambench import git
-from quambench.errors import BadArtefact, BadParameter
+from quambench.core import git
+from quambench.core.errors import BadArtefact, BadParameter
+from quambench.core.scratch import scratch
+from quambench.core.workers import Answer, Worker
 from quambench.gate import probes
 from quambench.gate.baselines import read_baseline
 from quambench.gate.findings import Finding
 from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict, judge
 from quambench.gate.worker import Task
-from quambench.scratch import scratch
-from quambench.workers import Answer, Worker
 
 Progress = Callable[[str, int, int], None]
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quambench.case import Protocol
+from quambench.core.errors import NonFinite
 from quambench.data.corpus import Document
 from quambench.data.recall import RecallSequences, long_sequences
 from quambench.data.recall import sequences as recall_sequences
@@ -28,7 +29,6 @@ from quambench.data.windows import (
     spread_windows,
 )
 from quambench.decoding import answers_right, decode, states_along
-from quambench.errors import NonFinite
 from quambench.models.backbone import LanguageModel, LayerState, no_tap
 from quambench.models.sites import sites_of
 from quambench.quant.quantized import QuantizedModel

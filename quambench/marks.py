@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from quambench.case import FULL, QUICK, Case, Protocol, may_come_from_outside
-from quambench.errors import BadParameter, UnknownName
+from quambench.core.errors import BadParameter, UnknownName
 from quambench.models.checkpoint import bundled_names
 from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec

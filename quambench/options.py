@@ -6,13 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from quambench.case import Case, check_fit, in_order
-from quambench.errors import BadParameter, check_writable
+from quambench.core.errors import BadParameter, check_writable
+from quambench.core.provenance import judged
 from quambench.interchange.outside import find_calibration
 from quambench.marks import Asked
 from quambench.models.checkpoint import checked_device
 from quambench.observers import ObserverSpec
 from quambench.policy.base import PER_TENSOR, check_grouping
-from quambench.provenance import judged
 from quambench.quant.precision import Precision
 from quambench.quant.weights import LARGEST
 from quambench.report import check_report

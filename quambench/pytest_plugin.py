@@ -21,20 +21,20 @@ from typing import Any, NoReturn
 
 import pytest
 
-from quambench.stopping import as_interrupts, at_once
+from quambench.core.stopping import as_interrupts, at_once
 
 with at_once():  # torch takes seconds
     from quambench.absent import Run
     from quambench.case import Case, Protocol
     from quambench.collected import SKIPPED, Collected, Item, Row, suite_of
-    from quambench.errors import BadArtefact, BadParameter, NotWritten, QuambenchError, UnknownName
+    from quambench.core.errors import BadArtefact, BadParameter, NotWritten, QuambenchError, UnknownName
+    from quambench.core.plain_text import plain, spelled_for
+    from quambench.core.provenance import merged, provenance, ran_here
     from quambench.gate.probes import all_probes
     from quambench.gate.verdicts import Verdict
     from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
     from quambench.models.checkpoint import bundled_names
     from quambench.options import asked_by, session_of
-    from quambench.plain_text import plain, spelled_for
-    from quambench.provenance import merged, provenance, ran_here
     from quambench.report import terminal, write_report
     from quambench.session import INPUT_ERRORS, Session
 

@@ -12,14 +12,16 @@ from typing import Protocol as TypingProtocol
 import torch
 from torch import Tensor
 
-from quambench.allocator import keep_freed_memory
 from quambench.arrange import arrange, channel_statistics, groups_of, order_of
 from quambench.calibrate import Calibration, Task, calibrate, check_calibration, digest_of, each
 from quambench.case import LARGER, Case, Protocol, check_fit, protocol_hash
+from quambench.core.errors import BadArtefact, BadParameter
+from quambench.core.memory import keep_freed_memory
+from quambench.core.plugins import calling
+from quambench.core.scratch import scratch
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import check_count, spread_windows
-from quambench.errors import BadArtefact, BadParameter
 from quambench.evaluate import (
     WINDOW_BATCH,
     EvalData,
@@ -39,7 +41,6 @@ from quambench.models.backbone import LanguageModel
 from quambench.models.checkpoint import Checkpoint
 from quambench.models.host import Guest, on_host
 from quambench.observers import ObserverSpec
-from quambench.outside import calling
 from quambench.policy import Sensitivity
 from quambench.quant.fuse import prepare
 from quambench.quant.granularity import UNQUANTIZED
@@ -47,7 +48,6 @@ from quambench.quant.precision import Precision
 from quambench.quant.quantized import Disturb, QuantizedModel, undisturbed
 from quambench.quant.weights import Weight
 from quambench.refine import Refined
-from quambench.scratch import scratch
 from quambench.sensitivity import measure
 
 CPU = torch.device("cpu")

@@ -29,16 +29,16 @@ from joblib import cpu_count
 
 from quambench import evaluate
 from quambench.case import Case, Protocol
-from quambench.errors import BadParameter, QuambenchError
+from quambench.core.errors import BadParameter, QuambenchError
+from quambench.core.plugins import one_line
+from quambench.core.provenance import machine_class
+from quambench.core.scratch import scratch
+from quambench.core.workers import Answer, Crew, Job, serve
 from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.gate.faults import FAULTS, SCAN_INPUT, Fault
 from quambench.gate.verdicts import Status, Verdict
-from quambench.outside import one_line
-from quambench.provenance import machine_class
 from quambench.runner import ModelRun
-from quambench.scratch import scratch
 from quambench.session import Session
-from quambench.workers import Answer, Crew, Job, serve
 
 MODELS = ("mamba-tiny", "mamba2-tiny")
 OBSERVER = "percentile[alpha=0.999,sigma=0.05]"  # no parameter is its own complement, none a default

@@ -12,8 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from quambench.case import Case, Protocol, asks_tasks, is_full
-from quambench.data.corpus import Corpus, load_corpus
-from quambench.errors import (
+from quambench.core.errors import (
     BadArtefact,
     BadCheckpoint,
     BadCorpus,
@@ -25,6 +24,9 @@ from quambench.errors import (
     NotWritten,
     OutsideFailed,
 )
+from quambench.core.plugins import one_line, place_of
+from quambench.core.provenance import machine_class, provenance
+from quambench.data.corpus import Corpus, load_corpus
 from quambench.evaluate import WINDOW_BATCH
 from quambench.gate import probes
 from quambench.gate.arrays import Evidence
@@ -38,8 +40,6 @@ from quambench.gate.rerun import Job, in_words, rerun
 from quambench.gate.verdicts import Status, Verdict, judge
 from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
-from quambench.outside import one_line, place_of
-from quambench.provenance import machine_class, provenance
 from quambench.runner import Known, ModelRun, Progress
 
 PROBE_STATUS = {

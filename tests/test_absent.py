@@ -528,7 +528,7 @@ def test_how_to_record_cases_is_told_where_some_are_new_and_nowhere_else(run, py
 
 def test_input_that_is_no_use_ends_the_run_in_one_line(run, pytester):
     spoilt = """
-from quambench.errors import BadCorpus
+from quambench.core.errors import BadCorpus
 from quambench.session import Session
 
 def no_text(self, suite, case):

@@ -14,8 +14,7 @@ PACKAGE = ROOT / "quambench"
 
 # Left to right: a module may import its own row and the rows above it, never one below.
 ORDER = (
-    {"errors", "registry", "spec", "allocator", "outside", "files", "plain_text", "stopping", "pointers", "reading"}
-    | {"processes", "scratch", "git"},
+    {"core"},
     {"models.config", "data"},
     {"models", "models.backbone", "models.host", "models.mamba", "models.mamba2", "models.sites", "models.checkpoint"},
     {"grouping"},
@@ -39,12 +38,11 @@ ORDER = (
     {"decoding"},
     {"evaluate"},
     {"models.zoo"},  # training: ends in a checkpoint, is judged by evaluation
-    {"runner", "provenance"},
+    {"runner"},
     {"harness"},
     {"latency"},
     {"gate"},
     {"report"},
-    {"workers"},
     {"session", "compare", "claims"},
     {"selftest", "scheduling", "collected", "marks", "error_rates"},
     {"absent", "options"},

@@ -12,7 +12,7 @@ import torch
 
 from quambench.calibrate import Calibration, check_calibration
 from quambench.case import Case
-from quambench.errors import BadArtefact, BadCheckpoint, BadParameter, QuambenchError, UnknownName
+from quambench.core.errors import BadArtefact, BadCheckpoint, BadParameter, QuambenchError, UnknownName
 from quambench.gate.forms import check_arrays, check_entry, check_scales
 from quambench.grouping import GroupingSpec
 from quambench.interchange.quamba import from_act_scales, to_act_scales

@@ -17,7 +17,7 @@ from quambench import arrange as arranging
 from quambench import calibrate as calibration
 from quambench.arrange import arrange, channel_statistics, groups_of, order_of
 from quambench.calibrate import Calibration, Task, calibrate
-from quambench.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
+from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
 from quambench.gate.record import scale_steps_apart
 from quambench.grouping import GroupingSpec, Groups
 from quambench.models import ModelConfig, build

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from quambench.case import Case, Protocol, asks_tasks, check_fit, is_full, protocol_hash
-from quambench.errors import BadParameter, UnknownName
+from quambench.core.errors import BadParameter, UnknownName
 from quambench.observers import ObserverSpec
 from quambench.observers.running_max import RunningMax
 from quambench.policy import PolicySpec

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from quambench import evaluate as evaluation
 from quambench.case import Protocol
+from quambench.core.errors import BadCorpus, NonFinite
 from quambench.data.corpus import Document
 from quambench.data.recall import VOCAB_SIZE, long_sequences
 from quambench.data.recall import sequences as recall_sequences
@@ -19,7 +20,6 @@ from quambench.data.tasks import LastWordItems, last_word_items
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import rest_windows, sequence_windows, spread_windows
 from quambench.decoding import CHECKPOINTS, answers_right, decode, states_along
-from quambench.errors import BadCorpus, NonFinite
 from quambench.gate.arrays import REFERENCE_TOLERANCE
 from quambench.models import ModelConfig, build
 from quambench.models.sites import sites_of

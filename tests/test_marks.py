@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quambench import marks
 from quambench.case import Case
-from quambench.errors import BadParameter, QuambenchError, UnknownName
+from quambench.core.errors import BadParameter, QuambenchError, UnknownName
 from quambench.marks import Asked, CasesMark, NoCase
 from quambench.models.checkpoint import load_checkpoint
 from quambench.session import Session

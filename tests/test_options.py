@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from quambench import options, pytest_plugin
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.options import asked_by, session_of
 
 OUTSIDE = (

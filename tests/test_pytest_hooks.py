@@ -10,7 +10,7 @@ import pytest
 from quambench import pytest_plugin as plugin
 from quambench import scheduling
 from quambench.collected import Collected, Row
-from quambench.errors import BadCorpus
+from quambench.core.errors import BadCorpus
 from quambench.gate.verdicts import Status, Verdict
 from quambench.marks import Asked
 

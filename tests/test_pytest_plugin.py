@@ -253,7 +253,7 @@ def test_text_shorter_than_a_window_is_exit_code_4(run, pytester, workers):
 def test_answers_that_cannot_be_read_are_exit_code_4(run, pytester, workers):
     (pytester.path / "suites" / "test_probes.py").write_text("def test_probe(probe, judge_probe): judge_probe(probe)")
     fault = (
-        "from quambench.errors import BadArtefact; from quambench.gate import probes\n"
+        "from quambench.core.errors import BadArtefact; from quambench.gate import probes\n"
         "def refuse(**_): raise BadArtefact('the answers are corrupt')\nprobes.check = refuse"
     )
     result = run("-k", "half_even", *workers, fault=fault)

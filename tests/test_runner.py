@@ -12,13 +12,14 @@ import weakref
 import pytest
 import torch
 
-from quambench import arrange, outside, runner
+from quambench import arrange, runner
 from quambench.calibrate import Calibration
 from quambench.case import Case
+from quambench.core import plugins
+from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, OutsideFailed
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
-from quambench.errors import BadArtefact, BadCorpus, BadParameter, OutsideFailed
 from quambench.evaluate import EvalData, evaluate, evaluate_answers, float_answers
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
@@ -224,7 +225,7 @@ def heads(world, tmp_path_factory):
 def from_outside(monkeypatch):
     """This module under a name that can be imported, and no source noted."""
     monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
-    monkeypatch.setattr(outside, "_sources", {})
+    monkeypatch.setattr(plugins, "_sources", {})
 
 
 def largest_over_127(model, sequences):

@@ -11,7 +11,7 @@ import pytest
 
 from quambench import selftest as module
 from quambench.cli.main import main
-from quambench.errors import QuambenchError
+from quambench.core.errors import QuambenchError
 from quambench.gate.faults import FAULTS, Fault
 from quambench.models.checkpoint import load_checkpoint
 from quambench.selftest import CLEAN_SETTINGS, Clean, Ground, Outcome, Report, clean_settings, selftest

@@ -11,7 +11,7 @@ import torch
 
 from quambench import session as module
 from quambench.case import LARGER, Case, Protocol
-from quambench.errors import BadArtefact, BrokenJudge, NewerSchema, NotWritten
+from quambench.core.errors import BadArtefact, BrokenJudge, NewerSchema, NotWritten
 from quambench.gate.faults import FAULTS
 from quambench.gate.probes import records
 from quambench.gate.verdicts import Status, Verdict

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, Self
 from scipy import stats
 from torch import Tensor
 
-from quambench.registry import Registry
+from quambench.core.registry import Registry
 
 if TYPE_CHECKING:
     from quambench.claims.sources import Sources

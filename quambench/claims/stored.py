@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quambench.case import FULL, QUICK, Case, Protocol
 from quambench.claims.base import LEVEL, MNAT, POINTS, CannotMeasure, Interval, Measured, Unit
-from quambench.errors import BadParameter, UnknownName
+from quambench.core.errors import BadParameter, UnknownName
 from quambench.gate.baselines import BaselineStore
 from quambench.gate.noise import terms_of
 from quambench.gate.record import Record

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from quambench.allocator import keep_freed_memory
 from quambench.cli.options import check_out, progress_bars, refuse_beside, show
-from quambench.errors import BadParameter
-from quambench.files import write
+from quambench.core.errors import BadParameter
+from quambench.core.files import write
+from quambench.core.memory import keep_freed_memory
+from quambench.core.provenance import provenance
 from quambench.latency.bars import Bar, Memory, conv_bars, model_bars
 from quambench.latency.drill import Drill, drill
 from quambench.latency.gate import latency_class
 from quambench.latency.interleave import Ratio, interleaved
 from quambench.latency.kernels import SHAPES, Rates, rows
 from quambench.latency.models import CONFIGS
-from quambench.provenance import provenance
 from quambench.runner import Progress
 
 

@@ -23,9 +23,9 @@ from quambench.cli.options import (
     progress_bars,
     show,
 )
-from quambench.errors import BadParameter, check_writable
+from quambench.core.errors import BadParameter, check_writable
+from quambench.core.plain_text import plain
 from quambench.models.checkpoint import checked_device, load_checkpoint
-from quambench.plain_text import plain
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
 from quambench.quant.weights import LARGEST

@@ -12,12 +12,12 @@ from quambench.claims.fresh import Fresh
 from quambench.claims.render import Section, document, markdown, terminal
 from quambench.claims.stored import Shelf
 from quambench.cli.options import check_out, progress_bars, show
-from quambench.errors import BadArtefact, NotWritten
-from quambench.files import write
+from quambench.core.errors import BadArtefact, NotWritten
+from quambench.core.files import write
+from quambench.core.plain_text import plain
+from quambench.core.provenance import machine_class
 from quambench.gate.baselines import BaselineStore
 from quambench.models.checkpoint import bundled_names
-from quambench.plain_text import plain
-from quambench.provenance import machine_class
 from quambench.runner import Progress
 
 

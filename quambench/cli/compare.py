@@ -8,10 +8,10 @@ from pathlib import Path
 from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_observers, check_corpus, progress_bars, show, write_each
 from quambench.compare import compare
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
+from quambench.core.provenance import provenance
 from quambench.gate.worker import Task
 from quambench.models.checkpoint import bundled_names
-from quambench.provenance import provenance
 from quambench.report import check_report, terminal, write_report
 
 OBSERVERS = ("percentile[alpha=0.9995]", "running_max")

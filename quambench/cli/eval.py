@@ -24,11 +24,11 @@ from quambench.cli.options import (
     note,
     progress_bars,
 )
+from quambench.core.errors import BadParameter
+from quambench.core.plain_text import plain
 from quambench.data.recall import TASKS
-from quambench.errors import BadParameter
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import checked_device, load_checkpoint
-from quambench.plain_text import plain
 from quambench.runner import ModelRun
 
 SHOWN = (

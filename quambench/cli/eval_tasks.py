@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.harness import check_installed
 from quambench.harness.asking import FLOAT
 from quambench.harness.subject import Subject, case_subject, float_subject, saved_subject

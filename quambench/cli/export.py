@@ -7,10 +7,10 @@ from pathlib import Path
 
 from quambench.calibrate import Calibration
 from quambench.cli.options import add_format, check_out
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
+from quambench.core.plain_text import plain
+from quambench.core.provenance import code_digest
 from quambench.interchange import quamba_file
-from quambench.plain_text import plain
-from quambench.provenance import code_digest
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from quambench.cli.options import add_format
-from quambench.errors import check_writable
+from quambench.core.errors import check_writable
+from quambench.core.plain_text import plain
 from quambench.interchange import quamba_file
 from quambench.models.checkpoint import load_checkpoint
-from quambench.plain_text import plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,10 +8,10 @@ from contextlib import chdir, suppress
 from pathlib import Path
 
 from quambench.case import Case
-from quambench.errors import BadParameter, NotWritten, check_writable
-from quambench.files import write
-from quambench.plain_text import plain
-from quambench.reading import is_folder
+from quambench.core.errors import BadParameter, NotWritten, check_writable
+from quambench.core.files import write
+from quambench.core.plain_text import plain
+from quambench.core.reading import is_folder
 
 CONFTEST = '''"""Puts this repository's calibration code under quambench's gate: pytest suites/"""
 

@@ -10,6 +10,7 @@ from typing import cast
 
 from tabulate import tabulate
 
+from quambench.core.spec import Value, written
 from quambench.grouping import GROUPINGS, GroupingSpec
 from quambench.harness import offered_tasks
 from quambench.metrics import METRICS
@@ -20,7 +21,6 @@ from quambench.policy import POLICIES
 from quambench.policy.base import PER_TENSOR, groupings
 from quambench.quant.granularity import GRANULARITIES
 from quambench.refine import REFINEMENTS
-from quambench.spec import Value, written
 
 Rows = list[dict[str, object]]
 

@@ -15,10 +15,10 @@ from importlib import import_module
 from keyword import iskeyword
 from typing import NoReturn
 
-from quambench.errors import QuambenchError
-from quambench.files import why
-from quambench.plain_text import plain, print_anywhere
-from quambench.stopping import as_interrupts, at_once, code_of
+from quambench.core.errors import QuambenchError
+from quambench.core.files import why
+from quambench.core.plain_text import plain, print_anywhere
+from quambench.core.stopping import as_interrupts, at_once, code_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from quambench.core.errors import BadParameter, NotWritten, check_name, check_writable
+from quambench.core.files import check_replaceable
+from quambench.core.plain_text import plain
 from quambench.data.corpus import Corpus, load_corpus
-from quambench.errors import BadParameter, NotWritten, check_name, check_writable
-from quambench.files import check_replaceable
 from quambench.models.checkpoint import recalls
-from quambench.plain_text import plain
 from quambench.runner import Progress as Report
 
 

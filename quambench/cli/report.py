@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quambench.errors import BadArtefact
+from quambench.core.errors import BadArtefact
+from quambench.core.plain_text import plain
+from quambench.core.reading import is_file, is_folder, shown
 from quambench.gate.baselines import read_baseline
 from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict
-from quambench.plain_text import plain
-from quambench.reading import is_file, is_folder, shown
 from quambench.report import REPORTS, terminal
 from quambench.report.json import document
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from tabulate import tabulate
 
 from quambench.cli.options import add_corpus, check_corpus, check_counts, progress_bars, refuse_beside
+from quambench.core.errors import UnknownName
 from quambench.error_rates import Power, Rate, error_rates, powers
-from quambench.errors import UnknownName
 from quambench.gate.faults import FAULTS
 from quambench.selftest import MODELS, Report, selftest
 

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_model, check_corpus, corpus_of, progress_bars
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models.checkpoint import load_checkpoint
 from quambench.quant.recipe import WeightRecipe
 from quambench.runner import ModelRun

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from quambench.allocator import keep_freed_memory
 from quambench.cli.options import progress_bars
+from quambench.core.errors import BadParameter, check_writable
+from quambench.core.memory import keep_freed_memory
+from quambench.core.plain_text import plain
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import sequences
 from quambench.data.tasks import last_word_items
 from quambench.data.windows import full_windows
-from quambench.errors import BadParameter, check_writable
 from quambench.evaluate import last_word_correct
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.zoo.recipe import RECIPES
 from quambench.models.zoo.source import bits_per_byte, recall_accuracy
 from quambench.models.zoo.train import publish, train
-from quambench.plain_text import plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from quambench.errors import BadCorpus
-from quambench.pointers import check_fetched
-from quambench.reading import Unreadable, parse_json, read_bytes, shown
+from quambench.core.errors import BadCorpus
+from quambench.core.pointers import check_fetched
+from quambench.core.reading import Unreadable, parse_json, read_bytes, shown
 
 PARTS = ("train", "calibration", "validation", "test")
 # Of a corpus from outside, by characters; nothing is trained on it.

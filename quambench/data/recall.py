@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quambench.core.errors import BadParameter
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadParameter
 
 START, BLANK, ASK, TRIGGER = range(4)
 N_SYMBOLS = 62  # keys, and as many values

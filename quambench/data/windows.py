@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quambench.core.errors import BadCorpus, BadParameter
 from quambench.data.corpus import Document
 from quambench.data.recall import RecallSequences
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadCorpus, BadParameter
 
 
 @dataclass(frozen=True, slots=True)

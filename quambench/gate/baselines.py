@@ -22,15 +22,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from quambench.errors import BadArtefact, NewerSchema, NotWritten
-from quambench.files import locked, remove, write
+from quambench.core.errors import BadArtefact, NewerSchema, NotWritten
+from quambench.core.files import locked, remove, write
+from quambench.core.pointers import check_fetched
+from quambench.core.reading import Unreadable, is_file, parse_json, read_bytes, shown
 from quambench.gate.forms import check_arrays, check_entry, check_scales
 from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import Measurement, Metric, metrics_of
-from quambench.pointers import check_fetched
-from quambench.reading import Unreadable, is_file, parse_json, read_bytes, shown
 
 _SEPARATOR = "//"  # between case id and array name
 _REST = "rest."  # before the names of a second look's arrays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from quambench.errors import NonFinite
+from quambench.core.errors import NonFinite
 
 
 def beyond(value: float, limit: float, what: str) -> bool:

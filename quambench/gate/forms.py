@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quambench.reading import number, scalar, shown, text
+from quambench.core.reading import number, scalar, shown, text
 
 Axis = int | str
 """A length; or a letter: one length for all arrays of a group, those whose names begin alike."""

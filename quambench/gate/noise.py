@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from quambench.errors import NonFinite
+from quambench.core.errors import NonFinite
 from quambench.gate.arrays import Evidence, lost, most, moved, noisy_names, root_mean_square
 from quambench.gate.deciding import beyond, larger
 from quambench.gate.stats import log_ratio

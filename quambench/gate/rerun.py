@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quambench import processes
 from quambench.case import Case
+from quambench.core import processes
+from quambench.core.scratch import scratch
 from quambench.data.corpus import load_corpus
 from quambench.evaluate import WINDOW_BATCH
 from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import load_checkpoint
 from quambench.runner import ModelRun
-from quambench.scratch import scratch
 
 OTHER_BATCH = WINDOW_BATCH - 5  # divides neither the windows nor the usual batch
 

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from quambench.case import FULL, Case, Protocol
+from quambench.core.errors import QuambenchError
+from quambench.core.provenance import provenance
 from quambench.data.corpus import load_corpus
-from quambench.errors import QuambenchError
 from quambench.gate import probes
 from quambench.gate.baselines import write_baseline
 from quambench.gate.comparisons import gated
 from quambench.gate.noise import disturbance, spread
 from quambench.gate.record import record_of
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
-from quambench.provenance import provenance
 from quambench.runner import ModelRun
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping.base import GROUPINGS, ChannelStatistics, Grouping
 from quambench.grouping.cluster import METHODS, by_layer, cluster
 from quambench.grouping.groups import Groups

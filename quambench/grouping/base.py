@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from quambench.core.registry import Registry
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
-from quambench.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping.base import ChannelStatistics
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
+from quambench.core.plugins import Kind, calling
 from quambench.grouping.base import GROUPINGS, ChannelStatistics, Grouping
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
-from quambench.outside import Kind, calling
 
 GROUPING = Kind("grouping")
 PARAMETERS = ("tensor", "headdim", "ssd_ngroups", "group_heads", "nhead_groups", "ndim_groups")

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from quambench.errors import UnknownName
+from quambench.core.errors import UnknownName
+from quambench.core.spec import Spec
 from quambench.grouping.base import GROUPINGS, Grouping
 from quambench.grouping.outside import find_outside, is_outside
-from quambench.spec import Spec
 
 _NUMBERS = re.compile(r"(0|[1-9][0-9]{0,5})x(0|[1-9][0-9]{0,5})")  # no model has a million heads
 

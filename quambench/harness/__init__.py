@@ -12,7 +12,7 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from quambench.errors import MissingExtra
+from quambench.core.errors import MissingExtra
 
 MODEL_NAME = "quambench"  # lm_eval run --model quambench
 

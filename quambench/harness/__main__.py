@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from quambench.errors import BadParameter, QuambenchError
+from quambench.core.errors import BadParameter, QuambenchError
 from quambench.harness import check_installed, tasks_folder
 
 USAGE = """\

@@ -14,8 +14,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from quambench.allocator import keep_freed_memory
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
+from quambench.core.memory import keep_freed_memory
 from quambench.harness import MODEL_NAME
 from quambench.harness.scoring import Asked, generate, log_likelihoods
 from quambench.harness.subject import Subject, subject_of

@@ -12,11 +12,11 @@ from typing import Any
 
 import datasets
 
+from quambench.core.errors import BadCorpus
 from quambench.data import recall
 from quambench.data.choices import Choice, cloze, continuations, in_turn
 from quambench.data.corpus import Document, load_corpus
 from quambench.data.tasks import passages
-from quambench.errors import BadCorpus
 from quambench.harness import adapter  # noqa: F401  (registers the model)
 
 Row = Mapping[str, Any]

@@ -21,13 +21,13 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from torch import Tensor
 
-from quambench.errors import BadCorpus, BadParameter, OutsideFailed, QuambenchError, UnknownName
+from quambench.core.errors import BadCorpus, BadParameter, OutsideFailed, QuambenchError, UnknownName
+from quambench.core.plugins import one_line
 from quambench.harness import offered_tasks, tasks_folder
 from quambench.harness.adapter import BATCH, QuambenchLM
 from quambench.harness.items import digest
 from quambench.harness.subject import Subject
 from quambench.metrics.tasks import SCORE, UNITS
-from quambench.outside import one_line
 
 FIRST_CHOICE = ("acc", "exact_match")  # what is judged of a task that reports several metrics; else its first
 # The harness makes these of all documents' log-likelihoods; document by document they are losses, in nats.

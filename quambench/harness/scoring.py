@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quambench.core.errors import NonFinite
 from quambench.decoding import Model
-from quambench.errors import NonFinite
 from quambench.models.backbone import LayerState
 
 Ids = Sequence[int]

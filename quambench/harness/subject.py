@@ -11,10 +11,10 @@ import torch
 
 from quambench.calibrate import Calibration
 from quambench.case import Case
+from quambench.core.errors import BadParameter
 from quambench.data.corpus import load_corpus
 from quambench.data.tokenizer import Tokenizer
 from quambench.decoding import Model
-from quambench.errors import BadParameter
 from quambench.models.checkpoint import DTYPES, Checkpoint, checked_device, load_checkpoint
 from quambench.models.host import on_host
 from quambench.quant.quantized import QuantizedModel

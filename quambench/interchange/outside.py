@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
+from quambench.core.plugins import Kind
 from quambench.grouping import Groups
 from quambench.interchange.quamba import HEAD_KEY, KEYS, ReorderParams, reorder_params_of
 from quambench.models.backbone import LanguageModel
 from quambench.models.sites import layer_of, local_name
-from quambench.outside import Kind
 
 CALIBRATION = Kind("calibration")
 HEAD = -1  # the layer of lm_head's key: act_scales' last entry

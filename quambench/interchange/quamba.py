@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from quambench.calibrate import Calibration, check_calibration
-from quambench.errors import BadArtefact, BadParameter
+from quambench.core.errors import BadArtefact, BadParameter
 from quambench.grouping import Groups
 from quambench.models.config import ModelConfig
 from quambench.models.sites import SITES, layer_of, local_name, sites_of

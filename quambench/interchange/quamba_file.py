@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from quambench import files
 from quambench.calibrate import Calibration
-from quambench.errors import BadArtefact
+from quambench.core import files
+from quambench.core.errors import BadArtefact
+from quambench.core.pointers import check_fetched
+from quambench.core.reading import Unreadable, check_archive, is_file, is_folder, shown, text
 from quambench.interchange.quamba import from_act_scales, to_act_scales
 from quambench.models.checkpoint import Checkpoint
-from quambench.pointers import check_fetched
-from quambench.reading import Unreadable, check_archive, is_file, is_folder, shown, text
 
 SCHEMA = 1
 
@@ -29,7 +29,7 @@ SCHEMA = 1
 def write(path: Path, calibration: Calibration, code: str) -> None:
     """The file appears whole or not at all, in a folder that is made where there is none; one that is there goes.
 
-    code  digest of the code that writes (quambench/provenance.py)
+    code  digest of the code that writes (quambench/core/provenance.py)
     raises BadParameter where Quamba has no place for a scale
     """
     act_scales, reorder_params = to_act_scales(calibration)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from quambench.allocator import give_back
+from quambench.core.memory import give_back
 from quambench.latency.interleave import Call, Ratio, interleaved
 from quambench.latency.kernels import SHAPES, conv_by_table, conv_eager
 from quambench.latency.models import Pair, n_bytes, pair, transformers_model

@@ -23,13 +23,13 @@ from quambench_kernels.hadamard_quantize import cpu
 from quambench_kernels.native import why_not
 from scipy import stats
 
-from quambench.allocator import keep_freed_memory
-from quambench.errors import BadArtefact
-from quambench.files import locked, write
+from quambench.core.errors import BadArtefact
+from quambench.core.files import locked, write
+from quambench.core.memory import keep_freed_memory
+from quambench.core.pointers import check_fetched
+from quambench.core.provenance import machine_class
+from quambench.core.reading import Unreadable, mappings, number, read_json, shown
 from quambench.latency.interleave import Make, Ratio, samples
-from quambench.pointers import check_fetched
-from quambench.provenance import machine_class
-from quambench.reading import Unreadable, mappings, number, read_json, shown
 
 SCHEMA = 1
 SETS = 10

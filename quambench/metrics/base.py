@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quambench.registry import Registry
+from quambench.core.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

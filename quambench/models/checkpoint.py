@@ -23,10 +23,10 @@ from quambench_kernels.dispatch import UnavailableError, check_asked
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from quambench.core.errors import BadCheckpoint, BadParameter, MissingExtra, NonFinite, UnknownName
+from quambench.core.files import locked, making, write
 from quambench.data import recall
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadCheckpoint, BadParameter, MissingExtra, NonFinite, UnknownName
-from quambench.files import locked, making, write
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Mixer
 from quambench.models.places import Folder, Place, Repository

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from quambench.errors import BadCheckpoint
+from quambench.core.errors import BadCheckpoint
 
 # Keys of state-spaces' ssm_cfg that only matter for initialising or for choosing a CUDA path.
 _TRAINING_ONLY = {"A_init_range", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_init"}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from quambench.errors import BadCheckpoint, MissingExtra
+from quambench.core.errors import BadCheckpoint, MissingExtra
+from quambench.core.reading import is_file
 from quambench.models.weights import one_line
-from quambench.reading import is_file
 
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?")
 _MEGATRON = "latest_checkpointed_iteration.txt"

@@ -19,10 +19,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from quambench import reading
-from quambench.errors import BadCheckpoint
-from quambench.pointers import check_fetched
-from quambench.reading import Unreadable, check_archive, check_file, shown
+from quambench.core import reading
+from quambench.core.errors import BadCheckpoint
+from quambench.core.pointers import check_fetched
+from quambench.core.reading import Unreadable, check_archive, check_file, shown
 
 PIECE = 1 << 20  # elements handed on at once
 _KEPT = 1 << 23  # bytes of a mapping that may have been touched before it is let go ...

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers.base import OBSERVERS, Observer
 from quambench.observers.batch import Batch
 from quambench.quant.grid import q_max

@@ -14,10 +14,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.core.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.core.registry import Registry
 from quambench.observers.batch import Batch
 from quambench.quant.grid import symmetric_scale
-from quambench.registry import Registry
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers.base import OBSERVERS, check_range
 from quambench.observers.batch import Batch
 from quambench.observers.binned import Binned

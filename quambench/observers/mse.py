@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers.base import OBSERVERS, whole_number
 from quambench.observers.binned import Searching
 from quambench.observers.histogram import Histogram, beyond

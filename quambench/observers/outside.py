@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.core.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.core.plugins import Kind, calling, one_line
 from quambench.observers.base import OBSERVERS, Observer
 from quambench.observers.batch import Batch
-from quambench.outside import Kind, calling, one_line
 from quambench.quant.grid import MIN_SCALE, q_max
 
 OBSERVER = Kind("observer")

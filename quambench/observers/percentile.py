@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers.base import OBSERVERS, Observer, check_range
 from quambench.observers.batch import Batch
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from quambench.core.spec import Spec
 from quambench.observers.base import OBSERVERS, Observer
 from quambench.observers.outside import find_outside
-from quambench.spec import Spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models.config import ModelConfig
 from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping import GROUPINGS
 from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of

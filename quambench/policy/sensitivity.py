@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec

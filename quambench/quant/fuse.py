@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping.groups import Groups
 from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.quant.grid import dequantize, quantize
 from quambench.quant.w4 import BITS, GROUP, GroupedWeight, check_groups, group_step
 

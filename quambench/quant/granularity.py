@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
+from quambench.core.registry import Registry
 from quambench.grouping.groups import Groups
 from quambench.models.config import ModelConfig
 from quambench.models.sites import layer_of, shape_at
-from quambench.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

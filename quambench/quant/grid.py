@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quambench.errors import BadArtefact, BadParameter
+from quambench.core.errors import BadArtefact, BadParameter
 
 MIN_SCALE = 1e-6  # an all-zero tensor still gets a legal scale
 

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 
 _BASES = (1, 12, 40)  # their odd parts differ, so no size is in two families
 

@@ -15,10 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
+from quambench.core.pointers import check_fetched
+from quambench.core.reading import Unreadable, read_json, shown
 from quambench.models.sites import layer_of
-from quambench.pointers import check_fetched
-from quambench.reading import Unreadable, read_json, shown
 
 FLOAT_BITS = 16
 MOST_LAYERS = 10_000  # of a mix; the deepest model that we know of has 64

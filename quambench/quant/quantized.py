@@ -26,7 +26,7 @@ from quambench_kernels.selective_scan import selective_scan
 from quambench_kernels.ssd import ssd
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models.backbone import LanguageModel, LayerState, Tap, in_layer, no_tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba import MambaMixer

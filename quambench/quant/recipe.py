@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers import OBSERVERS, ObserverSpec
 from quambench.quant import w4
 from quambench.quant.gptq import gptq

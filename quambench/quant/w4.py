@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.quant.grid import MIN_SCALE, dequantize, quantize
 from quambench.quant.weights import QuantizedTensor, digest_of, quantize_rows
 

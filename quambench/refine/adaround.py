@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quambench.calibrate import Calibration
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models.backbone import LanguageModel, Tap, in_layer, no_tap
 from quambench.models.sites import layer_of
 from quambench.quant.quantized import QuantizedModel

@@ -10,10 +10,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from quambench.calibrate import Calibration
+from quambench.core.registry import Registry
+from quambench.core.spec import Spec
 from quambench.models.backbone import LanguageModel
 from quambench.quant.quantized import QuantizedModel
-from quambench.registry import Registry
-from quambench.spec import Spec
 
 Progress = Callable[[int, int], None]
 """(steps done, steps in all) -> None"""

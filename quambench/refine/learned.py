@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quambench.calibrate import Calibration
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
 from quambench.quant.quantized import QuantizedModel
 from quambench.refine.base import REFINEMENTS, Progress, Refined

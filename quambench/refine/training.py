@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quambench.calibrate import Calibration
-from quambench.errors import BadCorpus, BadParameter
+from quambench.core.errors import BadCorpus, BadParameter
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba2 import Mamba2Mixer

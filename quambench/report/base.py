@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quambench.errors import BadParameter, check_writable
-from quambench.files import check_replaceable, write
+from quambench.core.errors import BadParameter, check_writable
+from quambench.core.files import check_replaceable, write
+from quambench.core.plain_text import posted
+from quambench.core.registry import Registry
 from quambench.gate.verdicts import Verdict
-from quambench.plain_text import posted
-from quambench.registry import Registry
 
 Renderer = Callable[[Sequence[Verdict], Mapping[str, Any]], str]
 """(verdicts, provenance) -> the report's text"""

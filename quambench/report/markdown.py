@@ -7,8 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from quambench.core.plain_text import as_code, in_markdown
 from quambench.gate.verdicts import Verdict
-from quambench.plain_text import as_code, in_markdown
 from quambench.report.base import REPORTS
 from quambench.report.table import aligned, tables, worst_first
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from quambench.core.plain_text import plain
 from quambench.gate.verdicts import SEVERITY, Verdict
 from quambench.metrics import Measurement
-from quambench.plain_text import plain
 
 # heading, metric, factor: one place to choose what people see first
 COLUMNS = (

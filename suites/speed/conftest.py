@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from tabulate import tabulate
 
+from quambench.core.provenance import provenance
 from quambench.latency.gate import (
     LatencyStore,
     LatencyVerdict,
@@ -18,7 +19,6 @@ from quambench.latency.gate import (
     record,
 )
 from quambench.latency.kernels import SHAPES, Rates, Row, rows
-from quambench.provenance import provenance
 from quambench.pytest_plugin import SESSION
 
 ROWS = pytest.StashKey[list[list[str]]]()

@@ -15,8 +15,8 @@ from quambench.calibrate import Calibration
 from quambench.case import Protocol
 from quambench.cli.eval_tasks import _compared, _json
 from quambench.cli.main import COMMANDS, main
+from quambench.core.errors import NotWritten
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import NotWritten
 from quambench.metrics import METRICS, Measurement
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint

@@ -13,7 +13,7 @@ import pytest
 
 from quambench.cli.main import COMMANDS, main
 from quambench.cli.options import note, show, write_each
-from quambench.errors import NotWritten
+from quambench.core.errors import NotWritten
 
 BESIDE = {"eval": ["quambench.cli.eval_tasks"]}  # modules that read a command's options too
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from quambench.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.core.errors import BadParameter, NonFinite, SiteUnseen
 from quambench.observers import OBSERVERS, Observer, ObserverSpec
 from quambench.observers.batch import Batch
 from quambench.observers.histogram import MOST_DIGITS

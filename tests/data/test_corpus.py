@@ -11,9 +11,9 @@ from collections import Counter
 
 import pytest
 
+from quambench.core.errors import BadCorpus
 from quambench.data import corpus as corpora
 from quambench.data.corpus import PARTS, load_corpus
-from quambench.errors import BadCorpus
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(file))
 
     lines = lines_file(tmp_path / "x.jsonl", "a", "b", "c")
-    monkeypatch.setattr("quambench.reading.os.open", refused)  # root may read all
+    monkeypatch.setattr("quambench.core.reading.os.open", refused)  # root may read all
     with pytest.raises(BadCorpus, match=r"^cannot read [^\n]*x\.jsonl: Permission denied$"):
         load_corpus(lines)
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quambench.core.errors import BadParameter
 from quambench.data.recall import (
     ASK,
     BLANK,
@@ -26,7 +27,6 @@ from quambench.data.recall import (
     sequences,
     tokenizer,
 )
-from quambench.errors import BadParameter
 
 rungs = st.sampled_from(sorted(LADDERS)).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, LADDERS[t][-1])))
 

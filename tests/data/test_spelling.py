@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Theirs
 
+from quambench.core.errors import BadCheckpoint
 from quambench.data.corpus import Document
 from quambench.data.spelling import bytes_of_tokens
 from quambench.data.tokenizer import END_OF_TEXT, Tokenizer
 from quambench.data.windows import bytes_of_windows, full_windows, spread_windows
-from quambench.errors import BadCheckpoint
 
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 WORDS = ["▁", "t", "h", "e", "a", "é", "th", "he", "▁t", "▁a", "▁▁", "▁th"]

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer as Theirs
 from tokenizers import models, processors
 
+from quambench.core.errors import BadCheckpoint
 from quambench.data.tokenizer import END_OF_TEXT, Tokenizer
-from quambench.errors import BadCheckpoint
 
 TEXT = "a text of more than eight bytes"
 

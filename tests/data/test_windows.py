@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quambench.core.errors import BadCheckpoint, BadCorpus, BadParameter
 from quambench.data.corpus import Document
 from quambench.data.recall import sequences
 from quambench.data.tasks import MAX_WORDS, MIN_WORDS, last_word_items, passages
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import full_windows, rest_windows, sequence_windows, spread_windows
-from quambench.errors import BadCheckpoint, BadCorpus, BadParameter
 
 LINE = "We the people hold that the union of the people shall stand, and shall stand for all of the people. "
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quambench.errors import QuambenchError
+from quambench.core.errors import QuambenchError
 
 PATIENCE = 20  # seconds that one mutant may take
 MEMORY = 2 << 30  # bytes that one mutant may add to what the process has

@@ -31,9 +31,9 @@ from safetensors.torch import load, save
 from quambench.calibrate import Calibration, check_calibration
 from quambench.case import Case, check_fit, protocol_hash
 from quambench.cli.main import main
+from quambench.core.errors import BadArtefact, QuambenchError
 from quambench.data.corpus import load_corpus
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadArtefact, QuambenchError
 from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, read_baseline, write_baseline
 from quambench.gate.record import Record

@@ -27,7 +27,7 @@ try:
 finally:
     sys.path.remove(str(HERE))
 
-from quambench.errors import BadParameter  # noqa: E402 (kinds stand beside this file, on no path)
+from quambench.core.errors import BadParameter  # noqa: E402 (kinds stand beside this file, on no path)
 
 COUNT = {
     "argv": 30,

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from quambench.errors import BadArtefact, NewerSchema, NotWritten
+from quambench.core.errors import BadArtefact, NewerSchema, NotWritten
 from quambench.gate import baselines
 from quambench.gate.baselines import BaselineStore, read_baseline, remove_baseline, write_baseline
 from quambench.gate.migrations import SCHEMA, STEPS

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quambench.errors import NonFinite
+from quambench.core.errors import NonFinite
 from quambench.gate.comparisons import Comparison, compare, least_change
 from quambench.gate.noise import Noise, terms_of
 from quambench.gate.stats import Paired, paired

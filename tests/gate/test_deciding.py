@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quambench.errors import NonFinite
+from quambench.core.errors import NonFinite
 from quambench.gate.deciding import beyond, larger
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quambench.errors import NonFinite
+from quambench.core.errors import NonFinite
 from quambench.gate import findings
 from quambench.gate.comparisons import compare
 from quambench.gate.findings import Finding

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quambench.errors import NonFinite
+from quambench.core.errors import NonFinite
 from quambench.gate import noise
 from quambench.gate.arrays import most
 from quambench.gate.comparisons import GATED

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quambench.errors import BadArtefact
+from quambench.core.errors import BadArtefact
 from quambench.gate import probes
 from quambench.gate.probes import ProbeResult, all_probes, check, record
 from quambench.gate.probes.base import Answer, Probe

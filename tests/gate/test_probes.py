@@ -10,7 +10,7 @@ import torch
 from quambench_kernels import dispatch
 
 from quambench.case import Case
-from quambench.errors import BadArtefact
+from quambench.core.errors import BadArtefact
 from quambench.gate import probes
 from quambench.gate.faults import FAULTS
 from quambench.gate.faults.base import BOTH

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping import ChannelStatistics, GroupingSpec
 from quambench.grouping.adaptive import expected_error
 from quambench.grouping.groups import in_order

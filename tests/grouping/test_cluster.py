@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping import ChannelStatistics, GroupingSpec
 from quambench.grouping.adaptive import expected_error
 from quambench.grouping.cluster import METHODS, by_dynamic_programming, by_first, by_k_means, cluster, halved, runs_of

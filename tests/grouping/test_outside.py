@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import AgglomerativeClustering
 
-from quambench import outside
 from quambench.case import Case
-from quambench.errors import BadParameter, OutsideFailed, UnknownName
+from quambench.core import plugins
+from quambench.core.errors import BadParameter, OutsideFailed, UnknownName
+from quambench.core.provenance import provenance
 from quambench.grouping import ChannelStatistics, GroupingSpec
 from quambench.grouping.cluster import cluster
 from quambench.grouping.outside import FromOutside, adapted, checked_groups
 from quambench.models import ModelConfig
-from quambench.provenance import provenance
 
 CONFIG = ModelConfig(
     architecture="mamba2", d_model=16, n_layers=2, vocab_size=8, d_state=3, head_dim=8, n_groups=2
@@ -54,7 +54,7 @@ def importable(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
-    monkeypatch.setattr(outside, "_sources", {})
+    monkeypatch.setattr(plugins, "_sources", {})
 
 
 def statistics(seed):
@@ -100,7 +100,7 @@ def test_a_case_names_it_and_provenance_tells_its_source():
 
 
 def test_an_installed_package_gives_a_name(monkeypatch):
-    monkeypatch.setattr(outside, "installed", lambda kind: {"theirs": f"{HERE}:in_halves"})
+    monkeypatch.setattr(plugins, "installed", lambda kind: {"theirs": f"{HERE}:in_halves"})
     assert Case.parse("m", "running_max/theirs").grouping == "theirs"
     assert issubclass(GroupingSpec.parse("theirs").found(), FromOutside)
 
@@ -169,7 +169,7 @@ def test_what_fits_another_model_is_refused(function, got):
 
 def test_no_package_takes_our_own_names(monkeypatch):
     monkeypatch.setattr(
-        outside, "installed", lambda kind: dict.fromkeys(("adaptive", "quamba2", "gptq"), f"{HERE}:in_halves")
+        plugins, "installed", lambda kind: dict.fromkeys(("adaptive", "quamba2", "gptq"), f"{HERE}:in_halves")
     )
     assert not issubclass(GroupingSpec.parse("adaptive").found(), FromOutside)
     case = Case.parse("m", "running_max/4x4/quamba2/w4a8/gptq")

@@ -19,8 +19,8 @@ from lm_eval.api.registry import get_model
 
 from quambench.calibrate import Calibration
 from quambench.case import Case, Protocol
+from quambench.core.errors import BadArtefact, BadParameter, QuambenchError, UnknownName
 from quambench.data.corpus import load_corpus
-from quambench.errors import BadArtefact, BadParameter, QuambenchError, UnknownName
 from quambench.harness.adapter import QuambenchLM, _arguments, _Manner
 from quambench.harness.scoring import Asked, log_likelihoods
 from quambench.harness.subject import Subject, subject_of

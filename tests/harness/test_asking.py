@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from quambench.case import Case, Protocol
+from quambench.core.errors import BadParameter, UnknownName
 from quambench.data.corpus import load_corpus
-from quambench.errors import BadParameter, UnknownName
 from quambench.gate.comparisons import compare, gated
 from quambench.gate.record import record_of
 from quambench.gate.verdicts import judge

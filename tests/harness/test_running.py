@@ -16,12 +16,12 @@ import torch
 import yaml
 
 from quambench.case import Case, Protocol
+from quambench.core.errors import BadCorpus, BadParameter, OutsideFailed, UnknownName
 from quambench.data import recall
 from quambench.data.choices import cloze
 from quambench.data.corpus import load_corpus
 from quambench.data.tasks import endings, last_word_items, passages
 from quambench.decoding import answers_right
-from quambench.errors import BadCorpus, BadParameter, OutsideFailed, UnknownName
 from quambench.evaluate import last_word_correct
 from quambench.harness import offered_tasks, tasks_folder
 from quambench.harness.items import digest

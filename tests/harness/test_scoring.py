@@ -17,8 +17,8 @@ from transformers.models.mamba import modeling_mamba
 from transformers.models.mamba2 import modeling_mamba2
 
 from quambench.case import Case
+from quambench.core.errors import NonFinite
 from quambench.data.corpus import load_corpus
-from quambench.errors import NonFinite
 from quambench.harness.scoring import Asked, generate, log_likelihoods
 from quambench.models import LanguageModel
 from quambench.models.backbone import LayerState

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench import outside
 from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Task, calibrate
 from quambench.case import Case, check_fit
-from quambench.errors import BadParameter, UnknownName
+from quambench.core import plugins
+from quambench.core.errors import BadParameter, UnknownName
+from quambench.core.provenance import provenance
 from quambench.gate.probes import all_probes, rests_on
 from quambench.grouping import GroupingSpec
 from quambench.interchange.outside import FloatModel, find_calibration
@@ -20,7 +21,6 @@ from quambench.interchange.quamba import HEAD_KEY, KEYS, from_act_scales
 from quambench.models import ModelConfig, build
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
-from quambench.provenance import provenance
 from quambench.quant.fuse import prepare
 from quambench.runner import ModelRun
 
@@ -38,7 +38,7 @@ RUNNING_MAX = ObserverSpec("running_max")
 def importable(monkeypatch):
     """This module under a name that can be imported, and no source noted."""
     monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
-    monkeypatch.setattr(outside, "_sources", {})
+    monkeypatch.setattr(plugins, "_sources", {})
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Calibration, Task, calibrate
-from quambench.errors import BadArtefact, BadParameter
+from quambench.core.errors import BadArtefact, BadParameter
 from quambench.grouping import GroupingSpec, Groups
 from quambench.interchange import quamba
 from quambench.interchange.quamba import KEYS, from_act_scales, to_act_scales

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from quambench.calibrate import Calibration
-from quambench.errors import BadArtefact
+from quambench.core.errors import BadArtefact
 from quambench.interchange.quamba import to_act_scales
 from quambench.interchange.quamba_file import read, write
 from quambench.models import ModelConfig

@@ -18,7 +18,7 @@ from quambench_kernels.causal_conv1d.reference import causal_conv1d_ref
 from quambench_kernels.selective_scan.reference import selective_scan_ref
 from quambench_kernels.ssd.reference import ssd_ref
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint
 

@@ -27,7 +27,7 @@ from typing import NoReturn
 from tabulate import tabulate
 from writers import WRITERS, Writer, baseline_ids, put_baseline
 
-from quambench.files import LOCK
+from quambench.core.files import LOCK
 
 HEADINGS = ["writer", "kills", "old", "new", "unreadable", "lost", "left over", "ms a write"]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from quambench.core.errors import BadArtefact
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadArtefact
 from quambench.gate.baselines import read_baseline
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint

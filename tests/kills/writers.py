@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from quambench.calibrate import Calibration
 from quambench.cli.main import main
-from quambench.files import locked, write
+from quambench.core.files import locked, write
 from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.gate.probes import records

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from quambench.errors import BadArtefact
+from quambench.core.errors import BadArtefact
 from quambench.latency import gate
 from quambench.latency.drill import slowed
 from quambench.latency.gate import LEAST_MARGIN, LatencyStore, Recorded, judge, latency_class, measured, record

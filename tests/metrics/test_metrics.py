@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from quambench.errors import UnknownName
+from quambench.core.errors import UnknownName
 from quambench.metrics import METRICS, metrics_of
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quambench.errors import BadCheckpoint, NonFinite, UnknownName
+from quambench.core.errors import BadCheckpoint, NonFinite, UnknownName
 from quambench.models import LanguageModel, ModelConfig, build, checkpoint
 from quambench.models.checkpoint import Checkpoint, bundled_names, load_checkpoint, save_checkpoint
 from quambench.quant.fuse import prepare

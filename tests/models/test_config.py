@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quambench.errors import BadCheckpoint
+from quambench.core.errors import BadCheckpoint
 from quambench.models.config import ModelConfig
 
 # As published with state-spaces/mamba-130m and state-spaces/mamba2-130m.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
-from quambench.errors import BadCheckpoint
+from quambench.core.errors import BadCheckpoint
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 
 ROWS = 264

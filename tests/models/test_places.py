@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from quambench.errors import BadCheckpoint, MissingExtra
+from quambench.core.errors import BadCheckpoint, MissingExtra
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.models.places import Folder, Repository

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
-from quambench.errors import BadParameter, NonFinite
+from quambench.core.errors import BadParameter, NonFinite
 from quambench.models import ModelConfig, backbone, build, checkpoint, mamba, mamba2
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.quant.fuse import prepare

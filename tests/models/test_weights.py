@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quambench.errors import BadCheckpoint
+from quambench.core.errors import BadCheckpoint
 from quambench.models import weights
 from quambench.models.weights import open_weights
 

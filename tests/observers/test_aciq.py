@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers import ObserverSpec, aciq
 from quambench.observers.aciq import GAUSS_BELOW, Aciq, TwoAndAHalfSigma, optimal_clip
 from quambench.quant.grid import q_max

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers import ObserverSpec, batch, dynamic
 from quambench.observers.dynamic import DynamicPercentile
 from quambench.observers.percentile import Percentile

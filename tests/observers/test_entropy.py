@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers import ObserverSpec, entropy
 from quambench.observers.entropy import Entropy, quantized_entropy
 from quambench.observers.histogram import Histogram

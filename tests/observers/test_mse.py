@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers import ObserverSpec, mse
 from quambench.observers.histogram import OCTAVES, Histogram
 from quambench.observers.mse import COARSE, ROUNDS, SPLIT, LeastSquares, in_equal_ratios, mean_squared_error

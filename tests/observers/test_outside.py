@@ -13,18 +13,18 @@ from textwrap import dedent
 import pytest
 import torch
 
-from quambench import outside
 from quambench.calibrate import Task, calibrate
 from quambench.case import Case
+from quambench.core import plugins
+from quambench.core.errors import BadParameter, NonFinite, SiteUnseen, UnknownName
+from quambench.core.provenance import provenance
 from quambench.data.tokenizer import Tokenizer
-from quambench.errors import BadParameter, NonFinite, SiteUnseen, UnknownName
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint
 from quambench.observers import ObserverSpec
 from quambench.observers.outside import OBSERVER
 from quambench.observers.running_max import RunningMax
 from quambench.policy import POLICIES, Assignment
-from quambench.provenance import provenance
 from quambench.quant.fuse import prepare
 
 FAKE_MAX = """
@@ -66,7 +66,7 @@ numbers = count()
 def module(tmp_path, monkeypatch):
     """module(source): the name of a module of that source in the current directory; gone again afterwards."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(outside, "_sources", {})
+    monkeypatch.setattr(plugins, "_sources", {})
     made = []
 
     def write(source: str) -> str:
@@ -129,8 +129,8 @@ def test_a_subclass_of_observer_is_used_as_it_is(module):
 def test_an_installed_package_gives_a_name(module, monkeypatch):
     name = module(FAKE_MAX)
     ours = EntryPoint("theirs", f"{name}:FakeMax", OBSERVER.group)
-    monkeypatch.setattr(outside, "entry_points", lambda group: [ours] if group == OBSERVER.group else [])
-    monkeypatch.setattr(outside, "installed", outside.installed.__wrapped__)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [ours] if group == OBSERVER.group else [])
+    monkeypatch.setattr(plugins, "installed", plugins.installed.__wrapped__)
     spec = ObserverSpec.parse("theirs[clip_ratio=0.5]")
     assert str(spec) == "theirs[clip_ratio=0.5]"
     spec.build().update(torch.ones(1, 1))
@@ -140,9 +140,9 @@ def test_an_installed_package_gives_a_name(module, monkeypatch):
 
 def test_two_packages_may_not_claim_one_name(monkeypatch):
     both = [EntryPoint("x", f"{package}:Max", OBSERVER.group) for package in ("one", "other")]
-    monkeypatch.setattr(outside, "entry_points", lambda group: both)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: both)
     with pytest.raises(BadParameter, match="one:Max and other:Max"):
-        outside.installed.__wrapped__(OBSERVER)
+        plugins.installed.__wrapped__(OBSERVER)
 
 
 # -- refused ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quambench.errors import BadParameter, UnknownName
+from quambench.core.errors import BadParameter, UnknownName
 from quambench.observers import ObserverSpec
 from quambench.observers.batch import Batch
 from quambench.observers.percentile import Percentile, upper_quantile

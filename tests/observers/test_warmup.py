@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.observers import ObserverSpec
 from quambench.observers.percentile import Percentile, WarmupPercentile
 

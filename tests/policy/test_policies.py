@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quambench.errors import BadParameter, UnknownName
+from quambench.core.errors import BadParameter, UnknownName
 from quambench.models import ModelConfig
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec

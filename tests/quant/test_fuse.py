@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.models import ModelConfig, build
 from quambench.quant import fuse
 from quambench.quant.hadamard import hadamard_matrix

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.quant import gptq as module
 from quambench.quant.gptq import accumulate, gptq
 from quambench.quant.grid import MIN_SCALE

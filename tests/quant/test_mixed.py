@@ -11,7 +11,7 @@ import torch
 from quambench_kernels import dispatch
 
 from quambench.calibrate import Task, calibrate
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.hessians import gather_hessians
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import LanguageModel

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.quant.precision import Bits, Precision
 
 WIDTHS = st.sampled_from([2, 4, 8, 16])

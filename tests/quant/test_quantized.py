@@ -16,7 +16,7 @@ from quambench_kernels.ssd.reference import with_skip
 
 from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Task, calibrate
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping import GroupingSpec
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import LayerState

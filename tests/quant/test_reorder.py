@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.grouping.groups import Groups
 from quambench.models import ModelConfig, build
 from quambench.quant import reorder as reordering

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.quant.grid import MIN_SCALE
 from quambench.quant.w4 import GroupedWeight, group_amax, round_to_nearest, spread, to_int8
 from quambench.quant.weights import quantize_tensor

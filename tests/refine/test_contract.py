@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from quambench.errors import BadCorpus, BadParameter
+from quambench.core.errors import BadCorpus, BadParameter
 from quambench.models.sites import sites_of
 from quambench.quant.grid import MIN_SCALE
 from quambench.quant.quantized import Precision

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quambench.errors import BadParameter, UnknownName
+from quambench.core.errors import BadParameter, UnknownName
 from quambench.gate.stats import Paired
 from quambench.gate.verdicts import Comparison, Status, Verdict
 from quambench.metrics import METRICS, Measurement

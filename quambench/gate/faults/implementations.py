@@ -17,8 +17,8 @@ from quambench_kernels.selective_scan import op as scanning
 from quambench_kernels.selective_scan.differentiable import CHUNK
 from torch import Tensor
 
+from quambench.core.scratch import scratch
 from quambench.gate.faults.base import ONE, OTHER, fault
-from quambench.scratch import scratch
 
 TRAINED = "percentile/w8a4/learned[steps=8]"  # a case of another module's faults too: recorded once
 

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quambench.case import Case
-from quambench.errors import BadArtefact
-from quambench.files import locked, write
+from quambench.core.errors import BadArtefact
+from quambench.core.files import locked, write
+from quambench.core.reading import LIMIT, Unreadable, check_file, mappings, number, read_json, shown, text
 from quambench.gate.probes import (
     evaluation,
     feeding,
@@ -40,7 +41,6 @@ from quambench.gate.probes import (
 from quambench.gate.probes.base import Answer, Probe
 from quambench.grouping import GroupingSpec
 from quambench.policy.base import PER_TENSOR
-from quambench.reading import LIMIT, Unreadable, check_file, mappings, number, read_json, shown, text
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent

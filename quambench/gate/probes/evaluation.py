@@ -21,11 +21,11 @@ from torch import Tensor
 from quambench import decoding, runner
 from quambench import evaluate as evaluation
 from quambench.case import Case
+from quambench.core.errors import NonFinite
 from quambench.data.corpus import Corpus
 from quambench.data.recall import RecallSequences
 from quambench.data.tasks import LastWordItems
 from quambench.data.windows import Windows
-from quambench.errors import NonFinite
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.metrics import told
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, FixedScales, model_of

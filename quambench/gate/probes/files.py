@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quambench import runner
 from quambench.calibrate import Calibration
+from quambench.core.scratch import scratch
 from quambench.gate.probes.base import Answer, Probe, Streams, told
 from quambench.gate.probes.feeding import checkpoint_of
 from quambench.gate.probes.groups import fixed_in_groups
@@ -23,7 +24,6 @@ from quambench.models import weights as stored_weights
 from quambench.quant import fuse, quantized
 from quambench.quant.granularity import UNQUANTIZED
 from quambench.quant.site_grid import SymmetricGrid
-from quambench.scratch import scratch
 
 PIECE = 50  # elements of a weight that are read at a time: most are longer
 # As the two layouts spell a model, with what they leave to defaults.

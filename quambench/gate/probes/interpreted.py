@@ -23,12 +23,12 @@ import quambench_kernels
 import torch
 from quambench_kernels import kept
 
-from quambench import processes
+from quambench.core import processes
+from quambench.core.reading import shown
 from quambench.gate.probes import base, operators
 from quambench.gate.probes.base import Answer
 from quambench.gate.probes.operators import QUESTIONS, Implementation
 from quambench.quant import hadamard
-from quambench.reading import shown
 
 TRITON = "triton"
 EVERY = 4  # see Implementation.every

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quambench.errors import BadArtefact, NewerSchema, NonFinite
+from quambench.core.errors import BadArtefact, NewerSchema, NonFinite
+from quambench.core.scratch import scratch
 from quambench.gate import arrays, baselines, comparisons, deciding, findings, noise, recount, stats, verdicts
 from quambench.gate import probes as asking
 from quambench.gate import record as recording
@@ -39,7 +40,6 @@ from quambench.gate.probes.records import (
 )
 from quambench.gate.record import Record
 from quambench.metrics import Measurement, Terms
-from quambench.scratch import scratch
 
 NAN, INF = float("nan"), float("inf")
 EPS = 2.0**-23

@@ -22,6 +22,8 @@ from torch import Tensor
 from quambench import case as protocols
 from quambench import runner
 from quambench.case import Case, Protocol
+from quambench.core.errors import BadCorpus, BadParameter
+from quambench.core.scratch import scratch
 from quambench.data import choices, corpus, recall, tasks, windows
 from quambench.data import tokenizer as tokenizing
 from quambench.data.choices import Choice
@@ -30,10 +32,8 @@ from quambench.data.recall import RecallSequences
 from quambench.data.tasks import Passage
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import Windows
-from quambench.errors import BadCorpus, BadParameter
 from quambench.evaluate import EvalData
 from quambench.gate.probes.base import Answer, Probe
-from quambench.scratch import scratch
 
 # Each ends in a word that others have within; a name, a quotation, marks of more than one byte.
 SENTENCES = (

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from quambench.errors import BadParameter
+from quambench.core.errors import BadParameter
 from quambench.gate.probes.base import Answer, Probe, floats, told
 from quambench.observers import OBSERVERS, ObserverSpec
 from quambench.quant import gptq

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quambench.errors import NonFinite, SiteUnseen
+from quambench.core.errors import NonFinite, SiteUnseen
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.models.config import ModelConfig
 from quambench.models.sites import SITES

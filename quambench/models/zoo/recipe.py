@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quambench.core.registry import Registry
 from quambench.data import recall
 from quambench.models.config import ModelConfig
-from quambench.registry import Registry
 
 VOCAB_SIZE = 2048  # of prose
 

@@ -16,10 +16,10 @@ import numpy
 import torch
 from quambench_kernels.dispatch import chosen
 
-from quambench import git
-from quambench.outside import sources
+from quambench.core import git
+from quambench.core.plugins import sources
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 # Environment variables that change which float code runs.
 _NUMERICS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "QUAMBENCH_KERNELS")
 
@@ -97,7 +97,7 @@ def quambench_itself() -> dict[str, Any]:
     The repository that an environment happens to lie in says nothing of the packages installed there.
     """
     top = _PACKAGE.parent
-    if not git.holds(top, "pyproject.toml", f"{_PACKAGE.name}/{Path(__file__).name}"):
+    if not git.holds(top, "pyproject.toml", f"{_PACKAGE.name}/core/{Path(__file__).name}"):
         return {"quambench_version": _installed()}
     own = git.state(top)
     written = tomllib.loads((top / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

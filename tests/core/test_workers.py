@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from quambench.workers import Crew, Job, Worker
+from quambench.core.workers import Crew, Job, Worker
 
 # Answers {"n": n} with its environment and process; "die" and "fail" do what they say; "sleep" takes for ever.
 PROGRAM = """
 import json, os, signal, sys, time
-from quambench.workers import serve
+from quambench.core.workers import serve
 def answer(request):
     n = request["n"]
     if n == "die": os.kill(os.getpid(), signal.SIGKILL)

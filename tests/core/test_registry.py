@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quambench.errors import UnknownName
-from quambench.registry import Registry
+from quambench.core.errors import UnknownName
+from quambench.core.registry import Registry
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 from quambench_kernels import files as kernel_files
 from quambench_kernels.files import ABANDONED_S, replacing, sweep
 
-from quambench import files
-from quambench.errors import NotWritten
-from quambench.files import REMEDIES, locked, making, told, write
+from quambench.core import files
+from quambench.core.errors import NotWritten
+from quambench.core.files import REMEDIES, locked, making, told, write
 
 
 def names(folder: Path) -> list[str]:
@@ -37,7 +37,9 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path, content):
 
 
 def test_text_is_utf8_whatever_the_locale_says(tmp_path):
-    code = "import sys, pathlib; from quambench.files import write; write(pathlib.Path(sys.argv[1]), 'a \\u00b1 b')"
+    code = (
+        "import sys, pathlib; from quambench.core.files import write; write(pathlib.Path(sys.argv[1]), 'a \\u00b1 b')"
+    )
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], check=True, env=env)
     assert (tmp_path / "x").read_bytes() == "a ± b".encode()
@@ -251,7 +253,7 @@ def test_a_lock_that_is_never_given_back_is_told(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_a_killed_run_left_holds_nobody_up(tmp_path):
-    code = "import os, sys; from pathlib import Path; from quambench.files import locked\n"
+    code = "import os, sys; from pathlib import Path; from quambench.core.files import locked\n"
     code += "with locked(Path(sys.argv[1])): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
     assert names(tmp_path) == [files.LOCK]

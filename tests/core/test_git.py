@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from quambench import git
-from quambench.errors import GitFailed
-from quambench.git import State
+from quambench.core import git
+from quambench.core.errors import GitFailed
+from quambench.core.git import State
 
 # What a hook runs: the files of HEAD, and the state; told beside the repository.
 HOOK = f"""#!{sys.executable}
@@ -371,6 +371,6 @@ def test_git_speaks_the_language_that_is_read_here(repository, monkeypatch, tmp_
 
 
 def test_every_git_goes_through_one_place():
-    package = Path(git.__file__).parent
+    package = Path(git.__file__).parents[1]
     callers = [p.name for p in package.rglob("*.py") if '"git"' in p.read_text(encoding="utf-8")]
     assert callers == ["git.py"]

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from quambench import provenance as module
 from quambench.case import Case, Protocol
-from quambench.errors import BadParameter
+from quambench.core import provenance as module
+from quambench.core.errors import BadParameter
+from quambench.core.provenance import machine_class, merged, provenance
 from quambench.gate.baselines import read_baseline
 from quambench.models.checkpoint import checked_device
 from quambench.options import session_of
-from quambench.provenance import machine_class, merged, provenance
 from quambench.report import REPORTS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_ran_in_other_processes_is_told_too():
@@ -120,8 +120,8 @@ def package(project, monkeypatch):
 
     def package(folder):
         at = root / folder / "quambench"
-        at.mkdir(parents=True)
-        (at / "provenance.py").touch()
+        (at / "core").mkdir(parents=True)
+        (at / "core" / "provenance.py").touch()
         (at.parent / "pyproject.toml").write_text('[project]\nname = "quambench"\nversion = "9.8"\n')
         monkeypatch.setattr(module, "_PACKAGE", at)
         return git
@@ -151,7 +151,7 @@ def test_a_checkout_of_its_own_says_its_commit(package, project):
     git("commit", "-qm", "quambench")
     commit = git("rev-parse", "HEAD")[:12]
     assert told() == {"quambench_version": "9.8", "quambench_commit": commit, "quambench_dirty": False}
-    (project[0] / "quambench" / "provenance.py").write_text("changed")
+    (project[0] / "quambench" / "core" / "provenance.py").write_text("changed")
     assert told() == {"quambench_version": "9.8", "quambench_commit": commit, "quambench_dirty": True}
 
 

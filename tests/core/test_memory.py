@@ -6,17 +6,17 @@ import sys
 
 import pytest
 
-from quambench import allocator
+from quambench.core import memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's thresholds exist on Linux alone")
 def test_glibc_takes_the_thresholds():
-    allocator.keep_freed_memory.cache_clear()
-    assert allocator.keep_freed_memory()
+    memory.keep_freed_memory.cache_clear()
+    assert memory.keep_freed_memory()
 
 
 def test_another_platform_is_left_alone(monkeypatch):
-    allocator.keep_freed_memory.cache_clear()
-    monkeypatch.setattr(allocator.sys, "platform", "darwin")
-    assert not allocator.keep_freed_memory()
-    allocator.keep_freed_memory.cache_clear()
+    memory.keep_freed_memory.cache_clear()
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert not memory.keep_freed_memory()
+    memory.keep_freed_memory.cache_clear()

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from quambench.calibrate import Calibration
+from quambench.core.errors import BadParameter, QuambenchError
+from quambench.core.reading import DEEPEST, MIB, Unreadable, check_archive, parse_json, read_bytes, read_json, shown
 from quambench.data.corpus import load_corpus
-from quambench.errors import BadParameter, QuambenchError
 from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.models.checkpoint import load_checkpoint
 from quambench.models.weights import TorchFile
 from quambench.quant.precision import Precision
-from quambench.reading import DEEPEST, MIB, Unreadable, check_archive, parse_json, read_bytes, read_json, shown
 
 
 def a_pipe(path: Path) -> None:

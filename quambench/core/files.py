@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from quambench_kernels.files import flush_folder, replacing, sweep
 
-from quambench.errors import NotWritten
+from quambench.core.errors import NotWritten
 
 __all__ = ["check_replaceable", "flush_folder", "locked", "making", "remove", "sweep", "told", "why", "write"]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quambench.errors import BadParameter
-from quambench.spec import Spec, written
+from quambench.core.errors import BadParameter
+from quambench.core.spec import Spec, written
 
 
 @dataclass

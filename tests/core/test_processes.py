@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quambench import processes
+from quambench.core import processes
 
 # Starts a child that hears no signal but KILL and never looks at its input, and that has a child of its own.
 PARENT = """

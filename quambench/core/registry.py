@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from quambench.errors import UnknownName
+from quambench.core.errors import UnknownName
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quambench.errors import QuambenchError
+from quambench.core.errors import QuambenchError
 
 _BEGIN = b"version https://git-lfs.github.com/spec/"
 _LONGEST = 1023  # bytes; the specification's

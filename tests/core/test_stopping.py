@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from quambench.stopping import SIGNALS, Stopped, as_interrupts, at_once, code_of
+from quambench.core.stopping import SIGNALS, Stopped, as_interrupts, at_once, code_of
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def untouched():
 
 RAISED = """
 import os, signal, sys, time
-from quambench.stopping import {block}, code_of
+from quambench.core.stopping import {block}, code_of
 try:
     with {block}():
         print("ready", flush=True)

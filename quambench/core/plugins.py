@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from quambench.errors import BadParameter, OutsideFailed, UnknownName
-from quambench.reading import shown
+from quambench.core.errors import BadParameter, OutsideFailed, UnknownName
+from quambench.core.reading import shown
 
 _sources: dict[str, dict[str, str]] = {}
 

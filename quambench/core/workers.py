@@ -18,8 +18,8 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
-from quambench.git import without_repository
-from quambench.processes import Child
+from quambench.core.git import without_repository
+from quambench.core.processes import Child
 
 Answer = dict[str, Any]
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Self, cast
 
-from quambench.errors import BadParameter, QuambenchError
+from quambench.core.errors import BadParameter, QuambenchError
 
 Item = float | tuple[float, ...]
 Value = float | str | tuple[Item, ...]

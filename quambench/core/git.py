@@ -16,9 +16,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Literal
 
-from quambench import processes
-from quambench.errors import GitFailed
-from quambench.scratch import scratch
+from quambench.core import processes
+from quambench.core.errors import GitFailed
+from quambench.core.scratch import scratch
 
 # What the caller's environment may say: where no repository is looked for, and which files are the user's own settings.
 _KEPT = (

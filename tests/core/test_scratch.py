@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from quambench.scratch import scratch, sweep
+from quambench.core.scratch import scratch, sweep
 
 WORK = """
 import sys
-from quambench.scratch import scratch
+from quambench.core.scratch import scratch
 with scratch() as folder:
     (folder / "file").write_text("half")
     print(folder, flush=True)

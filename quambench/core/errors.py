@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from quambench.plain_text import plain
+from quambench.core.plain_text import plain
 
 _LONGEST = 2000  # characters of a message; what is wrong stands at its begin, what to do at its end
 

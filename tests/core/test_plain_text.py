@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from quambench.core.plain_text import as_code, in_markdown, plain, posted
 from quambench.gate.verdicts import Status, Verdict
 from quambench.metrics import Measurement
-from quambench.plain_text import as_code, in_markdown, plain, posted
 from quambench.report import terminal, write_report
 
 PLAIN = {
@@ -125,7 +125,7 @@ def test_a_terminals_table_of_a_hostile_name_has_one_row(hostile):
     ("encoding", "shown"), [("ascii", "+- -> \\u6a21"), ("latin-1", "± -> \\u6a21"), ("utf-8", "± → 模")]
 )
 def test_a_locale_without_the_letters_shows_them_in_ascii(encoding, shown):
-    code = "from quambench.plain_text import print_anywhere as p; p(); print('\\xb1 \\u2192 \\u6a21')"
+    code = "from quambench.core.plain_text import print_anywhere as p; p(); print('\\xb1 \\u2192 \\u6a21')"
     env = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=True)
     assert done.stdout.decode(encoding).strip() == shown

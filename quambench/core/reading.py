@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quambench.errors import QuambenchError
-from quambench.plain_text import plain
+from quambench.core.errors import QuambenchError
+from quambench.core.plain_text import plain
 
 MIB = 1 << 20
 JSON_LIMIT = 64 * MIB  # bytes; the largest that comes with quambench has one

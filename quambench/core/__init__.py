@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, reading, processes, git, provenance; knows nothing of models."""
