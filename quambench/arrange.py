@@ -11,10 +11,10 @@ from torch import Tensor
 from quambench.calibrate import FORWARD_BATCH
 from quambench.core.errors import BadParameter, NonFinite
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
+from quambench.int8.fuse import prepare
 from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig
 from quambench.models.sites import layer_of
-from quambench.quant.fuse import prepare
 
 SITE = "x_conv_out"
 # Mantissa bits that a statistic keeps. What two machines' sums differ by, 1e-15, must not decide which of two

@@ -25,15 +25,15 @@ from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, NonFinit
 from quambench.core.files import locked, write
 from quambench.core.pointers import check_fetched
 from quambench.core.reading import Unreadable, is_file, mappings, read_bytes, read_json, shown, text
+from quambench.grids.granularity import GRANULARITIES, GROUPS, UNQUANTIZED, groups_at, layout, scale_shape
+from quambench.grids.grid import asymmetric_scale, check_steps, check_zero_points
+from quambench.grids.precision import FLOAT_BITS
 from quambench.grouping import Groups
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
 from quambench.models.sites import architectures_with, local_name, sites_of
 from quambench.observers import Batch, Observer, ObserverSpec
 from quambench.policy import Assignment, Plan, check_plan
-from quambench.quant.granularity import GRANULARITIES, GROUPS, UNQUANTIZED, groups_at, layout, scale_shape
-from quambench.quant.grid import asymmetric_scale, check_steps, check_zero_points
-from quambench.quant.precision import FLOAT_BITS
 
 SCHEMA = 1
 _ABOUT, _SCALES = "calibration.json", "scales.safetensors"

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from quambench.core.errors import BadParameter, QuambenchError, UnknownName
+from quambench.grids.precision import FLOAT_BITS, Precision, is_width
 from quambench.grouping import GroupingSpec
+from quambench.int8.recipe import WeightRecipe
+from quambench.int8.weights import LARGEST
 from quambench.interchange.outside import find_calibration
 from quambench.interchange.quamba import BITS
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import PER_TENSOR, check_grouping, groupings, is_clustering
-from quambench.quant.precision import FLOAT_BITS, Precision, is_width
-from quambench.quant.recipe import WeightRecipe
-from quambench.quant.weights import LARGEST
 from quambench.refine import REFINEMENTS, RefinementSpec
 
 

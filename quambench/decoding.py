@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from quambench.data.recall import RecallSequences
+from quambench.int8.model import QuantizedModel
 from quambench.models.backbone import LanguageModel, LayerState, Tap, no_tap
-from quambench.quant.quantized import QuantizedModel
 
 Model = LanguageModel | QuantizedModel
 CHECKPOINTS = 8  # moments at which a long sequence's state is looked at

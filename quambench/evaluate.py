@@ -29,10 +29,10 @@ from quambench.data.windows import (
     spread_windows,
 )
 from quambench.decoding import answers_right, decode, states_along
+from quambench.int8.model import QuantizedModel
+from quambench.int8.site_grid import SiteScales
 from quambench.models.backbone import LanguageModel, LayerState, no_tap
 from quambench.models.sites import sites_of
-from quambench.quant.quantized import QuantizedModel
-from quambench.quant.site_grid import SiteScales
 
 Evidence = Mapping[str, Tensor]
 """Name -> tensor; the names are listed in `evaluate`."""
@@ -161,7 +161,7 @@ class FloatAnswers:
 
 @dataclass(frozen=True, slots=True)
 class FloatInside:
-    """What lies inside the prepared model (quant/fuse.py), whose sites are the ones that are quantized."""
+    """What lies inside the prepared model (int8/fuse.py), whose sites are the ones that are quantized."""
 
     sites: Mapping[str, Tensor]  # site -> float32, on the error windows
     decode_sites: Mapping[str, Tensor]  # site -> float32, at the last decoding step

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from quambench.calibrate import FORWARD_BATCH
+from quambench.int8.gptq import accumulate
 from quambench.models.backbone import LanguageModel
-from quambench.quant.gptq import accumulate
 
 READS = {"in_proj:input": "in_proj.weight", "out_proj:input": "out_proj.weight", "lm_head:input": "lm_head.weight"}
 """Site, in its block, whose values a projection multiplies with -> that projection's weight."""

@@ -8,10 +8,10 @@ from typing import Any, Self
 
 from quambench.case import FULL, QUICK, Case, Protocol, may_come_from_outside
 from quambench.core.errors import BadParameter, UnknownName
+from quambench.grids.precision import Precision
 from quambench.models.checkpoint import bundled_names
 from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec
-from quambench.quant.precision import Precision
 from quambench.session import Session
 
 LANGUAGES = ("prose", "recall")

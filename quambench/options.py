@@ -8,13 +8,13 @@ from pathlib import Path
 from quambench.case import Case, check_fit, in_order
 from quambench.core.errors import BadParameter, check_writable
 from quambench.core.provenance import judged
+from quambench.grids.precision import Precision
+from quambench.int8.weights import LARGEST
 from quambench.interchange.outside import find_calibration
 from quambench.marks import Asked
 from quambench.models.checkpoint import checked_device
 from quambench.observers import ObserverSpec
 from quambench.policy.base import PER_TENSOR, check_grouping
-from quambench.quant.precision import Precision
-from quambench.quant.weights import LARGEST
 from quambench.report import check_report
 from quambench.session import Session
 

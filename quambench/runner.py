@@ -32,8 +32,13 @@ from quambench.evaluate import (
     float_answers,
     float_inside,
 )
+from quambench.grids.granularity import UNQUANTIZED
+from quambench.grids.precision import Precision
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.hessians import gather_hessians
+from quambench.int8.fuse import prepare
+from quambench.int8.model import Disturb, QuantizedModel, undisturbed
+from quambench.int8.weights import Weight
 from quambench.interchange.outside import FloatModel, find_calibration
 from quambench.interchange.quamba import from_act_scales, reorder_params_of
 from quambench.metrics import METRICS, Measurement, metrics_of
@@ -42,11 +47,6 @@ from quambench.models.checkpoint import Checkpoint
 from quambench.models.host import Guest, on_host
 from quambench.observers import ObserverSpec
 from quambench.policy import Sensitivity
-from quambench.quant.fuse import prepare
-from quambench.quant.granularity import UNQUANTIZED
-from quambench.quant.precision import Precision
-from quambench.quant.quantized import Disturb, QuantizedModel, undisturbed
-from quambench.quant.weights import Weight
 from quambench.refine import Refined
 from quambench.sensitivity import measure
 

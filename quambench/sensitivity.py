@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quambench.calibrate import Calibration, Task, calibrate
+from quambench.grids.precision import Precision
+from quambench.int8.site_grid import SiteGrid, rounding_at, site_grids
 from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
 from quambench.models.sites import layer_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import Sensitivity
 from quambench.policy.sensitivity import REMEDIES, remedied
-from quambench.quant.precision import Precision
-from quambench.quant.site_grid import SiteGrid, rounding_at, site_grids
 
 WINDOWS, LENGTH, PIECE = 12, 64, 16  # sequences, tokens of each, tokens between two readings of the state
 

@@ -14,6 +14,8 @@ from quambench.calibrate import Calibration, check_calibration
 from quambench.case import Case
 from quambench.core.errors import BadArtefact, BadCheckpoint, BadParameter, QuambenchError, UnknownName
 from quambench.gate.forms import check_arrays, check_entry, check_scales
+from quambench.grids.granularity import UNQUANTIZED, scale_shape
+from quambench.grids.precision import MOST_LAYERS, Precision
 from quambench.grouping import GroupingSpec
 from quambench.interchange.quamba import from_act_scales, to_act_scales
 from quambench.latency.gate import LatencyStore, Recorded
@@ -21,8 +23,6 @@ from quambench.models import ModelConfig
 from quambench.models.checkpoint import _read_recall
 from quambench.models.sites import SITES, sites_of
 from quambench.observers import ObserverSpec
-from quambench.quant.granularity import UNQUANTIZED, scale_shape
-from quambench.quant.precision import MOST_LAYERS, Precision
 from quambench.runner import saved_model
 
 MAMBA = ModelConfig(architecture="mamba", d_model=16, n_layers=2, vocab_size=50, d_state=4, dt_rank=3)

@@ -20,6 +20,7 @@ from quambench.calibrate import Calibration, Task, calibrate
 from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
 from quambench.gate.record import scale_steps_apart
 from quambench.grouping import GroupingSpec, Groups
+from quambench.int8.fuse import prepare
 from quambench.models import ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
@@ -27,7 +28,6 @@ from quambench.observers.running_max import RunningMax
 from quambench.policy import Assignment
 from quambench.policy.quamba import Quamba
 from quambench.policy.quamba2 import Quamba2
-from quambench.quant.fuse import prepare
 
 CONFIGS = {
     "mamba": ModelConfig(architecture="mamba", d_model=16, n_layers=2, vocab_size=50, d_state=4, dt_rank=3),

@@ -146,9 +146,9 @@ def checkout(tmp_path, git):
 def test_a_unit_that_answers_its_probe_otherwise_is_named(checkout, tmp_path, world):
     rewrite, commit = checkout
     # Both revisions lack the floor, whose probe comes first: not as stored, but no difference.
-    rewrite("quant/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")
+    rewrite("grids/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")
     commit()
-    rewrite("quant/grid.py", '"half_even": torch.round', '"half_even": lambda x: torch.floor(x + 0.5)')
+    rewrite("grids/grid.py", '"half_even": torch.round', '"half_even": lambda x: torch.floor(x + 0.5)')
     task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "corpus")), []
     (verdict,) = comparing.compare("HEAD", [task], tmp_path, note=notes.append)
     assert not verdict.passes()
@@ -163,7 +163,7 @@ def test_a_revision_that_knows_no_probes_is_compared_without(checkout, tmp_path,
     rewrite("gate/worker.py", "request = json.loads(line)", "request = int(line)")
     commit()
     rewrite("gate/worker.py", "request = int(line)", "request = json.loads(line)")
-    rewrite("quant/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")  # a floor that no site reaches
+    rewrite("grids/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")  # a floor that no site reaches
     task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "corpus")), []
     (verdict,) = comparing.compare("HEAD", [task], tmp_path, note=notes.append)
     assert verdict.unit == "grid/scale"

@@ -21,10 +21,10 @@ from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import rest_windows, sequence_windows, spread_windows
 from quambench.decoding import CHECKPOINTS, answers_right, decode, states_along
 from quambench.gate.arrays import REFERENCE_TOLERANCE
+from quambench.int8.fuse import prepare
+from quambench.int8.model import Precision, QuantizedModel
 from quambench.models import ModelConfig, build
 from quambench.models.sites import sites_of
-from quambench.quant.fuse import prepare
-from quambench.quant.quantized import Precision, QuantizedModel
 
 PROTOCOL = Protocol(
     quality_windows=4, quality_length=24, decode_windows=3, decode_prefix=5, decode_steps=6, error_windows=2,

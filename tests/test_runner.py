@@ -21,11 +21,11 @@ from quambench.data.corpus import load_corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
 from quambench.evaluate import EvalData, evaluate, evaluate_answers, float_answers
+from quambench.int8.fuse import prepare
+from quambench.int8.model import Precision, QuantizedModel
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.observers import ObserverSpec
-from quambench.quant.fuse import prepare
-from quambench.quant.quantized import Precision, QuantizedModel
 from quambench.runner import Known, ModelRun
 from quambench.selftest import PROTOCOL
 

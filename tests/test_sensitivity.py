@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from quambench.calibrate import Task, calibrate
 from quambench.hessians import gather_hessians
+from quambench.int8.fuse import prepare
+from quambench.int8.model import Precision
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import forward_in_pieces
 from quambench.models.sites import layer_of, sites_of
@@ -17,8 +19,6 @@ from quambench.observers import ObserverSpec
 from quambench.policy import PolicySpec
 from quambench.policy.quamba import Quamba
 from quambench.policy.sensitivity import REMEDIES
-from quambench.quant.fuse import prepare
-from quambench.quant.quantized import Precision
 from quambench.sensitivity import PIECE, Scale, by_layer, by_site, grids_of, measure
 
 SHAPES = {

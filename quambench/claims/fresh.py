@@ -15,6 +15,9 @@ from quambench.calibrate import Calibration, Task, calibrate
 from quambench.case import Case, Protocol
 from quambench.data.corpus import load_corpus
 from quambench.data.windows import spread_windows
+from quambench.grids.precision import Precision
+from quambench.int8.fuse import prepare
+from quambench.int8.model import QuantizedModel
 from quambench.latency.interleave import Ratio, interleaved
 from quambench.latency.kernels import PREFILL, SHAPES, conv_by_table, conv_by_walking
 from quambench.models.backbone import LanguageModel, Tap
@@ -22,9 +25,6 @@ from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.sites import sites_of
 from quambench.observers import Batch
 from quambench.observers.percentile import upper_quantile
-from quambench.quant.fuse import prepare
-from quambench.quant.precision import Precision
-from quambench.quant.quantized import QuantizedModel
 from quambench.refine import RefinementSpec
 from quambench.sensitivity import Scale, by_layer, grids_of
 

@@ -25,10 +25,10 @@ from quambench.cli.options import (
 )
 from quambench.core.errors import BadParameter, check_writable
 from quambench.core.plain_text import plain
+from quambench.int8.weights import LARGEST
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
-from quambench.quant.weights import LARGEST
 from quambench.runner import ModelRun
 
 

@@ -11,6 +11,7 @@ from typing import cast
 from tabulate import tabulate
 
 from quambench.core.spec import Value, written
+from quambench.grids.granularity import GRANULARITIES
 from quambench.grouping import GROUPINGS, GroupingSpec
 from quambench.harness import offered_tasks
 from quambench.metrics import METRICS
@@ -19,7 +20,6 @@ from quambench.models.sites import SITES
 from quambench.observers import OBSERVERS
 from quambench.policy import POLICIES
 from quambench.policy.base import PER_TENSOR, groupings
-from quambench.quant.granularity import GRANULARITIES
 from quambench.refine import REFINEMENTS
 
 Rows = list[dict[str, object]]

@@ -15,10 +15,10 @@ from quambench.core.errors import BadParameter
 from quambench.data.corpus import load_corpus
 from quambench.data.tokenizer import Tokenizer
 from quambench.decoding import Model
+from quambench.int8.model import QuantizedModel
+from quambench.int8.site_grid import Unquantized
 from quambench.models.checkpoint import DTYPES, Checkpoint, checked_device, load_checkpoint
 from quambench.models.host import on_host
-from quambench.quant.quantized import QuantizedModel
-from quambench.quant.site_grid import Unquantized
 from quambench.runner import CPU, ModelRun, saved_model
 
 NARROW = DTYPES  # what a checkpoint is loaded to

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from quambench.calibrate import Calibration, check_calibration
 from quambench.core.errors import BadArtefact, BadParameter
+from quambench.grids.granularity import GROUPS, UNQUANTIZED
+from quambench.grids.grid import check_steps
 from quambench.grouping import Groups
 from quambench.models.config import ModelConfig
 from quambench.models.sites import SITES, layer_of, local_name, sites_of
 from quambench.policy.base import granularity_in_groups
-from quambench.quant.granularity import GROUPS, UNQUANTIZED
-from quambench.quant.grid import check_steps
 
 ActScales = list[dict[str, Any]]
 ReorderParams = dict[str, list[Tensor]]

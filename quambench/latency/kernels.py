@@ -27,8 +27,8 @@ from quambench_kernels.selective_scan import selective_scan
 from quambench_kernels.ssd import ssd
 from torch import Tensor
 
+from quambench.grids.hadamard import base_signs
 from quambench.latency.interleave import Call, Make, interleaved
-from quambench.quant.hadamard import base_signs
 
 PREFILL, STEP = 512, 1
 GROUPED = ((4, 4), (16, 16))

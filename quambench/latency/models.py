@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from quambench_kernels.int8_linear import int8_linear
 from torch import Tensor
 
+from quambench.grids.grid import symmetric_scale
+from quambench.grids.precision import Precision
+from quambench.int8.fuse import prepare
+from quambench.int8.model import QuantizedModel
 from quambench.latency.interleave import Call
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.sites import sites_of
-from quambench.quant.fuse import prepare
-from quambench.quant.grid import symmetric_scale
-from quambench.quant.precision import Precision
-from quambench.quant.quantized import QuantizedModel
 
 VOCABULARY, LENGTH = 50_280, 512
 _130M: dict[str, Any] = dict(d_model=768, n_layers=24, vocab_size=VOCABULARY)

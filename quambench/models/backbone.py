@@ -77,7 +77,7 @@ class DepthwiseConv(nn.Module):
 class Mixer(nn.Module):
     """One block's inner part; `mamba.py` and `mamba2.py` define it.
 
-    `out_rotation` turns out_proj's input; identity until `quant/fuse.py` sets a Hadamard there.
+    `out_rotation` turns out_proj's input; identity until `int8/fuse.py` sets a Hadamard there.
     """
 
     in_proj: nn.Linear

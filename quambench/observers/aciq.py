@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from quambench.core.errors import BadParameter
+from quambench.grids.grid import q_max
 from quambench.observers.base import OBSERVERS, Observer
 from quambench.observers.batch import Batch
-from quambench.quant.grid import q_max
 
 # Mean of |x| - c where it is positive, in units of the prior's width: σ, the root mean square, for a normal
 # distribution, b, the mean of |x|, for Laplace's.

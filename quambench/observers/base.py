@@ -16,13 +16,13 @@ from torch import Tensor
 
 from quambench.core.errors import BadParameter, NonFinite, SiteUnseen
 from quambench.core.registry import Registry
+from quambench.grids.grid import symmetric_scale
 from quambench.observers.batch import Batch
-from quambench.quant.grid import symmetric_scale
 
 
 @dataclass
 class Observer(ABC):
-    """Watches one site. Batches arrive laid out by quant/granularity.py.
+    """Watches one site. Batches arrive laid out by grids/granularity.py.
 
     The simplest kind carries one number per scale, `amax`, and gives `observe`. Another kind names in
     `memory` what it remembers, and gives `take` and `threshold`.

@@ -12,7 +12,7 @@ from quambench.observers.tail import largest
 
 
 class Batch:
-    """x (n_obs, *scale_shape, group) float, laid out by quant/granularity.py."""
+    """x (n_obs, *scale_shape, group) float, laid out by grids/granularity.py."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x.detach()

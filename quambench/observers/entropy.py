@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quambench.grids.grid import q_max
 from quambench.observers.base import OBSERVERS, whole_number
 from quambench.observers.binned import Searching
 from quambench.observers.histogram import Histogram, beyond
 from quambench.observers.mse import in_equal_ratios
-from quambench.quant.grid import q_max
 
 EPS = torch.finfo(torch.float64).eps
 _CHUNK = 2**18  # integers of the grid held at a time

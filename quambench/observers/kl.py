@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quambench.grids.grid import q_max
 from quambench.observers.base import OBSERVERS
 from quambench.observers.binned import Binned
-from quambench.quant.grid import q_max
 
 _CHUNK = 2**19  # parts of candidates held at a time
 

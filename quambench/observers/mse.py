@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from quambench.core.errors import BadParameter
+from quambench.grids.grid import q_max
 from quambench.observers.base import OBSERVERS, whole_number
 from quambench.observers.binned import Searching
 from quambench.observers.histogram import Histogram, beyond
-from quambench.quant.grid import q_max
 
 COARSE = 1.05  # largest ratio of neighbours in the full search's first scan
 # Then what lies between the best one's neighbours, in SPLIT parts a side; ROUNDS times. At the end its

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from quambench.core.errors import BadParameter, NonFinite, SiteUnseen
 from quambench.core.plugins import Kind, calling, one_line
+from quambench.grids.grid import MIN_SCALE, q_max
 from quambench.observers.base import OBSERVERS, Observer
 from quambench.observers.batch import Batch
-from quambench.quant.grid import MIN_SCALE, q_max
 
 OBSERVER = Kind("observer")
 INTERFACE = ("update", "get_quantization_parameters")

@@ -10,12 +10,12 @@ from typing import ClassVar
 from quambench.core.errors import BadParameter, UnknownName
 from quambench.core.registry import Registry
 from quambench.core.spec import Spec
+from quambench.grids.granularity import GRANULARITIES, GROUPS, UNQUANTIZED
 from quambench.grouping import GroupingSpec
 from quambench.grouping.outside import is_outside
 from quambench.models.config import ModelConfig
 from quambench.models.sites import Site, sites_of
 from quambench.observers import ObserverSpec
-from quambench.quant.granularity import GRANULARITIES, GROUPS, UNQUANTIZED
 
 PER_TENSOR = "1x1"  # as a case names it
 

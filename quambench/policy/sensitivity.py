@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from quambench.core.errors import BadParameter
+from quambench.grids.granularity import GRANULARITIES, UNQUANTIZED
 from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.observers.base import whole_number
 from quambench.policy.base import PER_TENSOR, POLICIES, Assignment, Plan, Policy, Sensitivity, granularity_at
 from quambench.policy.quamba import Quamba
-from quambench.quant.granularity import GRANULARITIES, UNQUANTIZED
 
 MULTIPLIER = 0.8  # the user guide's, for sensitive layers
 FINEST = list(GRANULARITIES)[-1]

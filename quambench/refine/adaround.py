@@ -13,9 +13,9 @@ from torch import Tensor
 
 from quambench.calibrate import Calibration
 from quambench.core.errors import BadParameter
+from quambench.int8.model import QuantizedModel
 from quambench.models.backbone import LanguageModel, Tap, in_layer, no_tap
 from quambench.models.sites import layer_of
-from quambench.quant.quantized import QuantizedModel
 from quambench.refine.base import REFINEMENTS, Progress, Refined
 from quambench.refine.training import (
     HEAD,

@@ -12,8 +12,8 @@ from torch import Tensor
 from quambench.calibrate import Calibration
 from quambench.core.registry import Registry
 from quambench.core.spec import Spec
+from quambench.int8.model import QuantizedModel
 from quambench.models.backbone import LanguageModel
-from quambench.quant.quantized import QuantizedModel
 
 Progress = Callable[[int, int], None]
 """(steps done, steps in all) -> None"""

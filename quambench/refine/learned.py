@@ -11,8 +11,8 @@ from torch import Tensor
 
 from quambench.calibrate import Calibration
 from quambench.core.errors import BadParameter
+from quambench.int8.model import QuantizedModel
 from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
-from quambench.quant.quantized import QuantizedModel
 from quambench.refine.base import REFINEMENTS, Progress, Refined
 from quambench.refine.training import (
     Parts,

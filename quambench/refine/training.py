@@ -18,14 +18,14 @@ from torch import Tensor
 
 from quambench.calibrate import Calibration
 from quambench.core.errors import BadCorpus, BadParameter
+from quambench.grids.granularity import groups_at, layout
+from quambench.grids.grid import MIN_SCALE, q_max
+from quambench.int8.model import QuantizedModel
+from quambench.int8.site_grid import SymmetricGrid, rounding_at, site_grids
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba2 import Mamba2Mixer
 from quambench.observers.base import whole_number
-from quambench.quant.granularity import groups_at, layout
-from quambench.quant.grid import MIN_SCALE, q_max
-from quambench.quant.quantized import QuantizedModel
-from quambench.quant.site_grid import SymmetricGrid, rounding_at, site_grids
 from quambench.refine.base import Refinement
 
 EVERY = 4  # of that many sequences the first validates

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from quambench.calibrate import Task, calibrate
+from quambench.grids.granularity import layout
 from quambench.grouping import ChannelStatistics, GroupingSpec
 from quambench.grouping.groups import in_order
+from quambench.int8.fuse import prepare
 from quambench.models import ModelConfig
 from quambench.models.checkpoint import load_checkpoint
 from quambench.observers import OBSERVERS, ObserverSpec
 from quambench.policy.quamba import Quamba
 from quambench.policy.quamba2 import Quamba2
-from quambench.quant.fuse import prepare
-from quambench.quant.granularity import layout
 
 ROUNDS = 7
 SEQUENCES, LENGTH = 16, 128

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from quambench.core.errors import BadParameter, NonFinite, SiteUnseen
+from quambench.grids.grid import MIN_SCALE, fake_quantize
 from quambench.observers import OBSERVERS, Observer, ObserverSpec
 from quambench.observers.batch import Batch
 from quambench.observers.histogram import MOST_DIGITS
 from quambench.observers.running_max import RunningMax
-from quambench.quant.grid import MIN_SCALE, fake_quantize
 
 EPS32 = torch.finfo(torch.float32).eps
 

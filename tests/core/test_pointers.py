@@ -15,10 +15,10 @@ from quambench.core.pointers import check_fetched
 from quambench.data.corpus import load_corpus
 from quambench.data.tokenizer import Tokenizer
 from quambench.gate.baselines import read_baseline
+from quambench.grids.precision import Precision
 from quambench.interchange import quamba_file
 from quambench.latency.gate import LatencyStore
 from quambench.models.weights import open_weights, read_json
-from quambench.quant.precision import Precision
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
 BASELINES = Path(__file__).parents[2] / "baselines"

@@ -15,9 +15,9 @@ from quambench.core.errors import BadParameter, QuambenchError
 from quambench.core.reading import DEEPEST, MIB, Unreadable, check_archive, parse_json, read_bytes, read_json, shown
 from quambench.data.corpus import load_corpus
 from quambench.gate.baselines import BaselineStore, read_baseline
+from quambench.grids.precision import Precision
 from quambench.models.checkpoint import load_checkpoint
 from quambench.models.weights import TorchFile
-from quambench.quant.precision import Precision
 
 
 def a_pipe(path: Path) -> None:

@@ -38,7 +38,11 @@ from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, read_baseline, write_baseline
 from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, judge
+from quambench.grids.granularity import UNQUANTIZED, scale_shape
+from quambench.grids.precision import Precision
 from quambench.grouping import GroupingSpec
+from quambench.int8.recipe import WeightRecipe
+from quambench.int8.site_grid import site_grids
 from quambench.interchange import quamba_file
 from quambench.latency.gate import LatencyStore, Recorded, faster, slower
 from quambench.latency.interleave import Ratio
@@ -47,10 +51,6 @@ from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.models.sites import shape_at, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import PolicySpec
-from quambench.quant.granularity import UNQUANTIZED, scale_shape
-from quambench.quant.precision import Precision
-from quambench.quant.recipe import WeightRecipe
-from quambench.quant.site_grid import site_grids
 from quambench.refine import RefinementSpec
 from quambench.report import REPORTS, terminal
 from quambench.report.json import document as json_document

@@ -18,9 +18,9 @@ from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, in_turn, 
 from quambench.gate.probes.base import Probe
 from quambench.gate.probes.models import BARE, CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
+from quambench.int8 import model
+from quambench.int8.site_grid import AsymmetricGrid
 from quambench.observers import OBSERVERS
-from quambench.quant import quantized
-from quambench.quant.site_grid import AsymmetricGrid
 from quambench.selftest import OBSERVER
 
 
@@ -86,14 +86,14 @@ def test_a_tie_is_seen_by_the_margin(monkeypatch):
     from safetensors.torch import load_file
 
     streams = load_file(STREAMS)
-    original = quantized._Block.enter
+    original = model._Block.enter
 
     def on_a_tie(self, into, x, tap):
         x = x.clone()
         x.flatten()[0] = -127.5 * into.parts[0][1].scale
         return original(self, into, x, tap)
 
-    monkeypatch.setattr(quantized._Block, "enter", on_a_tie)
+    monkeypatch.setattr(model._Block, "enter", on_a_tie)
     assert tie_margin(streams, "mamba") < 1e-7
 
 

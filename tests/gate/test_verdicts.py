@@ -288,7 +288,7 @@ def test_a_local_error_at_an_unchanged_scale_is_an_artefact(record, change):
 
 def test_a_local_error_may_follow_one_ulp_of_its_scale(record, change):
     """The round trip of the same values at a scale one ulp away, measured, stays inside the bound."""
-    from quambench.quant.grid import fake_quantize
+    from quambench.grids.grid import fake_quantize
 
     with_evidence, with_scale, _ = change
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

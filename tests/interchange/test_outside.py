@@ -16,12 +16,12 @@ from quambench.core.errors import BadParameter, UnknownName
 from quambench.core.provenance import provenance
 from quambench.gate.probes import all_probes, rests_on
 from quambench.grouping import GroupingSpec
+from quambench.int8.fuse import prepare
 from quambench.interchange.outside import FloatModel, find_calibration
 from quambench.interchange.quamba import HEAD_KEY, KEYS, from_act_scales
 from quambench.models import ModelConfig, build
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
-from quambench.quant.fuse import prepare
 from quambench.runner import ModelRun
 
 CONFIGS = {

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Calibration, Task, calibrate
 from quambench.core.errors import BadArtefact, BadParameter
+from quambench.grids.granularity import UNQUANTIZED
+from quambench.grids.grid import MIN_SCALE
 from quambench.grouping import GroupingSpec, Groups
+from quambench.int8.fuse import prepare
+from quambench.int8.reorder import reorder
+from quambench.int8.site_grid import site_grid
 from quambench.interchange import quamba
 from quambench.interchange.quamba import KEYS, from_act_scales, to_act_scales
 from quambench.models import ModelConfig, build
@@ -23,11 +28,6 @@ from quambench.observers import ObserverSpec
 from quambench.policy.base import granularity_in_groups
 from quambench.policy.quamba import Quamba
 from quambench.policy.quamba2 import Quamba2
-from quambench.quant.fuse import prepare
-from quambench.quant.granularity import UNQUANTIZED
-from quambench.quant.grid import MIN_SCALE
-from quambench.quant.reorder import reorder
-from quambench.quant.site_grid import site_grid
 
 MAMBA = ModelConfig(architecture="mamba", d_model=16, n_layers=2, vocab_size=50, d_state=4, dt_rank=3)
 # E = 24: H = 6 heads of P = 4, three in each of two SSD groups; N = 2

@@ -8,7 +8,7 @@ from quambench_kernels import dispatch
 from quambench_kernels.hadamard_quantize import hadamard_quantize, reference
 from quambench_kernels.hadamard_quantize.reference import hadamard_quantize_ref, rotated
 
-from quambench.quant.hadamard import base_signs, hadamard_matrix
+from quambench.grids.hadamard import base_signs, hadamard_matrix
 
 OP = "hadamard_quantize"
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 512, 12, 24, 96, 192, 768, 1536, 40, 80, 320, 640]

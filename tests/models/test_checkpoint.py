@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quambench.core.errors import BadCheckpoint, NonFinite, UnknownName
+from quambench.int8.fuse import prepare
 from quambench.models import LanguageModel, ModelConfig, build, checkpoint
 from quambench.models.checkpoint import Checkpoint, bundled_names, load_checkpoint, save_checkpoint
-from quambench.quant.fuse import prepare
 
 MAMBA = ModelConfig(architecture="mamba", d_model=8, n_layers=2, vocab_size=264, d_state=3, dt_rank=2)
 MAMBA2 = ModelConfig(

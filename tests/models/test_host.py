@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from quambench.calibrate import Task, calibrate
+from quambench.grids.precision import Precision
+from quambench.int8.fuse import prepare
+from quambench.int8.model import QuantizedModel, _moved
+from quambench.int8.weights import QuantizedTensor
 from quambench.models import ModelConfig, build
 from quambench.models.host import Guest, _OnHost, on_host
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
-from quambench.quant.fuse import prepare
-from quambench.quant.precision import Precision
-from quambench.quant.quantized import QuantizedModel, _moved
-from quambench.quant.weights import QuantizedTensor
 
 CPU = torch.device("cpu")
 CONFIGS = {

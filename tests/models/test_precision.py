@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from quambench.core.errors import BadParameter, NonFinite
+from quambench.int8.fuse import prepare
 from quambench.models import ModelConfig, backbone, build, checkpoint, mamba, mamba2
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
-from quambench.quant.fuse import prepare
 
 Error = Callable[[Tensor, Tensor], float]
 NARROW = [torch.bfloat16, torch.float16]

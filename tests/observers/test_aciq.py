@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from quambench.core.errors import BadParameter
+from quambench.grids.grid import q_max
 from quambench.observers import ObserverSpec, aciq
 from quambench.observers.aciq import GAUSS_BELOW, Aciq, TwoAndAHalfSigma, optimal_clip
-from quambench.quant.grid import q_max
 
 EPS64 = torch.finfo(torch.float64).eps
 TABLE = {  # Banner et al.: optimal clipping values in σ and in b for 2 to 8 bits; the last digit is not exact

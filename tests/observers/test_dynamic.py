@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from quambench.core.errors import BadParameter
+from quambench.grids.grid import fake_quantize, q_max
 from quambench.observers import ObserverSpec, batch, dynamic
 from quambench.observers.dynamic import DynamicPercentile
 from quambench.observers.percentile import Percentile
-from quambench.quant.grid import fake_quantize, q_max
 
 U = 1 + 2.0**-12  # times a power of two: the middle of a bin
 ALPHAS = (0.9, 0.97, 1.0)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from quambench.core.errors import BadParameter
+from quambench.grids.grid import q_max, quantize
 from quambench.observers import ObserverSpec, entropy
 from quambench.observers.entropy import Entropy, quantized_entropy
 from quambench.observers.histogram import Histogram
 from quambench.observers.mse import in_equal_ratios
-from quambench.quant.grid import q_max, quantize
 
 EPS64 = torch.finfo(torch.float64).eps
 U = 1 + 2.0**-12  # times a power of two: the middle of a bin

@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from quambench.core.errors import BadParameter
+from quambench.grids.grid import fake_quantize, q_max
 from quambench.observers import ObserverSpec, mse
 from quambench.observers.histogram import OCTAVES, Histogram
 from quambench.observers.mse import COARSE, ROUNDS, SPLIT, LeastSquares, in_equal_ratios, mean_squared_error
-from quambench.quant.grid import fake_quantize, q_max
 
 EPS64 = torch.finfo(torch.float64).eps
 U = 1 + 2.0**-12  # times a power of two: the middle of a bin

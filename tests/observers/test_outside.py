@@ -19,13 +19,13 @@ from quambench.core import plugins
 from quambench.core.errors import BadParameter, NonFinite, SiteUnseen, UnknownName
 from quambench.core.provenance import provenance
 from quambench.data.tokenizer import Tokenizer
+from quambench.int8.fuse import prepare
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint
 from quambench.observers import ObserverSpec
 from quambench.observers.outside import OBSERVER
 from quambench.observers.running_max import RunningMax
 from quambench.policy import POLICIES, Assignment
-from quambench.quant.fuse import prepare
 
 FAKE_MAX = """
 import torch

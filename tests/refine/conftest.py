@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from quambench.calibrate import Calibration, Task, calibrate
+from quambench.grids.granularity import UNQUANTIZED
+from quambench.int8.fuse import prepare
+from quambench.int8.model import Precision, QuantizedModel
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import Assignment
-from quambench.quant.fuse import prepare
-from quambench.quant.granularity import UNQUANTIZED
-from quambench.quant.quantized import Precision, QuantizedModel
 from quambench.refine.base import Progress, Refined, Refinement
 
 SHAPES = {

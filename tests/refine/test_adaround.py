@@ -9,8 +9,8 @@ import math
 import pytest
 import torch
 
+from quambench.grids.grid import fake_quantize, q_max
 from quambench.models.backbone import no_tap
-from quambench.quant.grid import fake_quantize, q_max
 from quambench.refine.adaround import SOFTEST, AdaRound, stages
 from quambench.refine.training import soft_quantizer, soft_round
 

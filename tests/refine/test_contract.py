@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from quambench.core.errors import BadCorpus, BadParameter
+from quambench.grids.grid import MIN_SCALE
+from quambench.int8.model import Precision
 from quambench.models.sites import sites_of
-from quambench.quant.grid import MIN_SCALE
-from quambench.quant.quantized import Precision
 from quambench.refine import REFINEMENTS, Refined, RefinementSpec, adaround, learned, training
 from quambench.refine.training import HEAD, Parts, Scales, descend, trained_sites
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from quambench.grids.grid import fake_quantize, q_max
+from quambench.int8 import w4
+from quambench.int8.model import Precision, QuantizedModel
+from quambench.int8.recipe import WeightRecipe
 from quambench.models.backbone import forward_in_pieces
 from quambench.models.sites import sites_of
-from quambench.quant import w4
-from quambench.quant.grid import fake_quantize, q_max
-from quambench.quant.quantized import Precision, QuantizedModel
-from quambench.quant.recipe import WeightRecipe
 from quambench.refine.learned import Learned
 from quambench.refine.training import hard_tap, straight_through, taught, trained_sites
 
@@ -107,7 +107,7 @@ def assert_is_the_int8_model(setting, quantized, model, piece):
     """Site by site the same integers, and then the same logits, but for float32's rounding.
 
     Behind every site goes on what the INT8 model rounded to, so each is judged by itself; the rule is
-    that of tests/quant/test_quantized.py: float32's error is the taught model's own when run in float32,
+    that of tests/int8/test_model.py: float32's error is the taught model's own when run in float32,
     the INT8 model may have twice that, and one rounding of the quotient, which reaches 2^(bits-1).
     """
     bits, scales = setting.precision.act_bits, setting.start.scales

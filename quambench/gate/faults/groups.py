@@ -16,13 +16,13 @@ from quambench import arrange, runner
 from quambench import calibrate as calibration
 from quambench.gate.faults.base import OTHER, fault
 from quambench.gate.faults.planting import everywhere, planned, wrapped
+from quambench.grids import granularity
 from quambench.grouping import adaptive, cluster, clustered
 from quambench.grouping.adaptive import Adaptive
 from quambench.grouping.base import ChannelStatistics
 from quambench.grouping.groups import Groups
+from quambench.int8 import reorder as reordering
 from quambench.policy.quamba2 import Quamba2
-from quambench.quant import granularity
-from quambench.quant import reorder as reordering
 
 MAMBA2 = {"architectures": OTHER}
 GROUPED = {"case": "running_max/4x4/quamba2"} | MAMBA2

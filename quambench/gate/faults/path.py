@@ -33,6 +33,13 @@ from quambench.gate.faults.planting import (
     without_gain,
     wrapped,
 )
+from quambench.grids import grid, hadamard
+from quambench.grids.granularity import Layout
+from quambench.grids.precision import Precision
+from quambench.int8 import fuse, recipe, site_grid, weights
+from quambench.int8 import model as quantized
+from quambench.int8.model import QuantizedModel
+from quambench.int8.site_grid import SymmetricGrid
 from quambench.models.backbone import LanguageModel, LayerState
 from quambench.models.mamba2 import Mamba2Mixer
 from quambench.observers import Batch, ObserverSpec
@@ -42,11 +49,6 @@ from quambench.observers import running_max as maxima
 from quambench.observers.percentile import Percentile
 from quambench.observers.running_max import RunningMax
 from quambench.policy.quamba import Quamba
-from quambench.quant import fuse, grid, hadamard, quantized, recipe, site_grid, weights
-from quambench.quant.granularity import Layout
-from quambench.quant.precision import Precision
-from quambench.quant.quantized import QuantizedModel
-from quambench.quant.site_grid import SymmetricGrid
 
 # --- the grid -------------------------------------------------------------------------------------
 

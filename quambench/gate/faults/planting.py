@@ -12,14 +12,15 @@ from torch import Tensor
 
 from quambench import runner
 from quambench.calibrate import Calibration
+from quambench.grids import hadamard
+from quambench.grids.granularity import GRANULARITIES, Layout
+from quambench.int8 import fuse, weights
+from quambench.int8.model import QuantizedModel
 from quambench.models.backbone import LanguageModel
 from quambench.observers import Batch, ObserverSpec
 from quambench.observers import percentile as quantiles
 from quambench.observers.percentile import Percentile
 from quambench.policy import Plan, Policy
-from quambench.quant import fuse, hadamard, weights
-from quambench.quant.granularity import GRANULARITIES, Layout
-from quambench.quant.quantized import QuantizedModel
 
 
 def everywhere(name: str, spoilt: Any, *modules: Any) -> AbstractContextManager[Any]:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from quambench.gate.faults.base import ONE, OTHER, fault
 from quambench.gate.faults.planting import wrapped
-from quambench.quant import w4
-from quambench.quant.precision import Bits, Precision
-from quambench.quant.quantized import QuantizedLinear, _Block
-from quambench.quant.recipe import WeightQuantizer
-from quambench.quant.weights import quantize_rows
+from quambench.grids.precision import Bits, Precision
+from quambench.int8 import w4
+from quambench.int8.model import QuantizedLinear, _Block
+from quambench.int8.recipe import WeightQuantizer
+from quambench.int8.weights import quantize_rows
 
 # --- mixes ----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from quambench import hessians as moments
 from quambench.calibrate import FORWARD_BATCH, Calibration
 from quambench.gate.faults.base import ONE, OTHER, fault
 from quambench.gate.faults.planting import as_if, everywhere, without_gain, wrapped
+from quambench.int8 import fuse
+from quambench.int8 import model as quantized
 from quambench.interchange import quamba
 from quambench.models import checkpoint as checkpoints
 from quambench.models.backbone import LanguageModel
@@ -27,7 +29,6 @@ from quambench.observers import aciq, batch, entropy, histogram, tail
 from quambench.observers.base import Observer
 from quambench.observers.binned import Binned
 from quambench.observers.running_max import RunningMax
-from quambench.quant import fuse, quantized
 
 # Cases of other modules' faults, so that none is recorded for these alone.
 MSE, ACIQ, ENTROPY, GPTQ = "mse/w8a4", "aciq/w8a4", "entropy", "percentile/w4a8/gptq"

@@ -15,6 +15,8 @@ from quambench import hessians as moments
 from quambench import runner
 from quambench.gate.faults.base import ONE, OTHER, fault
 from quambench.gate.faults.planting import everywhere, planned, wrapped
+from quambench.grids.granularity import UNQUANTIZED
+from quambench.int8 import gptq, recipe, site_grid, w4
 from quambench.observers import Batch, ObserverSpec, aciq, binned, dynamic, entropy, kl, mse
 from quambench.observers import base as observing
 from quambench.observers.aciq import Aciq, TwoAndAHalfSigma
@@ -25,8 +27,6 @@ from quambench.policy import sensitivity as by_cost
 from quambench.policy.by_layer import FirstMiddleLast, ScaleMultiplier
 from quambench.policy.quamba import Quamba, Uniform
 from quambench.policy.sensitivity import BySensitivity
-from quambench.quant import gptq, recipe, site_grid, w4
-from quambench.quant.granularity import UNQUANTIZED
 from quambench.refine import adaround, learned, training
 
 SCAN = "layers.0.{scan}"

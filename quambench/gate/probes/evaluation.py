@@ -29,9 +29,9 @@ from quambench.data.windows import Windows
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.metrics import told
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, FixedScales, model_of
+from quambench.int8.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
 from quambench.models.backbone import LayerState, Tap, no_tap
 from quambench.models.sites import sites_of
-from quambench.quant.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
 
 CONFIG = CONFIGS["mamba"]
 VOCABULARY, ROWS = 12, 61  # of the table of logits; a state is a row's number

@@ -22,6 +22,7 @@ from quambench.data.tokenizer import Tokenizer
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import ARCHITECTURES, model_of
 from quambench.gate.probes.units import CONFIGS, shape_of
+from quambench.grids.precision import Precision
 from quambench.models.backbone import Tap, no_tap
 from quambench.models.checkpoint import Checkpoint
 from quambench.models.config import ModelConfig
@@ -31,7 +32,6 @@ from quambench.observers.base import Observer
 from quambench.observers.batch import Batch
 from quambench.policy.base import PER_TENSOR
 from quambench.policy.quamba import Quamba
-from quambench.quant.precision import Precision
 
 SEQUENCES, TOKENS = 37, 5  # two forward batches, and a part of a third
 FADING = f"{__name__}:Fading"

@@ -17,13 +17,14 @@ from quambench.gate.probes.base import Answer, Probe, Streams, told
 from quambench.gate.probes.feeding import checkpoint_of
 from quambench.gate.probes.groups import fixed_in_groups
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOGITS, FixedScales, model_of, scales_of
+from quambench.grids.granularity import UNQUANTIZED
+from quambench.int8 import fuse
+from quambench.int8 import model as quantized
+from quambench.int8.site_grid import SymmetricGrid
 from quambench.interchange import quamba, quamba_file
 from quambench.models import ModelConfig
 from quambench.models import checkpoint as checkpoints
 from quambench.models import weights as stored_weights
-from quambench.quant import fuse, quantized
-from quambench.quant.granularity import UNQUANTIZED
-from quambench.quant.site_grid import SymmetricGrid
 
 PIECE = 50  # elements of a weight that are read at a time: most are longer
 # As the two layouts spell a model, with what they leave to defaults.

@@ -12,14 +12,15 @@ from quambench import arrange as arranging
 from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import CONFIGS, USUAL, FixedScales, model_of, scales_of, stepped
+from quambench.grids.granularity import GROUPS, layout
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups, cluster
+from quambench.int8 import fuse
+from quambench.int8 import model as quantized
+from quambench.int8 import reorder as reordering
 from quambench.models import build
 from quambench.models.config import ModelConfig
 from quambench.observers import ObserverSpec
 from quambench.policy.quamba2 import Quamba2
-from quambench.quant import fuse, quantized
-from quambench.quant import reorder as reordering
-from quambench.quant.granularity import GROUPS, layout
 
 # Four heads in each of two SSD groups, six channels in each; two layers of different loudness.
 CLUSTERED = ModelConfig(architecture="mamba2", d_model=24, n_layers=2, vocab_size=8, d_state=3, head_dim=6, n_groups=2)

@@ -28,7 +28,7 @@ from quambench.core.reading import shown
 from quambench.gate.probes import base, operators
 from quambench.gate.probes.base import Answer
 from quambench.gate.probes.operators import QUESTIONS, Implementation
-from quambench.quant import hadamard
+from quambench.grids import hadamard
 
 TRITON = "triton"
 EVERY = 4  # see Implementation.every

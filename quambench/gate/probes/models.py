@@ -22,7 +22,11 @@ from torch import Tensor
 
 from quambench import calibrate as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.grids.granularity import GROUPS, groups_at, layout
 from quambench.grouping import Groups
+from quambench.int8 import fuse
+from quambench.int8 import model as quantized
+from quambench.int8.site_grid import SymmetricGrid
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Tap, no_tap
 from quambench.models.sites import sites_of
@@ -30,9 +34,6 @@ from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import PER_TENSOR, groupings
 from quambench.policy.quamba import Quamba
-from quambench.quant import fuse, quantized
-from quambench.quant.granularity import GROUPS, groups_at, layout
-from quambench.quant.site_grid import SymmetricGrid
 from quambench.refine import RefinementSpec
 
 _SMALL: dict[str, Any] = dict(d_model=8, n_layers=2, vocab_size=16, d_state=3, proj_bias=True)

@@ -33,7 +33,7 @@ from quambench_kernels.ssd import ssd
 from torch import Tensor
 
 from quambench.gate.probes.base import Answer, floats, inside, some, told
-from quambench.quant.hadamard import base_signs
+from quambench.grids.hadamard import base_signs
 
 ONE = torch.tensor(1.0)
 FINE = 64.0  # exact floats are whole numbers of 64ths

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from quambench.core.errors import BadParameter
 from quambench.gate.probes.base import Answer, Probe, floats, told
+from quambench.grids.precision import Bits
+from quambench.int8 import gptq
+from quambench.int8.recipe import GRANULARITIES, WeightQuantizer, WeightRecipe
+from quambench.int8.weights import Weight
 from quambench.observers import OBSERVERS, ObserverSpec
-from quambench.quant import gptq
-from quambench.quant.precision import Bits
-from quambench.quant.recipe import GRANULARITIES, WeightQuantizer, WeightRecipe
-from quambench.quant.weights import Weight
 
 MANY = 2**17 + 1027  # values of one scale: more than are counted, or summed, at a time
 SCALES = 40  # more than are searched at a time, by any observer

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from quambench.gate.probes.models import ARCHITECTURES, BARE, CONFIGS, LOW, LOW_STEPS, in_pieces, model_of, stepped
+from quambench.int8 import fuse
+from quambench.int8.site_grid import SymmetricGrid
 from quambench.models import build
-from quambench.quant import fuse
-from quambench.quant.site_grid import SymmetricGrid
 
 # No quotient of the step's probes lies nearer to a rounding tie than this, relative to the largest
 # integer of its grid: about twice the largest error of a float32 quotient made of a few dozen

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from quambench.core.errors import NonFinite, SiteUnseen
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.grids import grid, hadamard
+from quambench.grids.granularity import GRANULARITIES, layout
+from quambench.int8 import gptq, site_grid, w4, weights
 from quambench.models.config import ModelConfig
 from quambench.models.sites import SITES
 from quambench.observers import OBSERVERS, ObserverSpec
-from quambench.quant import gptq, grid, hadamard, site_grid, w4, weights
-from quambench.quant.granularity import GRANULARITIES, layout
 
 BITS = (8, 6, 4, 2)
 # Both sides of rotate's two-factor split, and each family: 2^k, 12 * 2^k, 40 * 2^k.

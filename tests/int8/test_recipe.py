@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from quambench.core.errors import BadParameter
+from quambench.grids.precision import Bits
+from quambench.int8 import w4
+from quambench.int8.gptq import gptq
+from quambench.int8.recipe import WeightQuantizer, WeightRecipe
+from quambench.int8.weights import quantize_rows, quantize_splits, quantize_tensor
 from quambench.observers import ObserverSpec
-from quambench.quant import w4
-from quambench.quant.gptq import gptq
-from quambench.quant.precision import Bits
-from quambench.quant.recipe import WeightQuantizer, WeightRecipe
-from quambench.quant.weights import quantize_rows, quantize_splits, quantize_tensor
 
 W = (
     torch.randn(6, 130, generator=torch.Generator().manual_seed(0)).double()

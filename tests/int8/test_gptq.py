@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quambench.core.errors import BadParameter
-from quambench.quant import gptq as module
-from quambench.quant.gptq import accumulate, gptq
-from quambench.quant.grid import MIN_SCALE
-from quambench.quant.w4 import GroupedWeight, round_to_nearest
+from quambench.grids.grid import MIN_SCALE
+from quambench.int8 import gptq as module
+from quambench.int8.gptq import accumulate, gptq
+from quambench.int8.w4 import GroupedWeight, round_to_nearest
 
 EPS32, EPS64 = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 LOW, HIGH = -8, 7

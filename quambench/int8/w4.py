@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from quambench.core.errors import BadParameter
-from quambench.quant.grid import MIN_SCALE, dequantize, quantize
-from quambench.quant.weights import QuantizedTensor, digest_of, quantize_rows
+from quambench.grids.grid import MIN_SCALE, dequantize, quantize
+from quambench.int8.weights import QuantizedTensor, digest_of, quantize_rows
 
 BITS = 4
 GROUP = 128  # inputs that share a step, in Quamba2

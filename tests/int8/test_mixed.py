@@ -12,20 +12,20 @@ from quambench_kernels import dispatch
 
 from quambench.calibrate import Task, calibrate
 from quambench.core.errors import BadParameter
+from quambench.grids.precision import Bits, Precision
 from quambench.hessians import gather_hessians
+from quambench.int8 import w4
+from quambench.int8.fuse import prepare
+from quambench.int8.model import QuantizedLinear, QuantizedModel
+from quambench.int8.recipe import WeightRecipe
+from quambench.int8.site_grid import SymmetricGrid, Unquantized
+from quambench.int8.w4 import GroupedWeight
+from quambench.int8.weights import FloatWeight, QuantizedTensor
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import LanguageModel
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy.quamba import Quamba
-from quambench.quant import w4
-from quambench.quant.fuse import prepare
-from quambench.quant.precision import Bits, Precision
-from quambench.quant.quantized import QuantizedLinear, QuantizedModel
-from quambench.quant.recipe import WeightRecipe
-from quambench.quant.site_grid import SymmetricGrid, Unquantized
-from quambench.quant.w4 import GroupedWeight
-from quambench.quant.weights import FloatWeight, QuantizedTensor
 from quambench.refine.training import taught
 
 EPS32 = torch.finfo(torch.float32).eps

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from quambench.core.errors import BadParameter
-from quambench.observers import OBSERVERS, ObserverSpec
-from quambench.quant import w4
-from quambench.quant.gptq import gptq
-from quambench.quant.grid import q_max
-from quambench.quant.precision import FLOAT_BITS, Bits
-from quambench.quant.weights import (
+from quambench.grids.grid import q_max
+from quambench.grids.precision import FLOAT_BITS, Bits
+from quambench.int8 import w4
+from quambench.int8.gptq import gptq
+from quambench.int8.weights import (
     LARGEST,
     FloatWeight,
     Weight,
@@ -23,6 +22,7 @@ from quambench.quant.weights import (
     quantize_splits,
     quantize_tensor,
 )
+from quambench.observers import OBSERVERS, ObserverSpec
 
 GRANULARITIES = ("quamba", "tensor", "split", "channel", "group")
 

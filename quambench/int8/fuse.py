@@ -4,7 +4,7 @@
    embedding: RMSNorm commutes with a rotation only at unit gain;
 2. rotate the residual stream by an orthonormal Hadamard matrix H: embedding and the outputs of
    out_proj are rotated, in_proj and lm_head take the inverse on their input side;
-3. put heads and channels into the order of their groups, where there are any (quant/reorder.py);
+3. put heads and channels into the order of their groups, where there are any (int8/reorder.py);
 4. rotate out_proj's input online, and fuse the inverse into its weight.
 Mamba2's gated norm keeps its gain: the Hadamard follows it.
 """
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from quambench.core.errors import BadParameter
+from quambench.grids.hadamard import Rotation, rotate, supported
 from quambench.grouping.groups import Groups
+from quambench.int8.reorder import reorder
 from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig
-from quambench.quant.hadamard import Rotation, rotate, supported
-from quambench.quant.reorder import reorder
 
 
 def check_widths(config: ModelConfig) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from quambench.core.errors import BadParameter
 from quambench.grouping.groups import Groups
+from quambench.int8 import reorder as reordering
+from quambench.int8.fuse import prepare
+from quambench.int8.reorder import moved, reorder
 from quambench.models import ModelConfig, build
-from quambench.quant import reorder as reordering
-from quambench.quant.fuse import prepare
-from quambench.quant.reorder import moved, reorder
 
 BASE = ModelConfig(
     architecture="mamba2", d_model=32, n_layers=2, vocab_size=40, d_state=4, head_dim=4, chunk_size=4, proj_bias=True

@@ -27,17 +27,17 @@ from quambench_kernels.ssd import ssd
 from torch import Tensor
 
 from quambench.core.errors import BadParameter
+from quambench.grids.grid import q_max
+from quambench.grids.hadamard import base_signs, rotate
+from quambench.grids.precision import FLOAT_BITS, Precision
+from quambench.int8.recipe import WeightQuantizer, WeightRecipe
+from quambench.int8.site_grid import AsymmetricGrid, SiteGrid, SiteScales, SymmetricGrid, Unquantized, site_grids
+from quambench.int8.weights import FloatWeight, QuantizedTensor, Weight
 from quambench.models.backbone import LanguageModel, LayerState, Tap, in_layer, no_tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba import MambaMixer
 from quambench.models.mamba2 import Mamba2Mixer
 from quambench.models.sites import sites_of
-from quambench.quant.grid import q_max
-from quambench.quant.hadamard import base_signs, rotate
-from quambench.quant.precision import FLOAT_BITS, Precision
-from quambench.quant.recipe import WeightQuantizer, WeightRecipe
-from quambench.quant.site_grid import AsymmetricGrid, SiteGrid, SiteScales, SymmetricGrid, Unquantized, site_grids
-from quambench.quant.weights import FloatWeight, QuantizedTensor, Weight
 
 HEAD = "lm_head:input"
 
@@ -431,7 +431,7 @@ def _moved(value: V, device: torch.device, done: dict[int, tuple[Tensor, Tensor]
 
 
 class QuantizedModel:
-    """INT8 language model built from a prepared float model (quant/fuse.py) and its scales.
+    """INT8 language model built from a prepared float model (int8/fuse.py) and its scales.
 
     It is made on the CPU, so that its integers are the same wherever it then runs.
     """

@@ -1,7 +1,7 @@
 """Put a Mamba2 model's heads and channels into another order; its function stays.
 
 Every tensor that carries a channel or a head moves with it; B and C carry neither. The online rotation of
-out_proj's input mixes channels as they stand, so this comes before its inverse is fused (quant/fuse.py).
+out_proj's input mixes channels as they stand, so this comes before its inverse is fused (int8/fuse.py).
 """
 
 from __future__ import annotations

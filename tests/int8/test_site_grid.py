@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quambench.quant.grid import asymmetric_scale, dequantize_asymmetric, quantize_asymmetric
-from quambench.quant.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
-from quambench.quant.weights import QuantizedTensor
+from quambench.grids.grid import asymmetric_scale, dequantize_asymmetric, quantize_asymmetric
+from quambench.int8.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
+from quambench.int8.weights import QuantizedTensor
 
 EPS32 = torch.finfo(torch.float32).eps
 WEIGHT = QuantizedTensor(torch.tensor([[1, -2, 3], [-128, 127, 0]]).to(torch.int8), torch.tensor([[0.5], [2.0]]))

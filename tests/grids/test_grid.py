@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quambench.core.errors import BadParameter
-from quambench.quant import grid
+from quambench.grids import grid
 
 EPS32 = torch.finfo(torch.float32).eps
 

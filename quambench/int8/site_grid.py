@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from quambench_kernels.int8_linear import int8_linear
 from torch import Tensor
 
+from quambench.grids.granularity import UNQUANTIZED, groups_at, layout
+from quambench.grids.grid import clipped, dequantize, dequantize_asymmetric, q_max, quantize, quantize_asymmetric
 from quambench.grouping.groups import Groups
+from quambench.int8.weights import QuantizedTensor
 from quambench.models.backbone import Tap
 from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of
-from quambench.quant.granularity import UNQUANTIZED, groups_at, layout
-from quambench.quant.grid import clipped, dequantize, dequantize_asymmetric, q_max, quantize, quantize_asymmetric
-from quambench.quant.weights import QuantizedTensor
 
 
 class SiteScales(Protocol):

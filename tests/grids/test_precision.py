@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quambench.core.errors import BadParameter
-from quambench.quant.precision import Bits, Precision
+from quambench.grids.precision import Bits, Precision
 
 WIDTHS = st.sampled_from([2, 4, 8, 16])
 FLAGS = st.fixed_dictionaries({n: st.booleans() for n in ("embedding", "lm_head", "ssm_state", "symmetric")})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from quambench.grids.granularity import GRANULARITIES, Layout, layout
 from quambench.models import ModelConfig
 from quambench.models.sites import SITES
-from quambench.quant.granularity import GRANULARITIES, Layout, layout
 
 MAMBA = ModelConfig(architecture="mamba", d_model=4, n_layers=1, vocab_size=8, d_state=3, dt_rank=2)
 MAMBA2 = ModelConfig(

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from quambench.grids.grid import dequantize, quantize, symmetric_scale
 from quambench.observers import ObserverSpec
-from quambench.quant.grid import dequantize, quantize, symmetric_scale
 
 LARGEST = ObserverSpec("running_max")
 

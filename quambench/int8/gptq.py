@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from quambench.core.errors import BadParameter
-from quambench.quant.grid import dequantize, quantize
-from quambench.quant.w4 import BITS, GROUP, GroupedWeight, check_groups, group_step
+from quambench.grids.grid import dequantize, quantize
+from quambench.int8.w4 import BITS, GROUP, GroupedWeight, check_groups, group_step
 
 
 def accumulate(hessian: Tensor, x: Tensor) -> Tensor:

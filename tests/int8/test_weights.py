@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quambench.quant.weights import quantize_rows, quantize_splits, quantize_tensor
+from quambench.int8.weights import quantize_rows, quantize_splits, quantize_tensor
 
 W = torch.tensor([[127.0, -3.0], [-254.0, 1.0], [0.5, 0.25]], dtype=torch.float64)
 

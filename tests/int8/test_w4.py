@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quambench.core.errors import BadParameter
-from quambench.quant.grid import MIN_SCALE
-from quambench.quant.w4 import GroupedWeight, group_amax, round_to_nearest, spread, to_int8
-from quambench.quant.weights import quantize_tensor
+from quambench.grids.grid import MIN_SCALE
+from quambench.int8.w4 import GroupedWeight, group_amax, round_to_nearest, spread, to_int8
+from quambench.int8.weights import quantize_tensor
 
 EPS32 = torch.finfo(torch.float32).eps
 LOW, HIGH = -8, 7

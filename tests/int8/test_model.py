@@ -17,7 +17,11 @@ from quambench_kernels.ssd.reference import with_skip
 from quambench.arrange import arrange, channel_statistics, groups_of
 from quambench.calibrate import Task, calibrate
 from quambench.core.errors import BadParameter
+from quambench.grids.hadamard import hadamard_matrix
 from quambench.grouping import GroupingSpec
+from quambench.int8 import model as runtime
+from quambench.int8.fuse import prepare
+from quambench.int8.model import Precision, QuantizedModel
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import LayerState
 from quambench.models.sites import sites_of
@@ -25,10 +29,6 @@ from quambench.observers import ObserverSpec
 from quambench.policy import Assignment
 from quambench.policy.quamba import Quamba
 from quambench.policy.quamba2 import Quamba2
-from quambench.quant import quantized as runtime
-from quambench.quant.fuse import prepare
-from quambench.quant.hadamard import hadamard_matrix
-from quambench.quant.quantized import Precision, QuantizedModel
 
 EPS32 = torch.finfo(torch.float32).eps
 TOKENS = torch.randint(50, (3, 13), generator=torch.Generator().manual_seed(3))

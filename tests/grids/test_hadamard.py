@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.linalg import hadamard as scipy_hadamard
 
 from quambench.core.errors import BadParameter
-from quambench.quant.hadamard import Rotation, _split, hadamard_matrix, rotate, supported
+from quambench.grids.hadamard import Rotation, _split, hadamard_matrix, rotate, supported
 
 SIZES = [1, 2, 4, 12, 24, 40, 80, 160, 192, 384, 512, 768, 1536, 5120]
 NOT_SYMMETRIC = [12, 24, 40, 80, 384]

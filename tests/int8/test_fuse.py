@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from quambench.core.errors import BadParameter
+from quambench.grids.hadamard import hadamard_matrix
+from quambench.int8 import fuse
 from quambench.models import ModelConfig, build
-from quambench.quant import fuse
-from quambench.quant.hadamard import hadamard_matrix
 from quambench.runner import ModelRun
 
 # float64 rounding differs from float32's by 2^29; a fault does not shrink. Half of those bits is

@@ -34,7 +34,7 @@ class Layout:
 
 
 GRANULARITIES: Registry[Callable[[str, ModelConfig], Layout]] = Registry(
-    "granularity", "quambench/quant/granularity.py"
+    "granularity", "quambench/grids/granularity.py"
 )
 """Name -> (site in its block, config) -> Layout; coarsest first."""
 
