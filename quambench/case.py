@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from quambench.calibration.refine import REFINEMENTS, RefinementSpec
 from quambench.core.errors import BadParameter, QuambenchError, UnknownName
 from quambench.grids.precision import FLOAT_BITS, Precision, is_width
 from quambench.grouping import GroupingSpec
@@ -19,7 +20,6 @@ from quambench.interchange.quamba import BITS
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import PER_TENSOR, check_grouping, groupings, is_clustering
-from quambench.refine import REFINEMENTS, RefinementSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

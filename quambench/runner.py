@@ -12,8 +12,12 @@ from typing import Protocol as TypingProtocol
 import torch
 from torch import Tensor
 
-from quambench.arrange import arrange, channel_statistics, groups_of, order_of
-from quambench.calibrate import Calibration, Task, calibrate, check_calibration, digest_of, each
+from quambench.calibration.channels import arrange, channel_statistics, groups_of, order_of
+from quambench.calibration.collect import Task, calibrate, digest_of, each
+from quambench.calibration.hessians import gather_hessians
+from quambench.calibration.refine import Refined
+from quambench.calibration.scales import Calibration, check_calibration
+from quambench.calibration.sensitivity import measure
 from quambench.case import LARGER, Case, Protocol, check_fit, protocol_hash
 from quambench.core.errors import BadArtefact, BadParameter
 from quambench.core.memory import keep_freed_memory
@@ -35,7 +39,6 @@ from quambench.evaluate import (
 from quambench.grids.granularity import UNQUANTIZED
 from quambench.grids.precision import Precision
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
-from quambench.hessians import gather_hessians
 from quambench.int8.fuse import prepare
 from quambench.int8.model import Disturb, QuantizedModel, undisturbed
 from quambench.int8.weights import Weight
@@ -47,8 +50,6 @@ from quambench.models.checkpoint import Checkpoint
 from quambench.models.host import Guest, on_host
 from quambench.observers import ObserverSpec
 from quambench.policy import Sensitivity
-from quambench.refine import Refined
-from quambench.sensitivity import measure
 
 CPU = torch.device("cpu")
 Progress = Callable[[str, int, int], None]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.calibrate import Calibration, check_calibration
+from quambench.calibration.scales import Calibration, check_calibration
 from quambench.case import Case
 from quambench.core.errors import BadArtefact, BadCheckpoint, BadParameter, QuambenchError, UnknownName
 from quambench.gate.forms import check_arrays, check_entry, check_scales

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from quambench.calibration.refine import RefinementSpec
 from quambench.case import Case, Protocol, asks_tasks, check_fit, is_full, protocol_hash
 from quambench.core.errors import BadParameter, UnknownName
 from quambench.int8.model import Precision
@@ -15,7 +16,6 @@ from quambench.int8.recipe import WeightRecipe
 from quambench.observers import ObserverSpec
 from quambench.observers.running_max import RunningMax
 from quambench.policy import PolicySpec
-from quambench.refine import RefinementSpec
 
 CASE = Case(model="mamba2-tiny", observer=ObserverSpec.parse("percentile[alpha=0.9995,sigma=0.01]"))
 

@@ -12,8 +12,9 @@ import weakref
 import pytest
 import torch
 
-from quambench import arrange, runner
-from quambench.calibrate import Calibration
+from quambench import runner
+from quambench.calibration import channels
+from quambench.calibration.scales import Calibration
 from quambench.case import Case
 from quambench.core import plugins
 from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, OutsideFailed
@@ -186,14 +187,14 @@ def test_however_many_orders_of_channels_two_models_are_kept(world, tmp_path, mo
         made.add(found := prepare(*args))
         return found
 
-    monkeypatch.setattr(arrange, "prepare", prepared_and_noted)
+    monkeypatch.setattr(channels, "prepare", prepared_and_noted)
     monkeypatch.setattr(runner, "prepare", prepared_and_noted)
     orders = set()
     for one in cases:
         run.quantized(one)
         gc.collect()
         assert len(made) <= 2
-        orders.add(arrange.order_of(run.groups(one)))
+        orders.add(channels.order_of(run.groups(one)))
     assert len(orders) > 2  # else there was nothing to let go
 
 

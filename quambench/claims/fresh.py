@@ -10,8 +10,11 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from quambench.arrange import arrange, channel_statistics, groups_of
-from quambench.calibrate import Calibration, Task, calibrate
+from quambench.calibration.channels import arrange, channel_statistics, groups_of
+from quambench.calibration.collect import Task, calibrate
+from quambench.calibration.refine import RefinementSpec
+from quambench.calibration.scales import Calibration
+from quambench.calibration.sensitivity import Scale, by_layer, grids_of
 from quambench.case import Case, Protocol
 from quambench.data.corpus import load_corpus
 from quambench.data.windows import spread_windows
@@ -25,8 +28,6 @@ from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.sites import sites_of
 from quambench.observers import Batch
 from quambench.observers.percentile import upper_quantile
-from quambench.refine import RefinementSpec
-from quambench.sensitivity import Scale, by_layer, grids_of
 
 SEQUENCES = 64  # of the calibration part, and as many of the test part
 LENGTH = Protocol().calib_length  # tokens of each

@@ -10,7 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 from torch import Tensor
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.case import Case, Protocol
 from quambench.cli.options import (
     add_corpus,

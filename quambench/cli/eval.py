@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.case import Case
 from quambench.cli import eval_tasks
 from quambench.cli.options import (

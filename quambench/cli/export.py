@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.cli.options import add_format, check_out
 from quambench.core.errors import BadParameter
 from quambench.core.plain_text import plain

@@ -10,6 +10,7 @@ from typing import cast
 
 from tabulate import tabulate
 
+from quambench.calibration.refine import REFINEMENTS
 from quambench.core.spec import Value, written
 from quambench.grids.granularity import GRANULARITIES
 from quambench.grouping import GROUPINGS, GroupingSpec
@@ -20,7 +21,6 @@ from quambench.models.sites import SITES
 from quambench.observers import OBSERVERS
 from quambench.policy import POLICIES
 from quambench.policy.base import PER_TENSOR, groupings
-from quambench.refine import REFINEMENTS
 
 Rows = list[dict[str, object]]
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from tabulate import tabulate
 
+from quambench.calibration.sensitivity import LENGTH, WINDOWS, Cost, Scale, by_layer, by_site, grids_of
 from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_model, check_corpus, corpus_of, progress_bars
 from quambench.core.errors import BadParameter
 from quambench.int8.recipe import WeightRecipe
 from quambench.models.checkpoint import load_checkpoint
 from quambench.runner import ModelRun
-from quambench.sensitivity import LENGTH, WINDOWS, Cost, Scale, by_layer, by_site, grids_of
 
 HEADINGS = ["", "KL alone\nmnat/token", "KL saved\nmnat/token", "logit MSE\nalone", "logit MSE\nsaved"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quambench.arrange import SITE
+from quambench.calibration.channels import SITE
 from quambench.gate.arrays import REFERENCE_TOLERANCE, Evidence, Rule, lost, moved, rule_of
 from quambench.gate.comparisons import BEYOND, LEAST_CHANGE, SENSITIVE, Comparison, least_change
 from quambench.gate.deciding import beyond, larger
@@ -27,7 +27,7 @@ COUNTED = {"scales.count": "n_scales", "scales.bytes": "scale_bytes", "model.byt
 # hundred thousand values across the end of the grid.
 MAX_SHARE_CHANGE = 1e-4
 
-MAX_SCALE_ULP = 1  # float64 calibration: see quambench/calibrate.py
+MAX_SCALE_ULP = 1  # float64 calibration: see quambench/calibration/collect.py
 
 SHARES = {"clipped": "share clipped", "range_used": "share of the range used", "range_wasted": "share of it wasted"}
 

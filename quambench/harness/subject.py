@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.case import Case
 from quambench.core.errors import BadParameter
 from quambench.data.corpus import load_corpus

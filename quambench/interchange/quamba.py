@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quambench.calibrate import Calibration, check_calibration
+from quambench.calibration.scales import Calibration, check_calibration
 from quambench.core.errors import BadArtefact, BadParameter
 from quambench.grids.granularity import GROUPS, UNQUANTIZED
 from quambench.grids.grid import check_steps

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.core import files
 from quambench.core.errors import BadArtefact
 from quambench.core.pointers import check_fetched

@@ -32,7 +32,7 @@ Plan = Mapping[str, Assignment]
 """Site name -> Assignment, for every site of a model, in forward order."""
 
 Sensitivity = Mapping[str, Mapping[str, float]]
-"""Site -> remedy -> KL to float in nats/token with this site alone quantized; see quambench/sensitivity.py.
+"""Site -> remedy -> KL to float in nats/token with this site alone quantized; see quambench/calibration/sensitivity.py.
 
 Every site under its usual assignment, the costliest also under the remedies.
 """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from quambench.calibrate import Task, calibrate
+from quambench.calibration.collect import Task, calibrate
 from quambench.grids.granularity import layout
 from quambench.grouping import ChannelStatistics, GroupingSpec
 from quambench.grouping.groups import in_order

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.calibrate import Task, calibrate
+from quambench.calibration.collect import Task, calibrate
 from quambench.case import Case
 from quambench.claims import fresh as module
 from quambench.claims.fresh import ALPHA, SEQUENCES, Fresh

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.case import Protocol
 from quambench.cli.eval_tasks import _compared, _json
 from quambench.cli.main import COMMANDS, main

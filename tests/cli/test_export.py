@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.cli.eval import _table
 from quambench.cli.main import main
 from quambench.data.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadArtefact, QuambenchError
 from quambench.core.pointers import check_fetched
 from quambench.data.corpus import load_corpus

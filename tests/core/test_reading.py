@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadParameter, QuambenchError
 from quambench.core.reading import DEEPEST, MIB, Unreadable, check_archive, parse_json, read_bytes, read_json, shown
 from quambench.data.corpus import load_corpus

@@ -28,7 +28,8 @@ from folders import entries, restore
 from mutations import NASTY, NUMBERS, WORDS, as_bytes, changed_bytes, changed_json, changed_spec, changed_text
 from safetensors.torch import load, save
 
-from quambench.calibrate import Calibration, check_calibration
+from quambench.calibration.refine import RefinementSpec
+from quambench.calibration.scales import Calibration, check_calibration
 from quambench.case import Case, check_fit, protocol_hash
 from quambench.cli.main import main
 from quambench.core.errors import BadArtefact, QuambenchError
@@ -51,7 +52,6 @@ from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.models.sites import shape_at, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import PolicySpec
-from quambench.refine import RefinementSpec
 from quambench.report import REPORTS, terminal
 from quambench.report.json import document as json_document
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.case import Case
 from quambench.gate.noise import Noise
 from quambench.gate.record import Artefacts, Record, record_of

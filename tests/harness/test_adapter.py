@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CachingLM
 from lm_eval.api.registry import get_model
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.case import Case, Protocol
 from quambench.core.errors import BadArtefact, BadParameter, QuambenchError, UnknownName
 from quambench.data.corpus import load_corpus

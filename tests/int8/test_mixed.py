@@ -10,10 +10,11 @@ import pytest
 import torch
 from quambench_kernels import dispatch
 
-from quambench.calibrate import Task, calibrate
+from quambench.calibration.collect import Task, calibrate
+from quambench.calibration.hessians import gather_hessians
+from quambench.calibration.refine.training import taught
 from quambench.core.errors import BadParameter
 from quambench.grids.precision import Bits, Precision
-from quambench.hessians import gather_hessians
 from quambench.int8 import w4
 from quambench.int8.fuse import prepare
 from quambench.int8.model import QuantizedLinear, QuantizedModel
@@ -26,7 +27,6 @@ from quambench.models.backbone import LanguageModel
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy.quamba import Quamba
-from quambench.refine.training import taught
 
 EPS32 = torch.finfo(torch.float32).eps
 TOKENS = torch.randint(50, (3, 13), generator=torch.Generator().manual_seed(3))

@@ -14,8 +14,8 @@ from quambench_kernels.int8_ssd.reference import floating as of_mamba2
 from quambench_kernels.rms_norm_quantize import rms_norm_quantize
 from quambench_kernels.ssd.reference import with_skip
 
-from quambench.arrange import arrange, channel_statistics, groups_of
-from quambench.calibrate import Task, calibrate
+from quambench.calibration.channels import arrange, channel_statistics, groups_of
+from quambench.calibration.collect import Task, calibrate
 from quambench.core.errors import BadParameter
 from quambench.grids.hadamard import hadamard_matrix
 from quambench.grouping import GroupingSpec

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.arrange import arrange, channel_statistics, groups_of
-from quambench.calibrate import Task, calibrate
+from quambench.calibration.channels import arrange, channel_statistics, groups_of
+from quambench.calibration.collect import Task, calibrate
 from quambench.case import Case, check_fit
 from quambench.core import plugins
 from quambench.core.errors import BadParameter, UnknownName

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quambench.arrange import arrange, channel_statistics, groups_of
-from quambench.calibrate import Calibration, Task, calibrate
+from quambench.calibration.channels import arrange, channel_statistics, groups_of
+from quambench.calibration.collect import Task, calibrate
+from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadArtefact, BadParameter
 from quambench.grids.granularity import UNQUANTIZED
 from quambench.grids.grid import MIN_SCALE

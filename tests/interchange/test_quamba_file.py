@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadArtefact
 from quambench.interchange.quamba import to_act_scales
 from quambench.interchange.quamba_file import read, write

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.cli.main import main
 from quambench.core.files import locked, write
 from quambench.gate import probes

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quambench.calibrate import Task, calibrate
+from quambench.calibration.collect import Task, calibrate
 from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
 from quambench.int8.model import QuantizedModel, _moved

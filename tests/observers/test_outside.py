@@ -13,7 +13,7 @@ from textwrap import dedent
 import pytest
 import torch
 
-from quambench.calibrate import Task, calibrate
+from quambench.calibration.collect import Task, calibrate
 from quambench.case import Case
 from quambench.core import plugins
 from quambench.core.errors import BadParameter, NonFinite, SiteUnseen, UnknownName

@@ -12,8 +12,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from quambench import arrange, runner
-from quambench import calibrate as calibration
+from quambench import runner
+from quambench.calibration import channels
+from quambench.calibration import collect as calibration
 from quambench.gate.faults.base import OTHER, fault
 from quambench.gate.faults.planting import everywhere, planned, wrapped
 from quambench.grids import granularity
@@ -37,12 +38,12 @@ X, ANY_X = "layers.0.x_conv_out", r"layers.\d.x_conv_out"
 
 def described_by(statistic: Callable[[ChannelStatistics], Tensor]) -> AbstractContextManager[Any]:
     """Another statistic in place of the sequences' largest mean."""
-    original = arrange.channel_statistics
+    original = channels.channel_statistics
 
     def spoilt(*args: Any) -> dict[int, ChannelStatistics]:
         return {i: replace(s, mean_abs=statistic(s)) for i, s in original(*args).items()}
 
-    return everywhere("channel_statistics", spoilt, runner, arrange)
+    return everywhere("channel_statistics", spoilt, runner, channels)
 
 
 @fault("root mean square in place of the sequences' largest mean", "cluster/statistics", X, **GROUPED)

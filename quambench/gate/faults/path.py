@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quambench import calibrate as calibration
+from quambench.calibration import collect as calibration
 from quambench.gate.faults.base import SCAN_INPUT, fault
 from quambench.gate.faults.planting import (
     after,

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from quambench import runner
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.grids import hadamard
 from quambench.grids.granularity import GRANULARITIES, Layout
 from quambench.int8 import fuse, weights

@@ -14,10 +14,12 @@ from quambench_kernels.dispatch import around
 from quambench_kernels.ssd import chunked
 from torch import Tensor
 
-from quambench import arrange, runner
-from quambench import calibrate as calibration
-from quambench import hessians as moments
-from quambench.calibrate import FORWARD_BATCH, Calibration
+from quambench import runner
+from quambench.calibration import channels
+from quambench.calibration import collect as calibration
+from quambench.calibration import hessians as moments
+from quambench.calibration.collect import FORWARD_BATCH
+from quambench.calibration.scales import Calibration
 from quambench.gate.faults.base import ONE, OTHER, fault
 from quambench.gate.faults.planting import as_if, everywhere, without_gain, wrapped
 from quambench.int8 import fuse
@@ -243,8 +245,8 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("statistics of channels of full batches alone", "cluster/statistics/fed", "", **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    spoilt = _changed(arrange.channel_statistics, _whole_batches)
-    return everywhere("channel_statistics", spoilt, arrange, runner)
+    spoilt = _changed(channels.channel_statistics, _whole_batches)
+    return everywhere("channel_statistics", spoilt, channels, runner)
 
 
 @fault("gains not fused, in a grouped row", "fuse", "layers.0.*", **GROUPED)

@@ -10,9 +10,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from quambench import calibrate as calibration
-from quambench import hessians as moments
 from quambench import runner
+from quambench.calibration import collect as calibration
+from quambench.calibration import hessians as moments
+from quambench.calibration.refine import adaround, learned, training
 from quambench.gate.faults.base import ONE, OTHER, fault
 from quambench.gate.faults.planting import everywhere, planned, wrapped
 from quambench.grids.granularity import UNQUANTIZED
@@ -27,7 +28,6 @@ from quambench.policy import sensitivity as by_cost
 from quambench.policy.by_layer import FirstMiddleLast, ScaleMultiplier
 from quambench.policy.quamba import Quamba, Uniform
 from quambench.policy.sensitivity import BySensitivity
-from quambench.refine import adaround, learned, training
 
 SCAN = "layers.0.{scan}"
 

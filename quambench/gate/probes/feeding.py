@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from quambench import arrange as arranging
-from quambench import calibrate as calibrating
-from quambench import hessians as moments
-from quambench import runner, sensitivity
+from quambench import runner
+from quambench.calibration import channels as arranging
+from quambench.calibration import collect as calibrating
+from quambench.calibration import hessians as moments
+from quambench.calibration import sensitivity
 from quambench.case import Case, Protocol
 from quambench.data.tokenizer import Tokenizer
 from quambench.gate.probes.base import Answer, Probe, Streams

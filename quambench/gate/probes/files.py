@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quambench import runner
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.core.scratch import scratch
 from quambench.gate.probes.base import Answer, Probe, Streams, told
 from quambench.gate.probes.feeding import checkpoint_of

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quambench import arrange as arranging
-from quambench import calibrate as calibrating
+from quambench.calibration import channels as arranging
+from quambench.calibration import collect as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import CONFIGS, USUAL, FixedScales, model_of, scales_of, stepped
 from quambench.grids.granularity import GROUPS, layout

@@ -20,7 +20,8 @@ import torch
 from quambench_kernels import dispatch
 from torch import Tensor
 
-from quambench import calibrate as calibrating
+from quambench.calibration import collect as calibrating
+from quambench.calibration.refine import RefinementSpec
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.grids.granularity import GROUPS, groups_at, layout
 from quambench.grouping import Groups
@@ -34,7 +35,6 @@ from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
 from quambench.policy.base import PER_TENSOR, groupings
 from quambench.policy.quamba import Quamba
-from quambench.refine import RefinementSpec
 
 _SMALL: dict[str, Any] = dict(d_model=8, n_layers=2, vocab_size=16, d_state=3, proj_bias=True)
 _BARE: dict[str, Any] = dict(d_model=12, n_layers=1, vocab_size=16, d_state=5, conv_width=3, conv_bias=False,

@@ -9,10 +9,10 @@ import math
 import pytest
 import torch
 
+from quambench.calibration.refine.adaround import SOFTEST, AdaRound, stages
+from quambench.calibration.refine.training import soft_quantizer, soft_round
 from quambench.grids.grid import fake_quantize, q_max
 from quambench.models.backbone import no_tap
-from quambench.refine.adaround import SOFTEST, AdaRound, stages
-from quambench.refine.training import soft_quantizer, soft_round
 
 EPS64 = torch.finfo(torch.float64).eps
 PER_STEP = 997

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from quambench.calibrate import FORWARD_BATCH
+from quambench.calibration.collect import FORWARD_BATCH
 from quambench.core.errors import BadParameter, NonFinite
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.int8.fuse import prepare

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from quambench.calibration.refine.learned import Learned
+from quambench.calibration.refine.training import hard_tap, straight_through, taught, trained_sites
 from quambench.grids.grid import fake_quantize, q_max
 from quambench.int8 import w4
 from quambench.int8.model import Precision, QuantizedModel
 from quambench.int8.recipe import WeightRecipe
 from quambench.models.backbone import forward_in_pieces
 from quambench.models.sites import sites_of
-from quambench.refine.learned import Learned
-from quambench.refine.training import hard_tap, straight_through, taught, trained_sites
 
 EPS32, EPS64 = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quambench.calibrate import Calibration, Task, calibrate
+from quambench.calibration.collect import Task, calibrate
+from quambench.calibration.refine.base import Progress, Refined, Refinement
+from quambench.calibration.scales import Calibration
 from quambench.grids.granularity import UNQUANTIZED
 from quambench.int8.fuse import prepare
 from quambench.int8.model import Precision, QuantizedModel
@@ -18,7 +20,6 @@ from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy import Assignment
-from quambench.refine.base import Progress, Refined, Refinement
 
 SHAPES = {
     "mamba": dict(architecture="mamba", d_model=12, n_layers=2, vocab_size=50, d_state=4, dt_rank=3),

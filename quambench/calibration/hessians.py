@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quambench.calibrate import FORWARD_BATCH
+from quambench.calibration.collect import FORWARD_BATCH
 from quambench.int8.gptq import accumulate
 from quambench.models.backbone import LanguageModel
 

@@ -11,13 +11,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from quambench.calibrate import Calibration
-from quambench.core.errors import BadParameter
-from quambench.int8.model import QuantizedModel
-from quambench.models.backbone import LanguageModel, Tap, in_layer, no_tap
-from quambench.models.sites import layer_of
-from quambench.refine.base import REFINEMENTS, Progress, Refined
-from quambench.refine.training import (
+from quambench.calibration.refine.base import REFINEMENTS, Progress, Refined
+from quambench.calibration.refine.training import (
     HEAD,
     Best,
     Parts,
@@ -31,6 +26,11 @@ from quambench.refine.training import (
     taught,
     trained_sites,
 )
+from quambench.calibration.scales import Calibration
+from quambench.core.errors import BadParameter
+from quambench.int8.model import QuantizedModel
+from quambench.models.backbone import LanguageModel, Tap, in_layer, no_tap
+from quambench.models.sites import layer_of
 
 SOFTEST = 0.2085  # 1 / (2 ln 11): above it soft rounding has jumps
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quambench.calibrate import Calibration, Task, calibrate
+from quambench.calibration.collect import Task, calibrate
+from quambench.calibration.scales import Calibration
 from quambench.grids.precision import Precision
 from quambench.int8.site_grid import SiteGrid, rounding_at, site_grids
 from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap

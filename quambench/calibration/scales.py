@@ -1,50 +1,34 @@
-"""Model + sequences + plans -> Calibrations. One forward pass feeds every observer of every plan.
-
-The prepared model runs in float64 and each activation is rounded to float32 before an observer
-sees it: two machines then disagree only where a float64 rounding error crosses a float32 rounding
-boundary, so scales agree to 1 ulp everywhere.
-"""
+"""A calibration: the scales of one model under one plan, as it is saved, loaded and checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
+from quambench.core.errors import BadArtefact, BadParameter
 from quambench.core.files import locked, write
 from quambench.core.pointers import check_fetched
 from quambench.core.reading import Unreadable, is_file, mappings, read_bytes, read_json, shown, text
-from quambench.grids.granularity import GRANULARITIES, GROUPS, UNQUANTIZED, groups_at, layout, scale_shape
-from quambench.grids.grid import asymmetric_scale, check_steps, check_zero_points
+from quambench.grids.granularity import GRANULARITIES, GROUPS, UNQUANTIZED, groups_at, scale_shape
+from quambench.grids.grid import check_steps, check_zero_points
 from quambench.grids.precision import FLOAT_BITS
 from quambench.grouping import Groups
-from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.models.config import ModelConfig
 from quambench.models.sites import architectures_with, local_name, sites_of
-from quambench.observers import Batch, Observer, ObserverSpec
-from quambench.policy import Assignment, Plan, check_plan
 
 SCHEMA = 1
 _ABOUT, _SCALES = "calibration.json", "scales.safetensors"
-FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
 _GROUPS = ("head_index", "channel_index", "head_sizes", "dim_sizes")  # fields of Groups, as they are saved
-_MANY = 1 << 20  # values of which observers ask for tails of different length, to tell which asks for most
-
-K = TypeVar("K", bound=Hashable)
-T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""(sequences done, sequences in all) -> None"""
 
 
 @dataclass(frozen=True)
@@ -258,217 +242,3 @@ def _fits(c: Calibration, site: str, shape: tuple[int, ...], config: ModelConfig
 
 def _dump(about: Mapping[str, Any]) -> str:
     return json.dumps(about, indent=1) + "\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What one case asks of calibration."""
-
-    plan: Plan
-    act_bits: int
-    symmetric: bool = True
-    groups: Mapping[int, Groups] = field(default_factory=dict)  # by layer, of a model in their order
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """One site under one observer, granularity and grid: equal ones are observed once."""
-
-    site: str
-    observer: ObserverSpec
-    granularity: str
-    bits: int
-    symmetric: bool
-    groups: Groups | None = None
-
-
-class _Watcher:
-    """The observers of one _Watched: one for each part that its layout makes of the tensor."""
-
-    def __init__(self, of: _Watched, config: ModelConfig) -> None:
-        self.of = of
-        self._layout = layout(of.granularity, of.site, config, of.groups)
-        self._observers: list[Observer] = []
-        self._failed: Exception | None = None
-
-    def update(self, parts: Sequence[Batch], sequence: int) -> None:
-        """What goes wrong is kept for whoever asks for the scale: other watchers have nothing to do with it."""
-        if self._failed:
-            return
-        try:
-            self._observers = self._observers or [self.of.observer.build(self.of.bits) for _ in parts]
-            for observer, part in zip(self._observers, parts, strict=True):
-                observer.update(part)
-        except NonFinite as error:
-            self._failed = NonFinite(f"{self.of.site}, calibration sequence {sequence}: {error}")
-        except Exception as error:  # an observer from outside may fail in any way
-            self._failed = error
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """(*scale_shape); with a leading 2, step and zero point, where asymmetric.
-
-        raises SiteUnseen, BadParameter or NonFinite of this site; or what an observer's update raised
-        """
-        if self._failed:
-            raise self._failed
-        try:
-            found = [self._scale(observer) for observer in self._observers]
-        except SiteUnseen:
-            found = []
-        except (BadParameter, NonFinite) as error:  # an observer from outside may say anything
-            raise type(error)(f"{self.of.site}: {error}") from None
-        if not found:
-            raise SiteUnseen(f"no calibration data passed through {self.of.site}")
-        return self._layout.join(found)
-
-    def lay_out(self, x: Tensor) -> list[Batch]:
-        """What an asymmetric grid asks is how far values reach on either side: two scales for each one."""
-        parts = self._layout.lay_out(x)
-        if self.of.symmetric:
-            return [Batch(part) for part in parts]
-        return [Batch(torch.stack([part.clamp(min=0), (-part).clamp(min=0)], dim=1)) for part in parts]
-
-    def _scale(self, observer: Observer) -> Tensor:
-        if self.of.symmetric:
-            return observer.scale()
-        high, low = observer.grid_end()
-        return torch.stack(asymmetric_scale(-low, high, self.of.bits))
-
-
-@torch.no_grad()
-def calibrate(
-    prepared: LanguageModel,
-    sequences: Tensor,
-    tasks: Mapping[K, Task],
-    model_digest: str,
-    progress: Progress = lambda done, total: None,
-    failed: dict[K, Exception] | None = None,
-    also: Tap = no_tap,
-) -> dict[K, Calibration]:
-    """Run `sequences` once through `prepared`, and turn each task's observers into scales.
-
-    sequences  (S, L) int64; each sequence is one batch to an observer, in this order
-    failed     where given, a task whose scales cannot be made is entered here and the others go on
-    also       another tap that watches the same pass
-    raises NonFinite naming site and sequence; SiteUnseen naming the site; BadCorpus for no sequence;
-           BadParameter where a plan asks what a site's consumer cannot work with
-    """
-    if sequences.numel() == 0:
-        raise BadCorpus("calibration needs at least one sequence of at least one token")
-    fit = each(tasks, lambda key: _checked(prepared.config, tasks[key]), failed)
-    if not fit:
-        return {}
-    watchers = _watchers(fit, prepared.config)
-    by_site: dict[str, list[list[_Watcher]]] = {}
-    for alike in _grouped(watchers.values()):
-        by_site.setdefault(alike[0].of.site, []).append(alike)
-
-    first = 0  # index of the forward batch's first sequence
-
-    def watch(site: str, x: Tensor) -> Tensor:
-        for alike in by_site.get(site, ()):
-            for offset, one in enumerate(x.float().split(1)):
-                parts = alike[0].lay_out(one)
-                for watcher in alike:
-                    watcher.update(parts, first + offset)
-        return also(site, x)
-
-    looks = by_site or also is not no_tap  # where every site stays float, nothing does
-    for first in range(0, len(sequences) if looks else 0, FORWARD_BATCH):
-        prepared(sequences[first : first + FORWARD_BATCH], tap=watch)
-        progress(min(first + FORWARD_BATCH, len(sequences)), len(sequences))
-
-    def finished(key: K) -> Calibration:
-        task = fit[key]
-        return Calibration(
-            scales={site: _scale(watchers, site, a, task) for site, a in task.plan.items()},
-            granularities={s: a.granularity for s, a in task.plan.items()},
-            observers={s: str(a.observer.complete) for s, a in task.plan.items()},
-            act_bits=task.act_bits,
-            model_digest=model_digest,
-            data_digest=digest_of(sequences),
-            symmetric=task.symmetric,
-            groups=task.groups,
-        )
-
-    return each(fit, finished, failed)
-
-
-def digest_of(sequences: Tensor) -> str:
-    """Hash of calibration sequences, (S, L) int64: a Calibration's data_digest."""
-    return hashlib.sha256(str(tuple(sequences.shape)).encode() + sequences.numpy().tobytes()).hexdigest()
-
-
-def each(keys: Iterable[K], make: Callable[[K], T], failed: dict[K, Exception] | None) -> dict[K, T]:
-    """key -> make(key). What one raises is no other's concern: it goes to `failed`; without that, it is raised."""
-    made: dict[K, T] = {}
-    for key in keys:
-        try:
-            made[key] = make(key)
-        except Exception as error:
-            if failed is None:
-                raise
-            failed[key] = error
-    return made
-
-
-def _watched(site: str, assignment: Assignment, task: Task) -> _Watched:
-    observer, granularity = assignment.observer.complete, assignment.granularity
-    groups = _groups(site, assignment, task)
-    if groups and _joins(observer, task):
-        granularity, groups = ("channel_state" if site.endswith("ssm_state") else "channel"), None
-    return _Watched(site, observer, granularity, task.act_bits, task.symmetric, groups)
-
-
-def _groups(site: str, assignment: Assignment, task: Task) -> Groups | None:
-    return groups_at(site, task.groups) if assignment.granularity == GROUPS else None
-
-
-def _joins(observer: ObserverSpec, task: Task) -> bool:
-    """Whether a group's scale is the largest of its channels': then one pass per channel serves any groups."""
-    return task.symmetric and bool(vars(observer.found()).get("joins_by_max"))
-
-
-def _scale(watchers: Mapping[_Watched, _Watcher], site: str, assignment: Assignment, task: Task) -> Tensor:
-    """As the runtime reads it; of a site that stays float, nothing."""
-    if assignment.granularity == UNQUANTIZED:
-        return torch.zeros(0)
-    scale, groups = watchers[_watched(site, assignment, task)].scale, _groups(site, assignment, task)
-    if groups is None or not _joins(assignment.observer, task):
-        return scale
-    return groups.largest(scale.flatten(0, 1) if site.endswith("ssm_state") else scale)
-
-
-def _checked(config: ModelConfig, task: Task) -> Task:
-    """The task. raises BadParameter where its plan asks what a site's consumer or an observer cannot work with"""
-    check_plan(config, task.plan)
-    for assignment in task.plan.values():
-        if not task.symmetric and not assignment.observer.found().knows_sides:
-            raise BadParameter(
-                f"{assignment.observer.name} looks for the end of a symmetric grid; on an asymmetric one"
-                " take running_max or percentile"
-            )
-    return task
-
-
-def _watchers(tasks: Mapping[K, Task], config: ModelConfig) -> dict[_Watched, _Watcher]:
-    """Every distinct thing to observe."""
-    of = (
-        _watched(site, assignment, task)
-        for task in tasks.values()
-        for site, assignment in task.plan.items()
-        if assignment.granularity != UNQUANTIZED
-    )
-    return {watched: _Watcher(watched, config) for watched in dict.fromkeys(of)}
-
-
-def _grouped(watchers: Iterable[_Watcher]) -> list[list[_Watcher]]:
-    """Those that see a site laid out alike, together; the longest tail first, so that the others share it."""
-    found: dict[tuple[str, str, bool, Groups | None], list[_Watcher]] = {}
-    for watcher in watchers:
-        of = watcher.of
-        found.setdefault((of.site, of.granularity, of.symmetric, of.groups), []).append(watcher)
-    for alike in found.values():
-        alike.sort(key=lambda w: -w.of.observer.build(w.of.bits).tail_length(_MANY))
-    return list(found.values())

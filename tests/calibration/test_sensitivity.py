@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quambench.calibrate import Task, calibrate
-from quambench.hessians import gather_hessians
+from quambench.calibration.collect import Task, calibrate
+from quambench.calibration.hessians import gather_hessians
+from quambench.calibration.sensitivity import PIECE, Scale, by_layer, by_site, grids_of, measure
 from quambench.int8.fuse import prepare
 from quambench.int8.model import Precision
 from quambench.models import ModelConfig, build
@@ -19,7 +20,6 @@ from quambench.observers import ObserverSpec
 from quambench.policy import PolicySpec
 from quambench.policy.quamba import Quamba
 from quambench.policy.sensitivity import REMEDIES
-from quambench.sensitivity import PIECE, Scale, by_layer, by_site, grids_of, measure
 
 SHAPES = {
     "mamba": dict(architecture="mamba", d_model=12, n_layers=3, vocab_size=40, d_state=4, dt_rank=3),

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quambench import arrange as arranging
-from quambench import calibrate as calibration
-from quambench.arrange import arrange, channel_statistics, groups_of, order_of
-from quambench.calibrate import Calibration, Task, calibrate
+from quambench.calibration import channels as arranging
+from quambench.calibration import collect as calibration
+from quambench.calibration.channels import arrange, channel_statistics, groups_of, order_of
+from quambench.calibration.collect import Task, calibrate
+from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
 from quambench.gate.record import scale_steps_apart
 from quambench.grouping import GroupingSpec, Groups

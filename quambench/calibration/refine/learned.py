@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quambench.calibrate import Calibration
-from quambench.core.errors import BadParameter
-from quambench.int8.model import QuantizedModel
-from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
-from quambench.refine.base import REFINEMENTS, Progress, Refined
-from quambench.refine.training import (
+from quambench.calibration.refine.base import REFINEMENTS, Progress, Refined
+from quambench.calibration.refine.training import (
     Parts,
     Scales,
     Trained,
@@ -25,6 +21,10 @@ from quambench.refine.training import (
     taught,
     trained_sites,
 )
+from quambench.calibration.scales import Calibration
+from quambench.core.errors import BadParameter
+from quambench.int8.model import QuantizedModel
+from quambench.models.backbone import LanguageModel, Tap, forward_in_pieces, no_tap
 
 LOSSES = ("kl", "nll")
 

@@ -16,7 +16,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from quambench.calibrate import Calibration
+from quambench.calibration.refine.base import Refinement
+from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadCorpus, BadParameter
 from quambench.grids.granularity import groups_at, layout
 from quambench.grids.grid import MIN_SCALE, q_max
@@ -26,7 +27,6 @@ from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba2 import Mamba2Mixer
 from quambench.observers.base import whole_number
-from quambench.refine.base import Refinement
 
 EVERY = 4  # of that many sequences the first validates
 HEAD = "lm_head:input"

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from quambench.calibrate import Calibration
+from quambench.calibration.scales import Calibration
 from quambench.core.registry import Registry
 from quambench.core.spec import Spec
 from quambench.int8.model import QuantizedModel
@@ -73,7 +73,7 @@ class Refinement(ABC):
         """
 
 
-REFINEMENTS: Registry[type[Refinement]] = Registry("refinement", "quambench/refine/")
+REFINEMENTS: Registry[type[Refinement]] = Registry("refinement", "quambench/calibration/refine/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quambench.refine import adaround, learned  # noqa: F401  (importing registers them)
-from quambench.refine.base import REFINEMENTS, Refined, Refinement, RefinementSpec
+from quambench.calibration.refine import adaround, learned  # noqa: F401  (importing registers them)
+from quambench.calibration.refine.base import REFINEMENTS, Refined, Refinement, RefinementSpec
 
 __all__ = ["REFINEMENTS", "Refined", "Refinement", "RefinementSpec"]

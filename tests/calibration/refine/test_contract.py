@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+from quambench.calibration.refine import REFINEMENTS, Refined, RefinementSpec, adaround, learned, training
+from quambench.calibration.refine.training import HEAD, Parts, Scales, descend, trained_sites
 from quambench.core.errors import BadCorpus, BadParameter
 from quambench.grids.grid import MIN_SCALE
 from quambench.int8.model import Precision
 from quambench.models.sites import sites_of
-from quambench.refine import REFINEMENTS, Refined, RefinementSpec, adaround, learned, training
-from quambench.refine.training import HEAD, Parts, Scales, descend, trained_sites
 
 SMALL = "steps=8,batch=2,train=6,validation=3,length=9,piece=3,every=2,rate=0.1"
 KINDS = {
