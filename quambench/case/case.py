@@ -10,54 +10,20 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from quambench.calibration.refine import REFINEMENTS, RefinementSpec
+from quambench.case.protocol import SIZES, Protocol
 from quambench.core.errors import BadParameter, QuambenchError, UnknownName
-from quambench.grids.precision import FLOAT_BITS, Precision, is_width
+from quambench.grids.precision import Precision, is_width
 from quambench.grouping import GroupingSpec
 from quambench.int8.recipe import WeightRecipe
 from quambench.int8.weights import LARGEST
 from quambench.interchange.outside import find_calibration
-from quambench.interchange.quamba import BITS
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
-from quambench.policy.base import PER_TENSOR, check_grouping, groupings, is_clustering
+from quambench.policy.base import check_grouping, groupings, is_clustering
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """What is measured on, and how much of it. Counts are of windows, lengths of tokens.
-
-    The default is what `pytest suites/` can afford for every case; `FULL` is for a closer look.
-    """
-
-    calib_windows: int = 256
-    calib_length: int = 128
-    quality_windows: int = 48  # prefill: loss, KL, agreement
-    quality_length: int = 256
-    decode_windows: int = 40  # step by step: loss and KL after a float-free prefix
-    decode_prefix: int = 32
-    decode_steps: int = 64
-    error_windows: int = 8  # local and accumulated error per site
-    error_length: int = 256
-    max_items: int = 160  # last-word items; 0 takes all
-    recall_sequences: int = 100  # of each recall task, for models that know them
-    long_windows: int = 4  # sequences of 8 times the training length, for the same models
-
-
-FULL = Protocol(quality_windows=192, decode_windows=120, error_windows=16, max_items=0, recall_sequences=400)
-"""--qb-full: about four times the default; standard errors half as large."""
 QUAMBA = PolicySpec("quamba")
+_TASKS = "tasks="
 OUTSIDE = "calibration="  # what the first part of an id starts with where scales come from outside
-QUICK = Protocol(quality_windows=24, decode_windows=20, error_windows=4, max_items=80)
-"""Half the default: for suites of many cases, which compare strategies rather than guard one."""
-LARGER = {Protocol(): FULL, QUICK: FULL}
-"""Protocol -> the larger one whose rest a row that is suspicious is measured again on."""
-SIZES = {"full": FULL, "quick": QUICK}  # suffix of such a case's id -> its protocol
-_FULL, _TASKS = "full", "tasks="
-
-
-def is_full(case_id: str) -> bool:
-    """Whether an id is of one of --qb-full's cases."""
-    return _FULL in case_id.split("/")
 
 
 def asks_tasks(case_id: str) -> bool:
@@ -179,62 +145,6 @@ class Case:
         if self.tasks:
             flat["tasks"] = self._asked
         return flat
-
-
-def check_fit(case: Case) -> None:
-    """Whether the parts of a case go together; what takes a plan or data to tell is told later.
-
-    raises BadParameter
-    """
-    if case.calibration:
-        _check_fit_of_outside(case)
-    of_four = any(bits.weights == 4 for bits in case.precision.everywhere)
-    if case.weights.granularity == "group" and not of_four:
-        raise BadParameter(f"{case.weights.id} makes weights of 4 bits: write w4a{case.precision.act_bits} beside it")
-    if case.groups_by and case.policy.found().measures:
-        raise BadParameter(f"{case.policy.name} measures sites without groups: leave {case.grouping} out")
-    if idle := _idle(case):
-        raise BadParameter(f"{idle} changes nothing in {case.precision.id}: leave it out")
-    if case.precision.symmetric:
-        return
-    if case.refinement:
-        raise BadParameter(f"{case.refinement.name} trains symmetric grids alone: leave asymmetric out")
-    if case.policy.found().measures:
-        raise BadParameter(f"{case.policy.name} measures symmetric grids alone: leave asymmetric out")
-
-
-def may_come_from_outside(case: Case) -> bool:
-    """Whether Quamba's act_scales can be a case's: of one kind of grid, with a place for groups and nothing finer."""
-    return not _unlike_act_scales(replace(case, policy=QUAMBA))
-
-
-def _check_fit_of_outside(case: Case) -> None:
-    name = f"{OUTSIDE}{case.calibration}"
-    if case.policy != QUAMBA:
-        raise BadParameter(f"{name} chooses every scale itself: leave the policy {case.policy} out")
-    if unlike := _unlike_act_scales(case):
-        raise BadParameter(f"{name} {unlike}")
-
-
-def _unlike_act_scales(case: Case) -> str:
-    if case.grouping != PER_TENSOR and case.groups_by is None:
-        return f"has one scale per tensor, or groups such as 4x4 (got {case.grouping})"
-    if case.precision.grid_bits != BITS or not case.precision.symmetric:
-        return f"makes scales of symmetric grids of {BITS} bits (got {case.precision.id})"
-    return ""
-
-
-def _idle(case: Case) -> str:
-    """A part that is about what the precision leaves float; "" where there is none."""
-    if case.weights != WeightRecipe() and all(bits.weights == FLOAT_BITS for bits in case.precision.everywhere):
-        return case.weights.id
-    if case.precision.grid_bits < FLOAT_BITS:
-        return ""
-    if case.policy.found().measures:
-        return case.policy.name
-    if case.refinement:
-        return case.refinement.name
-    return "" if case.precision.symmetric else "asymmetric"
 
 
 def _observer(text: str) -> ObserverSpec:
