@@ -18,7 +18,7 @@ from quambench.calibration.hessians import gather_hessians
 from quambench.calibration.refine import Refined
 from quambench.calibration.scales import Calibration, check_calibration
 from quambench.calibration.sensitivity import measure
-from quambench.case import LARGER, Case, Protocol, check_fit, protocol_hash
+from quambench.case import LARGER, Case, Protocol, check_fit
 from quambench.core.errors import BadArtefact, BadParameter
 from quambench.core.memory import keep_freed_memory
 from quambench.core.plugins import calling
@@ -26,22 +26,15 @@ from quambench.core.scratch import scratch
 from quambench.data.corpus import Corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import check_count, spread_windows
-from quambench.evaluate import (
-    WINDOW_BATCH,
-    EvalData,
-    FloatAnswers,
-    FloatInside,
-    evaluate,
-    evaluate_answers,
-    float_answers,
-    float_inside,
-)
+from quambench.evaluation.data import EvalData
+from quambench.evaluation.evidence import evaluate, evaluate_answers
+from quambench.evaluation.reference import WINDOW_BATCH, FloatAnswers, FloatInside, float_answers, float_inside
+from quambench.evaluation.result import Result
 from quambench.grids.granularity import UNQUANTIZED
 from quambench.grids.precision import Precision
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.int8.fuse import prepare
 from quambench.int8.model import Disturb, QuantizedModel, undisturbed
-from quambench.int8.weights import Weight
 from quambench.interchange.outside import FloatModel, find_calibration
 from quambench.interchange.quamba import from_act_scales, reorder_params_of
 from quambench.metrics import METRICS, Measurement, metrics_of
@@ -77,23 +70,6 @@ class Known:
     sequences: dict[tuple[str, str, Protocol], Tensor] = field(default_factory=dict)
     answers: dict[tuple[str, str], FloatAnswers] = field(default_factory=dict)  # (model, evaluation data)
     rest: dict[tuple[str, str, Protocol], EvalData | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one case came to."""
-
-    case: Case
-    settings: Mapping[str, object]  # the case's, and the digests of model and data
-    metrics: Mapping[str, Measurement]
-    evidence: Mapping[str, Tensor]
-    calibration: Calibration
-    weights: Mapping[str, Weight]
-    seconds: float  # evaluation alone
-
-    @property
-    def protocol(self) -> str:
-        return protocol_hash(dict(self.settings))
 
 
 class ModelRun:

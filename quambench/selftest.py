@@ -27,13 +27,13 @@ from unittest.mock import patch
 import torch
 from joblib import cpu_count
 
-from quambench import evaluate
 from quambench.case import Case, Protocol
 from quambench.core.errors import BadParameter, QuambenchError
 from quambench.core.plugins import one_line
 from quambench.core.provenance import machine_class
 from quambench.core.scratch import scratch
 from quambench.core.workers import Answer, Crew, Job, serve
+from quambench.evaluation import reference
 from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.gate.faults import FAULTS, SCAN_INPUT, Fault
 from quambench.gate.verdicts import Status, Verdict
@@ -366,7 +366,7 @@ class Ground:
             session = self._session(baselines)
             session.plan(cases)
             session.window_batch = batch
-            with patch.object(evaluate, "ITEM_BATCH", batch):
+            with patch.object(reference, "ITEM_BATCH", batch):
                 verdicts = [session.judge(SUITE, case) for case in cases]
             found += [
                 Clean(setting, batch, case.model, v.status.value, v.portable, v.reason)

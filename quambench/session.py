@@ -27,7 +27,7 @@ from quambench.core.errors import (
 from quambench.core.plugins import one_line, place_of
 from quambench.core.provenance import machine_class, provenance
 from quambench.data.corpus import Corpus, load_corpus
-from quambench.evaluate import WINDOW_BATCH
+from quambench.evaluation.reference import WINDOW_BATCH
 from quambench.gate import probes
 from quambench.gate.arrays import Evidence
 from quambench.gate.baselines import BaselineStore, Stored

@@ -26,8 +26,7 @@ ORDER = (
     {"interchange"},
     {"case"},
     {"metrics"},
-    {"decoding"},
-    {"evaluate"},
+    {"evaluation"},
     {"models.zoo"},  # training: ends in a checkpoint, is judged by evaluation
     {"runner"},
     {"harness"},

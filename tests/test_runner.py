@@ -21,7 +21,9 @@ from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, OutsideF
 from quambench.data.corpus import load_corpus
 from quambench.data.recall import mixed_sequences
 from quambench.data.windows import spread_windows
-from quambench.evaluate import EvalData, evaluate, evaluate_answers, float_answers
+from quambench.evaluation.data import EvalData
+from quambench.evaluation.evidence import evaluate, evaluate_answers
+from quambench.evaluation.reference import float_answers
 from quambench.int8.fuse import prepare
 from quambench.int8.model import Precision, QuantizedModel
 from quambench.models import ModelConfig, build

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from quambench.case import protocol_hash
+from quambench.evaluation.result import Result
 from quambench.gate.noise import Noise
 from quambench.metrics import Measurement
-from quambench.runner import Result
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from quambench.case import Case
 from quambench.core import processes
 from quambench.core.scratch import scratch
 from quambench.data.corpus import load_corpus
-from quambench.evaluate import WINDOW_BATCH
+from quambench.evaluation.reference import WINDOW_BATCH
 from quambench.harness.asking import Tasks
 from quambench.models.checkpoint import load_checkpoint
 from quambench.runner import ModelRun

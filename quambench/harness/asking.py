@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quambench.case import Case
-from quambench.decoding import Model
+from quambench.evaluation.decoding import Model
 from quambench.harness import check_installed
 from quambench.harness.subject import Subject, float_subject, quantized_subject
 from quambench.models.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quambench.core.errors import NonFinite
-from quambench.decoding import Model
+from quambench.evaluation.decoding import Model
 from quambench.models.backbone import LayerState
 
 Ids = Sequence[int]

@@ -14,7 +14,7 @@ from quambench.case import Case
 from quambench.core.errors import BadParameter
 from quambench.data.corpus import load_corpus
 from quambench.data.tokenizer import Tokenizer
-from quambench.decoding import Model
+from quambench.evaluation.decoding import Model
 from quambench.int8.model import QuantizedModel
 from quambench.int8.site_grid import Unquantized
 from quambench.models.checkpoint import DTYPES, Checkpoint, checked_device, load_checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quambench.metrics.base import METRICS, Evidence, Measurement, Metric, Terms, add_mean, per_token
 
-_QUANTILES = ("p50", "p90", "p99", "p999")  # rows of kl_quantiles, see quambench/evaluate.py
+_QUANTILES = ("p50", "p90", "p99", "p999")  # rows of kl_quantiles, see quambench/evaluation/evidence.py
 
 
 def _add_quantile(name: str, phase: str, row: int) -> None:

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from quambench import evaluate as evaluation
 from quambench.case import Case
+from quambench.evaluation import evidence as evaluation
+from quambench.evaluation import reference
 from quambench.gate import probes
 from quambench.gate.faults import FAULTS
 from quambench.gate.probes import MEASURING, all_probes, check, rests_on, sampling
@@ -75,8 +76,8 @@ def test_rounding_as_another_machine_has_it_changes_no_answer(monkeypatch):
         noise = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1
         return x * (1 + 8 * torch.finfo(torch.float64).eps * noise)
 
-    log_probs, kl, ratio = evaluation._log_probs, evaluation._kl, evaluation._energy_ratio
-    monkeypatch.setattr(evaluation, "_log_probs", lambda logits: off(log_probs(logits)))
+    log_probs, kl, ratio = reference._log_probs, evaluation._kl, evaluation._energy_ratio
+    monkeypatch.setattr(reference, "_log_probs", lambda logits: off(log_probs(logits)))
     monkeypatch.setattr(evaluation, "_kl", lambda *args: off(kl(*args)))
     monkeypatch.setattr(evaluation, "_energy_ratio", lambda *args: off(ratio(*args)))
     assert changed() == []
@@ -114,11 +115,11 @@ def test_divergences_are_told_where_they_are_large_against_their_terms():
 
 def test_a_token_whose_divergence_would_be_negative_is_asked():
     same = asking.float_log_probs()[::5]
-    assert (same.double().exp() * (same - evaluation._log_probs(same))).sum(-1).max() < 0
+    assert (same.double().exp() * (same - reference._log_probs(same))).sum(-1).max() < 0
 
 
 def test_items_are_right_and_wrong_at_every_token():
-    right = evaluation.last_word_correct(asking.models()[1], asking.data().items)
+    right = reference.last_word_correct(asking.models()[1], asking.data().items)
     lengths = (asking.data().items.targets >= 0).sum(1)
     for n in (1, 2, 3):
         assert {bool(x) for x in right[lengths == n]} == {True, False}
@@ -133,9 +134,9 @@ def test_documents_are_no_range_and_some_own_several_windows():
 
 
 def test_prefill_and_decoding_come_in_several_batches_the_last_one_short():
-    assert len(asking.data().quality.inputs) > evaluation.WINDOW_BATCH
+    assert len(asking.data().quality.inputs) > reference.WINDOW_BATCH
     assert len(asking.data().quality.inputs) % asking.BATCH
-    assert len(asking.data().items.inputs) > evaluation.ITEM_BATCH
+    assert len(asking.data().items.inputs) > reference.ITEM_BATCH
 
 
 def test_the_made_evidence_has_every_array_that_evaluation_makes():

@@ -10,10 +10,10 @@ import torch
 
 from quambench.calibration.scales import Calibration
 from quambench.case import Case
+from quambench.evaluation.result import Result
 from quambench.gate.noise import Noise
 from quambench.gate.record import Artefacts, Record, record_of
 from quambench.metrics import Measurement
-from quambench.runner import Result
 
 # In the order in which a forward pass meets them, which neither the alphabet nor the order of their making is.
 IN_ORDER = [

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from quambench.case import Case
 from quambench.data.corpus import load_corpus
-from quambench.evaluate import WINDOW_BATCH
+from quambench.evaluation.reference import WINDOW_BATCH
 from quambench.gate import rerun as module
 from quambench.gate.rerun import Job, conditions, in_words, rerun
 from quambench.models.checkpoint import load_checkpoint

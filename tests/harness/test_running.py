@@ -21,8 +21,8 @@ from quambench.data import recall
 from quambench.data.choices import cloze
 from quambench.data.corpus import load_corpus
 from quambench.data.tasks import endings, last_word_items, passages
-from quambench.decoding import answers_right
-from quambench.evaluate import last_word_correct
+from quambench.evaluation.decoding import answers_right
+from quambench.evaluation.reference import last_word_correct
 from quambench.harness import offered_tasks, tasks_folder
 from quambench.harness.items import digest
 from quambench.harness.running import load_tasks, run_tasks, task_evidence

@@ -262,7 +262,7 @@ def test_a_batch_changes_an_int8_model_no_more_than_rounding_may(int8: Any) -> N
 
 
 def test_an_int8_model_writes_through_its_int8_state(int8: Any) -> None:
-    """Prefill, then steps: what quambench.decoding measures. Twin: prefilled anew, the state is never read."""
+    """Prefill, then steps: what quambench.evaluation.decoding measures. Twin: prefilled anew, the state is never read."""
     context = list(range(40, 72))
     with torch.inference_mode():
         logits, state = int8(torch.tensor([context]))

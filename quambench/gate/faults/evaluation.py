@@ -18,14 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quambench import decoding, runner
-from quambench import evaluate as evaluation
+from quambench import runner
 from quambench.data import corpus, recall, tasks, windows
 from quambench.data.recall import RecallSequences
 from quambench.data.tasks import LastWordItems
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import Windows
-from quambench.evaluate import EvalData, FloatAnswers
+from quambench.evaluation import data as judged_on
+from quambench.evaluation import decoding, reference
+from quambench.evaluation import evidence as evaluation
+from quambench.evaluation.data import EvalData
+from quambench.evaluation.reference import FloatAnswers
 from quambench.gate.faults.base import ONE, OTHER, fault
 from quambench.gate.faults.planting import everywhere, wrapped
 from quambench.metrics import METRICS, Measurement, Terms
@@ -161,33 +164,33 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("log-probabilities in float32", "evaluation", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(evaluation, "_log_probs", lambda logits: F.log_softmax(logits.float(), -1).double())
+    return everywhere("_log_probs", lambda logits: F.log_softmax(logits.float(), -1).double(), reference, evaluation)
 
 
 @fault("log-probabilities in bfloat16", "evaluation", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(evaluation, "_log_probs", lambda logits: F.log_softmax(logits.bfloat16(), -1).double())
+    return everywhere("_log_probs", lambda logits: F.log_softmax(logits.bfloat16(), -1).double(), reference, evaluation)
 
 
 @fault("the float model's answers in half precision", "evaluation/float", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = evaluation.float_answers
+    original = reference.float_answers
 
     def coarse(model: Any, data: EvalData) -> FloatAnswers:
         found = original(model, data)
         return replace(found, quality_log_probs=found.quality_log_probs.half().float())
 
-    return everywhere("float_answers", coarse, evaluation, runner)
+    return everywhere("float_answers", coarse, reference, runner)
 
 
 @fault("the float model in float32", "evaluation/reference", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = evaluation.float_answers
+    original = reference.float_answers
 
     def coarse(model: Any, data: EvalData) -> FloatAnswers:
         return original(model.float() if isinstance(model, LanguageModel) else model, data)
 
-    return everywhere("float_answers", coarse, evaluation, runner)
+    return everywhere("float_answers", coarse, reference, runner)
 
 
 @fault("the quantized model stands for the float one", "evaluation/loss", architectures=OTHER)
@@ -195,7 +198,7 @@ def _() -> AbstractContextManager[Any]:
     original = evaluation.evaluate
 
     def itself(model: Any, answers: FloatAnswers, within: Any, data: EvalData, *rest: Any, **more: Any) -> Found:
-        own = evaluation.float_answers(model, data)
+        own = reference.float_answers(model, data)
         return original(model, own, within, data, *rest, **more)
 
     return everywhere("evaluate", itself, evaluation, runner)
@@ -339,7 +342,7 @@ def _() -> AbstractContextManager[Any]:
         later = (items.targets >= 0).cumsum(1) > 1
         return original(model, replace(items, targets=items.targets.masked_fill(later, -1)))
 
-    return wrapped(evaluation, "last_word_correct", first)
+    return wrapped(reference, "last_word_correct", first)
 
 
 @fault("items told by document, not by length", "evaluation/(float|items)", architectures=ONE)
@@ -347,7 +350,7 @@ def _() -> AbstractContextManager[Any]:
     def by_document(original: Any, model: Any, items: LastWordItems) -> Tensor:
         return original(model, items)[items.documents.argsort(stable=True)]
 
-    return wrapped(evaluation, "last_word_correct", by_document)
+    return wrapped(reference, "last_word_correct", by_document)
 
 
 @fault("right and wrong of quantized and float exchanged", "evaluation/items", architectures=OTHER)
@@ -396,7 +399,11 @@ def _() -> AbstractContextManager[Any]:
 def _() -> AbstractContextManager[Any]:
     original = decoding.answers_right
     return everywhere(
-        "answers_right", lambda model, asked, by_steps: original(model, asked, by_steps=False), decoding, evaluation
+        "answers_right",
+        lambda model, asked, by_steps: original(model, asked, by_steps=False),
+        decoding,
+        evaluation,
+        reference,
     )
 
 
@@ -407,7 +414,7 @@ def _() -> AbstractContextManager[Any]:
     def late(model: Any, asked: RecallSequences, by_steps: bool) -> Tensor:
         return original(model, replace(asked, answers=asked.answers.roll(1, 1)), by_steps)
 
-    return everywhere("answers_right", late, decoding, evaluation)
+    return everywhere("answers_right", late, decoding, evaluation, reference)
 
 
 @fault("the gap of decoding by window, not by step", "evaluation/decode_gap", architectures=OTHER)
@@ -459,7 +466,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("float activations rounded before they are kept", "evaluation/float/inside", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = evaluation._recorder
+    original = reference._recorder
 
     def coarse(into: dict[str, Tensor], last_only: bool = False) -> Tap:
         tap = original(into, last_only)
@@ -470,7 +477,7 @@ def _() -> AbstractContextManager[Any]:
 
         return rounded
 
-    return patch.object(evaluation, "_recorder", coarse)
+    return everywhere("_recorder", coarse, reference, evaluation)
 
 
 @fault("sites in alphabetical order", "evaluation/(sites|accumulated)", architectures=OTHER)
@@ -638,7 +645,7 @@ def _() -> AbstractContextManager[Any]:
         ])  # fmt: skip
         return replace(found, inputs=every.inputs[at], targets=every.targets[at], documents=every.documents[at])
 
-    return everywhere("spread_windows", from_front, windows, evaluation, runner)
+    return everywhere("spread_windows", from_front, windows, judged_on, runner)
 
 
 @fault("calibrated on the text that is judged", "sampling/(corpus|prose)", architectures=OTHER)
@@ -669,7 +676,7 @@ def _() -> AbstractContextManager[Any]:
         return replace(found, inputs=found.inputs[:n], targets=found.targets[:n], documents=found.documents[:n],
                        chance=found.chance[:n])  # fmt: skip
 
-    return everywhere("last_word_items", first, tasks, evaluation)
+    return everywhere("last_word_items", first, tasks, judged_on)
 
 
 @fault("recall tested on what was trained on", "sampling/recall", architectures=OTHER)
@@ -683,7 +690,7 @@ def _() -> AbstractContextManager[Any]:
     def planted() -> Any:
         with ExitStack() as stack:
             stack.enter_context(patch.object(recall, "sequences", trained))
-            stack.enter_context(patch.object(evaluation, "recall_sequences", trained))
+            stack.enter_context(patch.object(judged_on, "recall_sequences", trained))
             yield
 
     return planted()

@@ -18,14 +18,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from quambench import decoding, runner
-from quambench import evaluate as evaluation
+from quambench import runner
 from quambench.case import Case
 from quambench.core.errors import NonFinite
 from quambench.data.corpus import Corpus
 from quambench.data.recall import RecallSequences
 from quambench.data.tasks import LastWordItems
 from quambench.data.windows import Windows
+from quambench.evaluation import decoding, reference
+from quambench.evaluation import evidence as evaluation
+from quambench.evaluation.data import EvalData
+from quambench.evaluation.reference import FloatAnswers
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.metrics import told
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, FixedScales, model_of
@@ -186,7 +189,7 @@ def data(recall: bool = True) -> evaluation.EvalData:
     """Windows of few documents, whose labels are no range; items of one to three tokens; two recall tasks."""
     text = _chains(WINDOWS + 12, PREFIX + STEPS)
     asked = {"one": _recalled(text[:5], every=2), "two": _recalled(text[7:10], every=3)}
-    return evaluation.EvalData(
+    return EvalData(
         quality=_windows(text[:WINDOWS, :LENGTH], [3, 0, 3, 5, 5, 0, 3, 9, 3] * 2),
         decode=_windows(text[WINDOWS : WINDOWS + 7], [5, 0, 5, 2, 0, 9, 5]),
         decode_prefix=PREFIX,
@@ -201,7 +204,7 @@ def data(recall: bool = True) -> evaluation.EvalData:
 def answers(of: evaluation.EvalData) -> evaluation.FloatAnswers:
     """The float model's, not asked but made: numbers that are exact."""
     log_probs = LookUp(float_log_probs(), exact=True)
-    return evaluation.FloatAnswers(
+    return FloatAnswers(
         quality_log_probs=log_probs(of.quality.inputs)[0],
         decode_log_probs=log_probs(of.decode.inputs)[0][:, PREFIX:],
         correct=torch.arange(len(_items().inputs)) % 3 != 1,
@@ -214,7 +217,7 @@ def evidence(model: LookUp | None = None, recall: bool = True) -> dict[str, Tens
     """Everything measured of the INT8 model."""
     exact, int8 = models()
     made = data(recall)
-    inside = evaluation.float_inside(cast(Any, exact), made)
+    inside = reference.float_inside(cast(Any, exact), made)
     scales = FixedScales({"one": torch.ones(3), "two": torch.ones(2, 2)}, {})
     return evaluation.evaluate(cast(Any, model or int8), answers(made), inside, made, scales, window_batch=BATCH)
 
@@ -294,9 +297,9 @@ def _float() -> Answer:
     """Log-probabilities of every fifth window, and of every target."""
     exact, _ = models()
     made = data()
-    found = evaluation.float_answers(cast(Any, exact), made)
+    found = reference.float_answers(cast(Any, exact), made)
     at_targets = found.quality_log_probs.gather(-1, made.quality.targets[..., None])
-    bare = evaluation.float_answers(cast(Any, exact), data(recall=False))
+    bare = reference.float_answers(cast(Any, exact), data(recall=False))
     return {
         "windows": told(found.quality_log_probs[::5]),
         "targets": told(at_targets),
@@ -312,7 +315,7 @@ def _float() -> Answer:
 def _inside() -> Answer:
     """The sites on the error windows, at the last decoding step, the states along long sequences: of some windows."""
     exact, _ = models()
-    found = evaluation.float_inside(cast(Any, exact), data())
+    found = reference.float_inside(cast(Any, exact), data())
     answer: dict[str, Tensor | list[str]] = {}
     for name, sites in (("prefill", found.sites), ("decode", found.decode_sites)):
         answer[f"{name}, sites"] = [f"{site} {tuple(x.shape)} {x.dtype}" for site, x in sites.items()]

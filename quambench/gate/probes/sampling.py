@@ -32,7 +32,7 @@ from quambench.data.recall import RecallSequences
 from quambench.data.tasks import Passage
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import Windows
-from quambench.evaluate import EvalData
+from quambench.evaluation.data import EvalData
 from quambench.gate.probes.base import Answer, Probe
 
 # Each ends in a word that others have within; a name, a quotation, marks of more than one byte.

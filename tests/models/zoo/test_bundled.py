@@ -12,7 +12,7 @@ from quambench.data import recall
 from quambench.data.corpus import load_corpus
 from quambench.data.tasks import last_word_items
 from quambench.data.windows import full_windows
-from quambench.evaluate import last_word_correct
+from quambench.evaluation.reference import last_word_correct
 from quambench.models.checkpoint import bundled_names, load_checkpoint
 from quambench.models.zoo.recipe import RECIPES
 from quambench.models.zoo.source import bits_per_byte, recall_accuracy

@@ -9,7 +9,7 @@ import torch
 
 from quambench.case import Case, Protocol
 from quambench.data.corpus import Corpus
-from quambench.decoding import answers_right
+from quambench.evaluation.decoding import answers_right
 from quambench.int8.model import QuantizedModel
 from quambench.models.checkpoint import bundled_names, load_checkpoint
 from quambench.observers import ObserverSpec

@@ -6,193 +6,33 @@ quantized and the float model take the same calls; what is judged is fixed by `E
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from quambench.case import Protocol
 from quambench.core.errors import NonFinite
-from quambench.data.corpus import Document
-from quambench.data.recall import RecallSequences, long_sequences
-from quambench.data.recall import sequences as recall_sequences
-from quambench.data.tasks import LastWordItems, last_word_items
-from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import (
     Windows,
-    bytes_of_windows,
-    rest_windows,
-    sequence_windows,
-    spread_windows,
 )
-from quambench.decoding import answers_right, decode, states_along
+from quambench.evaluation.data import EvalData
+from quambench.evaluation.decoding import answers_right, decode, states_along
+from quambench.evaluation.reference import (
+    WINDOW_BATCH,
+    FloatAnswers,
+    FloatInside,
+    _items_correct,
+    _log_probs,
+    _recorder,
+)
 from quambench.int8.model import QuantizedModel
 from quambench.int8.site_grid import SiteScales
-from quambench.models.backbone import LanguageModel, LayerState, no_tap
+from quambench.models.backbone import LayerState, no_tap
 from quambench.models.sites import sites_of
 
 Evidence = Mapping[str, Tensor]
 """Name -> tensor; the names are listed in `evaluate`."""
-
-WINDOW_BATCH = 16
-ITEM_BATCH = 16  # items are sorted by length: the fewer at once, the less padding
-REST_SEED = 10  # the first of the streams of recall sequences that a second look draws from
 KL_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
-
-
-@dataclass(frozen=True, slots=True)
-class EvalData:
-    """What every case of a model is judged on."""
-
-    quality: Windows
-    decode: Windows  # decode_prefix tokens of prefill, then decode_steps tokens one by one
-    decode_prefix: int
-    error: Windows
-    quality_bytes: Tensor  # (W,) float64, bytes that each quality window's targets spell
-    items: LastWordItems | None = None  # prose
-    recall: Mapping[str, RecallSequences] = field(default_factory=dict)  # task -> its scored rung
-    long: Tensor | None = None  # (W, L) int64, sequences far longer than those trained on
-
-    @classmethod
-    def of_prose(cls, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol) -> EvalData:
-        """As many windows as the protocol asks for, or as there are.
-
-        raises BadCorpus when the documents are too short for one window
-        """
-        quality = spread_windows(documents, tokenizer, protocol.quality_length, protocol.quality_windows)
-        return cls(
-            quality=quality,
-            decode=spread_windows(
-                documents, tokenizer, protocol.decode_prefix + protocol.decode_steps, protocol.decode_windows
-            ),
-            decode_prefix=protocol.decode_prefix,
-            error=spread_windows(documents, tokenizer, protocol.error_length, protocol.error_windows),
-            items=last_word_items(documents, tokenizer, protocol.max_items or None),
-            quality_bytes=bytes_of_windows(quality, documents, tokenizer),
-        )
-
-    def rest_of_prose(
-        self, documents: Sequence[Document], tokenizer: Tokenizer, protocol: Protocol, larger: Protocol
-    ) -> EvalData | None:
-        """What `larger` measures answers on and `protocol`, which made this, does not; None where a part is empty.
-
-        It has no windows for errors inside the model: those are looked at once.
-        """
-        length = protocol.decode_prefix + protocol.decode_steps
-        quality = rest_windows(
-            documents, tokenizer, protocol.quality_length, larger.quality_windows, protocol.quality_windows
-        )
-        decode = rest_windows(documents, tokenizer, length, larger.decode_windows, protocol.decode_windows)
-        if quality is None or decode is None:
-            return None
-        return replace(
-            self,
-            quality=quality,
-            decode=decode,
-            error=self.error.none,
-            items=last_word_items(documents, tokenizer, protocol.max_items or None, rest=True),
-            quality_bytes=bytes_of_windows(quality, documents, tokenizer),
-        )
-
-    def rest_of_recall(self, rungs: Mapping[str, int], protocol: Protocol, larger: Protocol) -> EvalData | None:
-        """As `rest_of_prose`, of streams that no first look draws from."""
-        counts = [
-            getattr(larger, name) - getattr(protocol, name)
-            for name in ("quality_windows", "decode_windows", "recall_sequences")
-        ]
-        if min(counts) < 1:
-            return None
-        quality, decode = _as_windows(rungs, counts[:2], first_seed=REST_SEED)
-        return replace(
-            self,
-            quality=quality,
-            decode=decode,
-            error=self.error.none,
-            quality_bytes=torch.full((counts[0],), torch.nan, dtype=torch.float64),
-            recall={t: recall_sequences(t, rung, counts[2], "test", seed=REST_SEED) for t, rung in rungs.items()},
-            long=None,
-        )
-
-    @classmethod
-    def of_recall(cls, rungs: Mapping[str, int], protocol: Protocol) -> EvalData:
-        """Sequences of the tasks at `rungs`; the associative ones also serve as text, each its own document."""
-        counts = (protocol.quality_windows, protocol.decode_windows, protocol.error_windows)
-        quality, decode, error = _as_windows(rungs, counts, first_seed=2)
-        return cls(
-            quality=quality,
-            decode=decode,
-            decode_prefix=1,
-            error=error,
-            quality_bytes=torch.full((len(quality.inputs),), torch.nan, dtype=torch.float64),
-            recall={t: recall_sequences(t, rung, protocol.recall_sequences, "test") for t, rung in rungs.items()},
-            long=long_sequences(protocol.long_windows),
-        )
-
-    @property
-    def digest(self) -> str:
-        h = hashlib.sha256()
-        for part in (self.quality, self.decode, self.error, self.items, *self.recall.values()):
-            h.update(part.digest.encode() if part is not None else b"none")
-        if self.long is not None:
-            h.update(self.long.numpy().tobytes())
-        return h.hexdigest()
-
-
-def _as_windows(rungs: Mapping[str, int], counts: Sequence[int], first_seed: int) -> list[Windows]:
-    """Associative sequences as text, one set for each count, each from a stream of its own."""
-    return [
-        sequence_windows(recall_sequences("associative", rungs["associative"], count, "test", seed))
-        for seed, count in enumerate(counts, start=first_seed)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class FloatAnswers:
-    """What the untouched checkpoint says on an EvalData; it depends on nothing that calibration does."""
-
-    quality_log_probs: Tensor  # (W, L, V) float32
-    decode_log_probs: Tensor  # (W, steps, V) float32
-    correct: Tensor  # (I,) bool
-    recall_right: Mapping[str, Tensor]  # task -> (S,) answers right
-
-
-@dataclass(frozen=True, slots=True)
-class FloatInside:
-    """What lies inside the prepared model (int8/fuse.py), whose sites are the ones that are quantized."""
-
-    sites: Mapping[str, Tensor]  # site -> float32, on the error windows
-    decode_sites: Mapping[str, Tensor]  # site -> float32, at the last decoding step
-    long_states: Tensor | None  # (n_layers, CHECKPOINTS, W, ...)
-
-
-@torch.inference_mode()
-def float_answers(model: LanguageModel, data: EvalData) -> FloatAnswers:
-    """model: the untouched checkpoint, in float64, so that the reference is the same on every machine."""
-
-    def log_probs(windows: Windows, skip: int = 0) -> Tensor:
-        pieces = windows.inputs.split(WINDOW_BATCH)
-        return torch.cat([_log_probs(model(rows)[0][:, skip:]).float() for rows in pieces])
-
-    return FloatAnswers(
-        quality_log_probs=log_probs(data.quality),
-        decode_log_probs=log_probs(data.decode, skip=data.decode_prefix),
-        correct=_items_correct(model, data),
-        recall_right={t: answers_right(model, s, by_steps=False) for t, s in data.recall.items()},
-    )
-
-
-@torch.inference_mode()
-def float_inside(prepared: LanguageModel, data: EvalData) -> FloatInside:
-    """prepared: the checkpoint's float64 twin, fused and rotated."""
-    sites: dict[str, Tensor] = {}
-    prepared(data.error.inputs, tap=_recorder(sites))
-    at_last_step: dict[str, Tensor] = {}
-    prepared(data.decode.inputs, tap=_recorder(at_last_step, last_only=True))
-    along = None if data.long is None else _stack(states_along(prepared, data.long, step=data.long.shape[1]))
-    return FloatInside(sites, at_last_step, along)
 
 
 @torch.inference_mode()
@@ -284,36 +124,12 @@ def _decode_against_prefill(model: QuantizedModel, logits: Tensor, data: EvalDat
     return {"decode.kl_prefill": kl.sum(-1), "decode.kl_by_step": kl.mean(0)}
 
 
-def _items_correct(model: LanguageModel | QuantizedModel, data: EvalData) -> Tensor:
-    return torch.zeros(0, dtype=torch.bool) if data.items is None else last_word_correct(model, data.items)
-
-
-def _stack(along: Iterable[Sequence[LayerState]]) -> Tensor:
-    """(n_layers, CHECKPOINTS, W, ...) of SSM states."""
-    return torch.stack([torch.stack([layer.ssm.cpu() for layer in states]) for states in along], dim=1)
-
-
 def _state_errors(model: QuantizedModel, along: Iterable[Sequence[LayerState]], truth: Tensor) -> Tensor:
     columns = []
     for checkpoint, states in enumerate(along):
         read = [block.read_state(layer.ssm).cpu() for block, layer in zip(model.blocks, states, strict=True)]
         columns.append(torch.stack([_energy_ratio(x, t) for x, t in zip(read, truth[:, checkpoint], strict=True)]))
     return torch.stack(columns, dim=1)
-
-
-def _recorder(into: dict[str, Tensor], last_only: bool = False) -> Callable[[str, Tensor], Tensor]:
-    """A tap that keeps every site; of a sequence's activations the last position alone, where asked."""
-
-    def tap(site: str, x: Tensor) -> Tensor:
-        into[site] = (x[:, -1:] if last_only and not site.endswith("ssm_state") else x).float()
-        return x
-
-    return tap
-
-
-def _log_probs(logits: Tensor) -> Tensor:
-    """float64: in float32 two machines' KL differ by more than those of a well-behaved model's cases."""
-    return F.log_softmax(logits.double(), -1)
 
 
 def _kl(truth: Tensor, other: Tensor) -> Tensor:
@@ -373,28 +189,6 @@ def _quantiles_of_sorted(ordered: Tensor, quantiles: Sequence[float]) -> Tensor:
     ranks = torch.tensor(quantiles, dtype=ordered.dtype) * (len(ordered) - 1)
     below = ranks.long()
     return ordered[below].lerp(ordered[ranks.ceil().long()], ranks - below)
-
-
-@torch.inference_mode()
-def last_word_correct(model: LanguageModel | QuantizedModel, items: LastWordItems) -> Tensor:
-    """(I,) bool: greedy decoding spells the whole last word.
-
-    Greedy over the word's tokens is right exactly when each token is the argmax after the true
-    ones before it, so one prefill per item tells.
-    """
-    correct = torch.ones(len(items.inputs), dtype=torch.bool)
-    if not len(correct):
-        return correct
-    lengths = (items.targets >= 0).int().argmax(1) + (items.targets >= 0).sum(1)
-    for rows in torch.arange(len(items.inputs)).split(ITEM_BATCH):
-        longest = int(lengths[rows].max())
-        targets = items.targets[rows, :longest]
-        hidden, _ = model.hidden(items.inputs[rows, :longest])
-        asked = targets >= 0
-        hit = model.head(hidden[asked]).argmax(-1) == targets[asked]
-        owner = asked.nonzero()[:, 0]
-        correct[rows[owner[~hit]]] = False
-    return correct
 
 
 def _local_errors(sites: Mapping[str, Tensor], model: QuantizedModel) -> dict[str, Tensor]:

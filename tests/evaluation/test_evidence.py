@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quambench import evaluate as evaluation
 from quambench.case import Protocol
 from quambench.core.errors import BadCorpus, NonFinite
 from quambench.data.corpus import Document
@@ -19,7 +18,10 @@ from quambench.data.recall import sequences as recall_sequences
 from quambench.data.tasks import LastWordItems, last_word_items
 from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import rest_windows, sequence_windows, spread_windows
-from quambench.decoding import CHECKPOINTS, answers_right, decode, states_along
+from quambench.evaluation import evidence as evaluation
+from quambench.evaluation import reference
+from quambench.evaluation.data import EvalData
+from quambench.evaluation.decoding import CHECKPOINTS, answers_right, decode, states_along
 from quambench.gate.arrays import REFERENCE_TOLERANCE
 from quambench.int8.fuse import prepare
 from quambench.int8.model import Precision, QuantizedModel
@@ -61,7 +63,7 @@ def setting(request, documents):
     for block in model.blocks:  # a freshly initialised Δ is so small that the state would hardly count
         bias = block.mixer.dt_proj.bias if request.param == "mamba" else block.mixer.dt_bias
         bias.add_(4.0)
-    data = evaluation.EvalData.of_prose(documents, tokenizer, PROTOCOL)
+    data = EvalData.of_prose(documents, tokenizer, PROTOCOL)
     prepared = prepare(model)
     calibration = Fixed(prepared, data.decode.inputs)
     quantized = QuantizedModel(prepared, calibration, Precision())
@@ -71,7 +73,7 @@ def setting(request, documents):
 @pytest.fixture(scope="module")
 def measured(setting):
     model, prepared, quantized, calibration, data = setting
-    answers, inside = evaluation.float_answers(model, data), evaluation.float_inside(prepared, data)
+    answers, inside = reference.float_answers(model, data), reference.float_inside(prepared, data)
     return answers, inside, evaluation.evaluate(quantized, answers, inside, data, calibration)
 
 
@@ -127,7 +129,7 @@ def test_decoding_is_prefill_then_one_token_at_a_time(setting):
 def test_last_word_is_right_exactly_when_greedy_decoding_spells_it(setting):
     model, *_, data = setting
     items = data.items
-    verdicts = evaluation.last_word_correct(model, items)
+    verdicts = reference.last_word_correct(model, items)
     for i in range(0, len(verdicts), 7):
         places = (items.targets[i] >= 0).nonzero()[:, 0]
         tokens = items.inputs[i, : places[0] + 1].tolist()
@@ -181,7 +183,7 @@ def test_non_finite_logits_are_an_error(setting, measured):
 def test_text_shorter_than_a_window_is_refused(documents):
     tokenizer = Tokenizer.train((d.text for d in documents), 300)
     with pytest.raises(BadCorpus, match="no document is as long as a window"):
-        evaluation.EvalData.of_prose([Document.of("short", b"too short")], tokenizer, PROTOCOL)
+        EvalData.of_prose([Document.of("short", b"too short")], tokenizer, PROTOCOL)
 
 
 def test_a_quantiles_error_is_the_jackknife():
@@ -222,7 +224,7 @@ def same(a, b) -> bool:
     return a.digest == b.digest if hasattr(a, "digest") else a == b
 
 
-def assert_holds(data: evaluation.EvalData, **parts) -> None:
+def assert_holds(data: EvalData, **parts) -> None:
     assert {f.name for f in fields(data)} == parts.keys()
     for name, part in parts.items():
         assert same(getattr(data, name), part), name
@@ -248,7 +250,7 @@ def test_prose_is_judged_on_the_protocols_windows_and_items(documents, tokenizer
     quality = spread_windows(documents, tokenizer, 24, 4)
     items = last_word_items(documents, tokenizer, 1 if protocol is ONE_ITEM else 160)
     assert_holds(
-        evaluation.EvalData.of_prose(documents, tokenizer, protocol),
+        EvalData.of_prose(documents, tokenizer, protocol),
         quality=quality, decode=spread_windows(documents, tokenizer, 11, 3), decode_prefix=5,
         error=spread_windows(documents, tokenizer, 16, 2), quality_bytes=bytes_of(tokenizer, quality),
         items=items, recall={}, long=None,
@@ -258,7 +260,7 @@ def test_prose_is_judged_on_the_protocols_windows_and_items(documents, tokenizer
 
 def test_no_limit_of_items_takes_all(documents, tokenizer):
     unlimited, all_items = replace(PROTOCOL, max_items=0), last_word_items(documents, tokenizer)
-    first = evaluation.EvalData.of_prose(documents, tokenizer, unlimited)
+    first = EvalData.of_prose(documents, tokenizer, unlimited)
     assert same(first.items, all_items)
     assert len(all_items.inputs) > 1
     rest = first.rest_of_prose(documents, tokenizer, unlimited, LARGE)
@@ -266,7 +268,7 @@ def test_no_limit_of_items_takes_all(documents, tokenizer):
 
 
 def test_a_second_look_at_prose_has_the_windows_and_items_that_the_first_left_out(documents, tokenizer):
-    first = evaluation.EvalData.of_prose(documents, tokenizer, ONE_ITEM)
+    first = EvalData.of_prose(documents, tokenizer, ONE_ITEM)
     quality, items = rest_windows(documents, tokenizer, 24, 7, 4), last_word_items(documents, tokenizer, 1, rest=True)
     assert_holds(
         first.rest_of_prose(documents, tokenizer, ONE_ITEM, LARGE),
@@ -278,16 +280,16 @@ def test_a_second_look_at_prose_has_the_windows_and_items_that_the_first_left_ou
 
 @pytest.mark.parametrize("part", ["quality_windows", "decode_windows"])
 def test_prose_has_no_second_look_where_a_part_of_it_is_empty(documents, tokenizer, part):
-    first = evaluation.EvalData.of_prose(documents, tokenizer, PROTOCOL)
+    first = EvalData.of_prose(documents, tokenizer, PROTOCOL)
     no_more = replace(LARGE, **{part: getattr(PROTOCOL, part)})
     assert first.rest_of_prose(documents, tokenizer, PROTOCOL, no_more) is None
 
 
 @pytest.mark.parametrize("part", ["quality_windows", "decode_windows", "error_windows"])
 def test_as_many_windows_are_taken_as_there_are(documents, tokenizer, part):
-    found = evaluation.EvalData.of_prose(documents, tokenizer, replace(PROTOCOL, **{part: 100_000}))
+    found = EvalData.of_prose(documents, tokenizer, replace(PROTOCOL, **{part: 100_000}))
     there = len(getattr(found, part.partition("_")[0]).inputs)
-    exactly = evaluation.EvalData.of_prose(documents, tokenizer, replace(PROTOCOL, **{part: there}))
+    exactly = EvalData.of_prose(documents, tokenizer, replace(PROTOCOL, **{part: there}))
     assert exactly.digest == found.digest
 
 
@@ -303,7 +305,7 @@ def associative(count: int, seed: int):
 
 def test_recall_is_judged_on_streams_of_their_own():
     assert_holds(
-        evaluation.EvalData.of_recall(RUNGS, RECALL),
+        EvalData.of_recall(RUNGS, RECALL),
         quality=associative(4, 2), decode=associative(3, 3), decode_prefix=1, error=associative(2, 4),
         quality_bytes=torch.full((4,), torch.nan, dtype=torch.float64), items=None,
         recall={task: recall_sequences(task, rung, 3, "test", 0) for task, rung in RUNGS.items()},
@@ -312,7 +314,7 @@ def test_recall_is_judged_on_streams_of_their_own():
 
 
 def test_a_second_look_at_recall_is_at_streams_that_no_first_look_draws_from():
-    first = evaluation.EvalData.of_recall(RUNGS, RECALL)
+    first = EvalData.of_recall(RUNGS, RECALL)
     assert_holds(
         first.rest_of_recall(RUNGS, RECALL, LARGE),
         quality=associative(3, 10), decode=associative(2, 11), decode_prefix=1, error=first.error.none,
@@ -323,7 +325,7 @@ def test_a_second_look_at_recall_is_at_streams_that_no_first_look_draws_from():
 
 @pytest.mark.parametrize("part", ["quality_windows", "decode_windows", "recall_sequences"])
 def test_recall_has_a_second_look_where_each_part_has_one_more(part):
-    first = evaluation.EvalData.of_recall(RUNGS, RECALL)
+    first = EvalData.of_recall(RUNGS, RECALL)
     more = {name: getattr(RECALL, name) + 1 for name in ("quality_windows", "decode_windows", "recall_sequences")}
     assert len(first.rest_of_recall(RUNGS, RECALL, replace(RECALL, **more)).quality.inputs) == 1
     assert first.rest_of_recall(RUNGS, RECALL, replace(RECALL, **more | {part: getattr(RECALL, part)})) is None
@@ -331,8 +333,8 @@ def test_recall_has_a_second_look_where_each_part_has_one_more(part):
 
 def test_a_digest_is_of_all_that_is_judged(documents, tokenizer):
     prose, recall = (
-        evaluation.EvalData.of_prose(documents, tokenizer, PROTOCOL),
-        evaluation.EvalData.of_recall(RUNGS, RECALL),
+        EvalData.of_prose(documents, tokenizer, PROTOCOL),
+        EvalData.of_recall(RUNGS, RECALL),
     )
     hashed = hashlib.sha256("".join(getattr(prose, n).digest for n in ("quality", "decode", "error", "items")).encode())
     assert prose.digest == hashed.hexdigest()
@@ -357,8 +359,8 @@ def test_evidence_of_prose_is_all_that_is_promised_and_nothing_else(setting, mea
     _, _, evidence = measured
     assert evidence.keys() == EVERY | OF_ITEMS.keys()
     assert {name: evidence[name].dtype for name in OF_ITEMS} == OF_ITEMS
-    assert torch.equal(evidence["items.correct"].bool(), evaluation.last_word_correct(quantized, data.items))
-    assert torch.equal(evidence["items.correct_float"].bool(), evaluation.last_word_correct(model, data.items))
+    assert torch.equal(evidence["items.correct"].bool(), reference.last_word_correct(quantized, data.items))
+    assert torch.equal(evidence["items.correct_float"].bool(), reference.last_word_correct(model, data.items))
     assert evidence["items.document"].tolist() == data.items.documents.tolist()
     for phase, windows in (("prefill", data.quality), ("decode", data.decode)):
         assert evidence[f"{phase}.document"].tolist() == windows.documents.tolist()
@@ -456,9 +458,9 @@ def test_windows_go_through_a_model_sixteen_at_a_time_unless_asked_otherwise(set
     """Another number is other numerics than those of the results that are stored."""
     model, _, quantized, _, _ = setting
     many = replace(PROTOCOL, quality_length=4, quality_windows=18)
-    data = replace(evaluation.EvalData.of_prose(documents, tokenizer, many), items=None)
+    data = replace(EvalData.of_prose(documents, tokenizer, many), items=None)
     counting = Counting(model)
-    answers = evaluation.float_answers(counting, data)
+    answers = reference.float_answers(counting, data)
     assert counting.rows == [16, 2, 3]
     assert (answers.correct.dtype, answers.correct.shape) == (torch.bool, (0,))
     for options, rows in (({}, [16, 2]), ({"window_batch": 7}, [7, 7, 4])):
@@ -475,12 +477,12 @@ def of_recall():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(config).eval().requires_grad_(False)
-    data = evaluation.EvalData.of_recall(RUNGS, RECALL)
+    data = EvalData.of_recall(RUNGS, RECALL)
     data = replace(data, long=data.long[:, : 3 * CHECKPOINTS])
     prepared = prepare(model)
     calibration = Fixed(prepared, data.decode.inputs)
     quantized = QuantizedModel(prepared, calibration, Precision())
-    answers, inside = evaluation.float_answers(model, data), evaluation.float_inside(prepared, data)
+    answers, inside = reference.float_answers(model, data), reference.float_inside(prepared, data)
     return data, model, prepared, quantized, evaluation.evaluate(quantized, answers, inside, data, calibration)
 
 
@@ -513,11 +515,11 @@ def test_a_state_is_compared_at_equal_distances_along_a_long_sequence(of_recall)
 def test_without_long_sequences_no_state_is_compared(of_recall):
     data, model, prepared, quantized, _ = of_recall
     short = replace(data, long=None)
-    answers, inside = evaluation.float_answers(model, short), evaluation.float_inside(prepared, short)
+    answers, inside = reference.float_answers(model, short), reference.float_inside(prepared, short)
     assert inside.long_states is None
     calibration = Fixed(prepared, data.decode.inputs)
     assert "long.state_error" not in evaluation.evaluate(quantized, answers, inside, short, calibration)
-    whole = evaluation.float_inside(prepared, data)
+    whole = reference.float_inside(prepared, data)
     assert "long.state_error" not in evaluation.evaluate(quantized, answers, whole, short, calibration)
 
 
@@ -567,9 +569,9 @@ def test_a_last_word_is_right_where_each_of_its_tokens_is_whichever_that_is_and_
     targets = torch.tensor([[-1, 0, -1, -1], [-1, 0, -1, -1], [-1, 4, 5, -1], [-1, 4, 0, -1]])
     items = LastWordItems(inputs, targets, torch.arange(4), tuple("abcd"), torch.zeros(4))
     model = Saying(0, 0, 0, 4, 5, 3)  # after 2 comes 0, after 3 comes 4, after 4 comes 5, after 5 comes 3
-    assert evaluation.last_word_correct(model, items).tolist() == [True, False, True, False]
+    assert reference.last_word_correct(model, items).tolist() == [True, False, True, False]
     assert model.lengths == [3]
     for row, right in enumerate((True, False, True, False)):
         one = replace(items, inputs=inputs[row : row + 1], targets=targets[row : row + 1])
-        assert evaluation.last_word_correct(model, one).tolist() == [right]
+        assert reference.last_word_correct(model, one).tolist() == [right]
     assert model.lengths[1:] == [2, 2, 3, 3]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quambench.data import recall
-from quambench.decoding import CHECKPOINTS, answers_right, decode, states_along
+from quambench.evaluation.decoding import CHECKPOINTS, answers_right, decode, states_along
 from quambench.models import ModelConfig, build
 
 SHAPES = {
