@@ -24,19 +24,19 @@ import pytest
 from quambench.core.stopping import as_interrupts, at_once
 
 with at_once():  # torch takes seconds
-    from quambench.absent import Run
     from quambench.case import Case, Protocol
-    from quambench.collected import SKIPPED, Collected, Item, Row, suite_of
     from quambench.core.errors import BadArtefact, BadParameter, NotWritten, QuambenchError, UnknownName
     from quambench.core.plain_text import plain, spelled_for
     from quambench.core.provenance import merged, provenance, ran_here
     from quambench.gate.probes import all_probes
     from quambench.gate.verdicts import Verdict
-    from quambench.marks import EXAMPLE, Asked, CasesMark, NoCase
     from quambench.models.checkpoint import bundled_names
-    from quambench.options import asked_by, session_of
+    from quambench.plugin.absent import Run
+    from quambench.plugin.collected import SKIPPED, Collected, Item, Row, suite_of
+    from quambench.plugin.marks import EXAMPLE, Asked, CasesMark, NoCase
+    from quambench.plugin.options import asked_by, session_of
     from quambench.report import terminal, write_report
-    from quambench.session import INPUT_ERRORS, Session
+    from quambench.session.session import INPUT_ERRORS, Session
 
 ROOT = pytest.StashKey[Path]()  # of the project: suites/ and baselines/ stand there
 SESSION = pytest.StashKey[Session]()
@@ -425,7 +425,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     """xdist: with plain -n, cases of one model stay on one worker."""
     if config.option.dist != "load":
         return None
-    from quambench.scheduling import ByModel  # here: xdist is installed for certain
+    from quambench.plugin.scheduling import ByModel  # here: xdist is installed for certain
 
     return ByModel(config, log, {*bundled_names("prose"), *bundled_names("recall"), *config.stash[ASKED].models})
 

@@ -10,6 +10,8 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from quambench.bench.interleave import Ratio, interleaved
+from quambench.bench.kernels import PREFILL, SHAPES, conv_by_table, conv_by_walking
 from quambench.calibration.channels import arrange, channel_statistics, groups_of
 from quambench.calibration.collect import Task, calibrate
 from quambench.calibration.refine import RefinementSpec
@@ -21,8 +23,6 @@ from quambench.data.windows import spread_windows
 from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
 from quambench.int8.model import QuantizedModel
-from quambench.latency.interleave import Ratio, interleaved
-from quambench.latency.kernels import PREFILL, SHAPES, conv_by_table, conv_by_walking
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.sites import sites_of

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from quambench.bench.kernels import PREFILL
 from quambench.claims.base import (
     SECONDS,
     TIMES,
@@ -25,7 +26,6 @@ from quambench.claims.compared import gain_rows
 from quambench.claims.fresh import LOOKED_UP
 from quambench.claims.sources import Sources
 from quambench.claims.stored import CASE_SITES, Shelf, site_name
-from quambench.latency.kernels import PREFILL
 
 GAINS = {"2x2": "0.5", "4x4": "1.5", "8x8": "2.2", "16x16": "2.5", "channel": "2.7"}  # points
 COUNTS = {"2x2": 32, "4x4": 128, "8x8": 512, "16x16": 2048}

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from quambench.bench.bars import Bar, Memory, conv_bars, model_bars
+from quambench.bench.drill import Drill, drill
+from quambench.bench.gate import latency_class
+from quambench.bench.interleave import Ratio, interleaved
+from quambench.bench.kernels import SHAPES, Rates, rows
+from quambench.bench.models import CONFIGS
 from quambench.cli.options import check_out, progress_bars, refuse_beside, show
 from quambench.core.errors import BadParameter
 from quambench.core.files import write
 from quambench.core.memory import keep_freed_memory
 from quambench.core.provenance import provenance
-from quambench.latency.bars import Bar, Memory, conv_bars, model_bars
-from quambench.latency.drill import Drill, drill
-from quambench.latency.gate import latency_class
-from quambench.latency.interleave import Ratio, interleaved
-from quambench.latency.kernels import SHAPES, Rates, rows
-from quambench.latency.models import CONFIGS
-from quambench.runner import Progress
+from quambench.run.runner import Progress
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

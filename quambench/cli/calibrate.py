@@ -29,7 +29,7 @@ from quambench.int8.weights import LARGEST
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.policy import PolicySpec
 from quambench.policy.base import check_grouping
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from quambench.core.plain_text import plain
 from quambench.core.provenance import machine_class
 from quambench.gate.baselines import BaselineStore
 from quambench.models.checkpoint import bundled_names
-from quambench.runner import Progress
+from quambench.run.runner import Progress
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

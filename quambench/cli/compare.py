@@ -7,10 +7,10 @@ from pathlib import Path
 
 from quambench.case import Case, Protocol
 from quambench.cli.options import add_corpus, add_observers, check_corpus, progress_bars, show, write_each
-from quambench.compare import compare
+from quambench.compare.compare import compare
+from quambench.compare.worker import Task
 from quambench.core.errors import BadParameter
 from quambench.core.provenance import provenance
-from quambench.gate.worker import Task
 from quambench.models.checkpoint import bundled_names
 from quambench.report import check_report, terminal, write_report
 

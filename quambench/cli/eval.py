@@ -29,7 +29,7 @@ from quambench.core.plain_text import plain
 from quambench.data.recall import TASKS
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import checked_device, load_checkpoint
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 SHOWN = (
     "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p50", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",

@@ -18,7 +18,7 @@ from quambench.harness.asking import FLOAT
 from quambench.harness.subject import Subject, case_subject, float_subject, saved_subject
 from quambench.metrics import Measurement, Terms
 from quambench.metrics.tasks import SCORE
-from quambench.runner import ModelRun, Progress
+from quambench.run.runner import ModelRun, Progress
 
 if TYPE_CHECKING:
     from quambench.harness.running import TaskResult  # which imports the harness, seconds long

@@ -16,7 +16,7 @@ from quambench.core.files import check_replaceable
 from quambench.core.plain_text import plain
 from quambench.data.corpus import Corpus, load_corpus
 from quambench.models.checkpoint import recalls
-from quambench.runner import Progress as Report
+from quambench.run.runner import Progress as Report
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

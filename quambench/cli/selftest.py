@@ -11,9 +11,9 @@ from tabulate import tabulate
 
 from quambench.cli.options import add_corpus, check_corpus, check_counts, progress_bars, refuse_beside
 from quambench.core.errors import UnknownName
-from quambench.error_rates import Power, Rate, error_rates, powers
-from quambench.gate.faults import FAULTS
-from quambench.selftest import MODELS, Report, selftest
+from quambench.selftest.error_rates import Power, Rate, error_rates, powers
+from quambench.selftest.faults import FAULTS
+from quambench.selftest.selftest import MODELS, Report, selftest
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     names = [f.name for f in FAULTS]
     for name in options.fault or ():
         if name not in names:
-            raise UnknownName("fault", name, names, "quambench/gate/faults/", "quambench selftest --list")
+            raise UnknownName("fault", name, names, "quambench/selftest.faults/", "quambench selftest --list")
     check_counts(options, "--error-rates")
     work = ("--model", "--fault", "--no-clean", "--jobs", "--corpus")
     if options.list:

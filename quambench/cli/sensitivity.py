@@ -14,7 +14,7 @@ from quambench.cli.options import add_corpus, add_model, check_corpus, corpus_of
 from quambench.core.errors import BadParameter
 from quambench.int8.recipe import WeightRecipe
 from quambench.models.checkpoint import load_checkpoint
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 HEADINGS = ["", "KL alone\nmnat/token", "KL saved\nmnat/token", "logit MSE\nalone", "logit MSE\nsaved"]
 

@@ -18,8 +18,8 @@ from quambench.evaluation.decoding import Model
 from quambench.int8.model import QuantizedModel
 from quambench.int8.site_grid import Unquantized
 from quambench.models.checkpoint import DTYPES, Checkpoint, checked_device, load_checkpoint
-from quambench.models.host import on_host
-from quambench.runner import CPU, ModelRun, saved_model
+from quambench.models.device import on_host
+from quambench.run.runner import CPU, ModelRun, saved_model
 
 NARROW = DTYPES  # what a checkpoint is loaded to
 WIDE = "float64"

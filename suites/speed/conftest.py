@@ -8,17 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from tabulate import tabulate
 
+from quambench.bench.gate import LatencyStore, LatencyVerdict, judge, latency_class, measured, one_thread, record
+from quambench.bench.kernels import SHAPES, Rates, Row, rows
 from quambench.core.provenance import provenance
-from quambench.latency.gate import (
-    LatencyStore,
-    LatencyVerdict,
-    judge,
-    latency_class,
-    measured,
-    one_thread,
-    record,
-)
-from quambench.latency.kernels import SHAPES, Rates, Row, rows
 from quambench.pytest_plugin import SESSION
 
 ROWS = pytest.StashKey[list[list[str]]]()

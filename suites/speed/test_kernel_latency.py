@@ -1,6 +1,6 @@
 """Each kernel against its counterpart, at the shapes of published models; the ratio against the stored one.
 
-Nothing here compares a time with a stored time: see quambench/latency/.
+Nothing here compares a time with a stored time: see quambench/bench/.
 """
 
 from __future__ import annotations

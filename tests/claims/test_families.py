@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from quambench.bench.interleave import Ratio
 from quambench.claims import FAMILIES, Sources, Verdict, alpha, average, compared, cost, groups, layers, overfit, ranges
 from quambench.claims.fresh import LayerCosts, Seen
-from quambench.latency.interleave import Ratio
 
 UP = [1.2, 1.4] * 4  # against 1.0: +0.3 nats of 100 tokens
 SIX_DECIMALS = 0.5e-6 / 1.959964  # relative: quantiles of t and z are written so, and none here is smaller

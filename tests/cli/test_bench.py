@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from quambench.bench import bars, drill, gate, interleave, kernels, models
+from quambench.bench.interleave import Ratio
+from quambench.bench.kernels import Shape
 from quambench.cli import bench
 from quambench.cli.main import main
-from quambench.latency import bars, drill, gate, interleave, kernels, models
-from quambench.latency.interleave import Ratio
-from quambench.latency.kernels import Shape
 from quambench.models import ModelConfig
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from quambench.bench.gate import LatencyStore
 from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadArtefact, QuambenchError
 from quambench.core.pointers import check_fetched
@@ -17,7 +18,6 @@ from quambench.data.tokenizer import Tokenizer
 from quambench.gate.baselines import read_baseline
 from quambench.grids.precision import Precision
 from quambench.interchange import quamba_file
-from quambench.latency.gate import LatencyStore
 from quambench.models.weights import open_weights, read_json
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"

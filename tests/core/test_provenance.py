@@ -16,7 +16,7 @@ from quambench.core.errors import BadParameter
 from quambench.core.provenance import machine_class, merged, provenance
 from quambench.gate.baselines import read_baseline
 from quambench.models.checkpoint import checked_device
-from quambench.options import session_of
+from quambench.plugin.options import session_of
 from quambench.report import REPORTS
 
 ROOT = Path(__file__).parents[2]

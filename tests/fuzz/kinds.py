@@ -28,6 +28,8 @@ from folders import entries, restore
 from mutations import NASTY, NUMBERS, WORDS, as_bytes, changed_bytes, changed_json, changed_spec, changed_text
 from safetensors.torch import load, save
 
+from quambench.bench.gate import LatencyStore, Recorded, faster, slower
+from quambench.bench.interleave import Ratio
 from quambench.calibration.refine import RefinementSpec
 from quambench.calibration.scales import Calibration, check_calibration
 from quambench.case import Case, check_fit, protocol_hash
@@ -45,8 +47,6 @@ from quambench.grouping import GroupingSpec
 from quambench.int8.recipe import WeightRecipe
 from quambench.int8.site_grid import site_grids
 from quambench.interchange import quamba_file
-from quambench.latency.gate import LatencyStore, Recorded, faster, slower
-from quambench.latency.interleave import Ratio
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.models.sites import shape_at, sites_of

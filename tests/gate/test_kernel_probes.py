@@ -17,10 +17,10 @@ from quambench_kernels.dispatch import around
 
 from quambench.case import Case
 from quambench.gate import probes
-from quambench.gate.faults.implementations import edited
 from quambench.gate.probes import base, check, interpreted, kernels, operators, record, rests_on
 from quambench.gate.probes.operators import QUESTIONS, Implementation
 from quambench.gate.probes.streams import TIE_MARGIN
+from quambench.selftest.faults.implementations import edited
 
 USUAL = Case.parse("m", "percentile")
 IN_PROCESS = [(op, ask.name) for op in QUESTIONS for ask in kernels._implementations(op)]

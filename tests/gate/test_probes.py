@@ -12,8 +12,6 @@ from quambench_kernels import dispatch
 from quambench.case import Case
 from quambench.core.errors import BadArtefact
 from quambench.gate import probes
-from quambench.gate.faults import FAULTS
-from quambench.gate.faults.base import BOTH
 from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, in_turn, record, rests_on
 from quambench.gate.probes.base import Probe
 from quambench.gate.probes.models import BARE, CONFIGS, stepped
@@ -21,7 +19,9 @@ from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
 from quambench.int8 import model
 from quambench.int8.site_grid import AsymmetricGrid
 from quambench.observers import OBSERVERS
-from quambench.selftest import OBSERVER
+from quambench.selftest.faults import FAULTS
+from quambench.selftest.faults.base import BOTH
+from quambench.selftest.selftest import OBSERVER
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from quambench.case import Case
 from quambench.evaluation import evidence as evaluation
 from quambench.evaluation import reference
 from quambench.gate import probes
-from quambench.gate.faults import FAULTS
 from quambench.gate.probes import MEASURING, all_probes, check, rests_on, sampling
 from quambench.gate.probes import evaluation as asking
 from quambench.gate.probes import metrics as measuring
 from quambench.metrics import METRICS, Measurement, Metric
 from quambench.metrics.base import add_mean
-from quambench.selftest import OBSERVER
+from quambench.selftest.faults import FAULTS
+from quambench.selftest.selftest import OBSERVER
 
 NAMES = [p.name for p in all_probes() if p.name.split("/")[0] in MEASURING]
 PLANTED = [f for f in FAULTS if f.unit.startswith(MEASURING)]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from quambench.gate import probes
-from quambench.gate.faults import FAULTS
 from quambench.gate.probes import ITSELF, ProbeResult, blind, check, distrusted, records
 from quambench.gate.probes.base import Probe
 from quambench.gate.recount import miscounted
 from quambench.gate.verdicts import Status, judge
 from quambench.metrics import METRICS
+from quambench.selftest.faults import FAULTS
 
 NAMES = [probe.name for probe in probes.all_probes() if probe.name.startswith("judge/")]
 PLANTED = [f for f in FAULTS if f.unit.startswith("judge/")]

@@ -25,7 +25,7 @@ from quambench.harness.adapter import QuambenchLM, _arguments, _Manner
 from quambench.harness.scoring import Asked, log_likelihoods
 from quambench.harness.subject import Subject, subject_of
 from quambench.models.checkpoint import load_checkpoint
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 TEXT = "We the people, in order to form a more perfect union, establish justice."
 

@@ -19,7 +19,7 @@ from quambench.harness.asking import Tasks
 from quambench.harness.running import load_tasks, run_tasks
 from quambench.harness.subject import case_subject
 from quambench.models.checkpoint import load_checkpoint
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 SMALL = Protocol(
     calib_windows=6, calib_length=16, quality_windows=8, quality_length=32, decode_windows=6, decode_prefix=8,

@@ -29,7 +29,7 @@ from quambench.harness.running import load_tasks, run_tasks, task_evidence
 from quambench.harness.subject import case_subject, subject_of
 from quambench.metrics.tasks import task_metrics
 from quambench.models.checkpoint import bundled_names, load_checkpoint
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 COUNTS = {  # and the items themselves, as the pinned corpus and the seeds give them
     "prose_cloze": (5716, "555be6f21535954d"),

@@ -23,7 +23,7 @@ from quambench.harness.scoring import Asked, generate, log_likelihoods
 from quambench.models import LanguageModel
 from quambench.models.backbone import LayerState
 from quambench.models.checkpoint import load_checkpoint
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 LENGTHS = ((1, 1), (4, 3), (17, 2), (9, 9), (30, 1), (4, 3), (2, 12))  # of context and continuation
 
@@ -262,7 +262,7 @@ def test_a_batch_changes_an_int8_model_no_more_than_rounding_may(int8: Any) -> N
 
 
 def test_an_int8_model_writes_through_its_int8_state(int8: Any) -> None:
-    """Prefill, then steps: what quambench.evaluation.decoding measures. Twin: prefilled anew, the state is never read."""
+    """Prefill, then steps: what evaluation.decoding measures. Twin: prefilled anew, the state is never read."""
     context = list(range(40, 72))
     with torch.inference_mode():
         logits, state = int8(torch.tensor([context]))

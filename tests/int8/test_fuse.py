@@ -12,7 +12,7 @@ from quambench.core.errors import BadParameter
 from quambench.grids.hadamard import hadamard_matrix
 from quambench.int8 import fuse
 from quambench.models import ModelConfig, build
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 # float64 rounding differs from float32's by 2^29; a fault does not shrink. Half of those bits is
 # the line between the two, relative to the logits' size.

@@ -22,7 +22,7 @@ from quambench.interchange.quamba import HEAD_KEY, KEYS, from_act_scales
 from quambench.models import ModelConfig, build
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 CONFIGS = {
     "mamba": ModelConfig(architecture="mamba", d_model=16, n_layers=2, vocab_size=24, d_state=4, dt_rank=2),

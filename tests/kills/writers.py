@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from quambench.bench.gate import LatencyStore, Recorded
 from quambench.calibration.scales import Calibration
 from quambench.cli.main import main
 from quambench.core.files import locked, write
@@ -22,7 +23,6 @@ from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.gate.probes import records
 from quambench.gate.verdicts import Status, Verdict
 from quambench.interchange import quamba_file
-from quambench.latency.gate import LatencyStore, Recorded
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint
 from quambench.models.sites import sites_of

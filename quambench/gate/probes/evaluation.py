@@ -18,7 +18,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from quambench import runner
 from quambench.case import Case
 from quambench.core.errors import NonFinite
 from quambench.data.corpus import Corpus
@@ -35,6 +34,7 @@ from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, FixedScales, mo
 from quambench.int8.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
 from quambench.models.backbone import LayerState, Tap, no_tap
 from quambench.models.sites import sites_of
+from quambench.run import runner
 
 CONFIG = CONFIGS["mamba"]
 VOCABULARY, ROWS = 12, 61  # of the table of logits; a state is a row's number

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from quambench import runner
 from quambench.calibration import channels as arranging
 from quambench.calibration import collect as calibrating
 from quambench.calibration import hessians as moments
@@ -33,6 +32,7 @@ from quambench.observers.base import Observer
 from quambench.observers.batch import Batch
 from quambench.policy.base import PER_TENSOR
 from quambench.policy.quamba import Quamba
+from quambench.run import runner
 
 SEQUENCES, TOKENS = 37, 5  # two forward batches, and a part of a third
 FADING = f"{__name__}:Fading"

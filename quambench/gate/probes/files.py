@@ -10,7 +10,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from quambench import runner
 from quambench.calibration.scales import Calibration
 from quambench.core.scratch import scratch
 from quambench.gate.probes.base import Answer, Probe, Streams, told
@@ -25,6 +24,7 @@ from quambench.interchange import quamba, quamba_file
 from quambench.models import ModelConfig
 from quambench.models import checkpoint as checkpoints
 from quambench.models import weights as stored_weights
+from quambench.run import runner
 
 PIECE = 50  # elements of a weight that are read at a time: most are longer
 # As the two layouts spell a model, with what they leave to defaults.

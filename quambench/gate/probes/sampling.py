@@ -20,7 +20,6 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
 from quambench import case as protocols
-from quambench import runner
 from quambench.case import Case, Protocol
 from quambench.core.errors import BadCorpus, BadParameter
 from quambench.core.scratch import scratch
@@ -34,6 +33,7 @@ from quambench.data.tokenizer import Tokenizer
 from quambench.data.windows import Windows
 from quambench.evaluation.data import EvalData
 from quambench.gate.probes.base import Answer, Probe
+from quambench.run import runner
 
 # Each ends in a word that others have within; a name, a quotation, marks of more than one byte.
 SENTENCES = (

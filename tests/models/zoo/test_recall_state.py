@@ -13,7 +13,7 @@ from quambench.evaluation.decoding import answers_right
 from quambench.int8.model import QuantizedModel
 from quambench.models.checkpoint import bundled_names, load_checkpoint
 from quambench.observers import ObserverSpec
-from quambench.runner import ModelRun
+from quambench.run.runner import ModelRun
 
 
 @pytest.mark.slow

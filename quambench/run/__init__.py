@@ -1,0 +1,1 @@
+"""The only conductor: a case is calibrated, quantized and measured."""

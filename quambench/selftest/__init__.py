@@ -1,0 +1,1 @@
+"""Plants faults, and sees whether the gate catches them."""

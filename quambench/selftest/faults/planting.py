@@ -1,0 +1,186 @@
+"""How faults are planted: patches on behaviour at the seams of the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+
+from quambench.calibration.scales import Calibration
+from quambench.grids import hadamard
+from quambench.grids.granularity import GRANULARITIES, Layout
+from quambench.int8 import fuse, weights
+from quambench.int8.model import QuantizedModel
+from quambench.models.backbone import LanguageModel
+from quambench.observers import Batch, ObserverSpec
+from quambench.observers import percentile as quantiles
+from quambench.observers.percentile import Percentile
+from quambench.policy import Plan, Policy
+from quambench.run import runner
+
+
+def everywhere(name: str, spoilt: Any, *modules: Any) -> AbstractContextManager[Any]:
+    """Patch a function in its module and wherever it was imported by name."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(patch.object(module, name, spoilt))
+            yield
+
+    return planted()
+
+
+def wrapped(owner: Any, name: str, spoil: Callable[..., Any]) -> AbstractContextManager[Any]:
+    original = getattr(owner, name)
+    return patch.object(owner, name, lambda *args, **kw: spoil(original, *args, **kw))
+
+
+def after(module: Any, name: str, spoil: Callable[[LanguageModel], Any]) -> AbstractContextManager[Any]:
+    original = getattr(module, name)
+
+    def both(model: LanguageModel) -> None:
+        original(model)
+        spoil(model)
+
+    return patch.object(module, name, both)
+
+
+def after_init(spoil: Callable[[QuantizedModel], None]) -> AbstractContextManager[Any]:
+    original = QuantizedModel.__init__
+
+    def both(self: QuantizedModel, *args: Any, **kw: Any) -> None:
+        original(self, *args, **kw)
+        spoil(self)
+
+    return patch.object(QuantizedModel, "__init__", both)
+
+
+def as_if(**changes: Any) -> AbstractContextManager[Any]:
+    """The INT8 runtime reads another config than the model's."""
+
+    def misread(model: QuantizedModel) -> None:
+        for block in model.blocks:
+            block.config = replace(block.config, **changes)
+
+    return after_init(misread)
+
+
+def at_eight_bits(*modules: Any) -> AbstractContextManager[Any]:
+    """Weights come at 8 bits from these modules, whatever was asked."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in ("quantize_tensor", "quantize_rows"):
+                whole = getattr(weights, name)
+                stack.enter_context(
+                    everywhere(name, lambda w, bits=8, *more, whole=whole: whole(w, 8, *more), *modules)
+                )
+            splits = weights.quantize_splits
+            stack.enter_context(
+                everywhere("quantize_splits", lambda w, sizes, bits=8, *more: splits(w, sizes, 8, *more), *modules)
+            )
+            yield
+
+    return planted()
+
+
+def quantile(spoilt: Callable[[Batch, float, Any], Tensor]) -> AbstractContextManager[Any]:
+    original = quantiles.upper_quantile
+    return patch.object(quantiles, "upper_quantile", lambda batch, alpha: spoilt(batch, alpha, original))
+
+
+def batch_of(x: Tensor | Batch, signed: bool = False) -> Batch:
+    batch = x if isinstance(x, Batch) else Batch(x)
+    if signed:
+        batch.__dict__["magnitude"] = batch.x
+    return batch
+
+
+def relaid(name: str, lay_out: Any = None, expand: Any = None) -> AbstractContextManager[Any]:
+    """A granularity with lay_out(right layout, x) or expand(right layout, scale) in place of its own."""
+    make = GRANULARITIES[name]
+
+    def spoilt(site: str, config: Any) -> Layout:
+        right = make(site, config)
+        return Layout(
+            (lambda x: lay_out(right, x)) if lay_out else right.lay_out,
+            (lambda scale: expand(right, scale)) if expand else right.expand,
+            right.join,
+        )
+
+    return patch.dict(GRANULARITIES._entries, {name: spoilt})
+
+
+def planned(policy: type[Policy], change: Callable[[Plan, ObserverSpec], Plan]) -> AbstractContextManager[Any]:
+    """Change what a policy plans."""
+    original = policy.plan
+
+    def plan(self: Policy, config: Any, observer: ObserverSpec, *more: Any) -> Plan:
+        return change(original(self, config, observer, *more), observer)
+
+    return patch.object(policy, "plan", plan)
+
+
+def update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextManager[Any]:
+    """spoilt(original, observer, batch, calls before) for percentiles; weights, a single batch, take the maximum."""
+    original = Percentile.update
+
+    def update(self: Any, x: Any) -> None:
+        calls = getattr(self, "calls", 0)
+        self.calls = calls + 1
+        spoilt(original, self, x, calls)
+
+    return patch.object(Percentile, "update", update)
+
+
+def scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AbstractContextManager[Any]:
+    """Change what `calibrate` returns."""
+    original = runner.calibrate
+
+    def spoilt(*args: Any, **kw: Any) -> Mapping[Any, Calibration]:
+        return {k: replace(c, scales=change(dict(c.scales))) for k, c in original(*args, **kw).items()}
+
+    return patch.object(runner, "calibrate", spoilt)
+
+
+def spoilt_batch(value: float) -> AbstractContextManager[Any]:
+    calls = 0
+
+    def lay_out(right: Layout, x: Tensor) -> tuple[Tensor, ...]:
+        nonlocal calls
+        calls += 1
+        (out,) = right.lay_out(x.clone())
+        if calls == 40:
+            out.flatten()[0] = value
+        return (out,)
+
+    return relaid("tensor", lay_out=lay_out)
+
+
+def without_gain(norms: Callable[[LanguageModel], list[Any]]) -> AbstractContextManager[Any]:
+    original = fuse.fuse_gains
+
+    def forgetful(model: LanguageModel) -> None:
+        for norm in norms(model):
+            norm.weight.fill_(1.0)
+        original(model)
+
+    return patch.object(fuse, "fuse_gains", forgetful)
+
+
+def unrotate(weight: Tensor) -> Tensor:
+    return weight @ hadamard.hadamard_matrix(weight.shape[-1], weight.dtype)
+
+
+def split_by_two(original: Any) -> Any:
+    def split(self: Tensor, size: Any, dim: int = 0) -> Any:
+        return original(self, 2 if size == 1 and dim == 0 else size, dim)
+
+    return split
