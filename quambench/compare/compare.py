@@ -26,6 +26,8 @@ from quambench.gate.record import Record
 from quambench.gate.verdicts import Status, Verdict, judge
 
 Progress = Callable[[str, int, int], None]
+WORKERS = ("quambench.compare.worker", "quambench.gate.worker")
+"""The module that measures, as revisions have had it, the newest first."""
 
 
 def to_stderr(note: str) -> None:
@@ -138,13 +140,20 @@ def _worker(code: Path, ours: Path, job: str) -> Iterator[Worker]:
     """
     elsewhere = [p for p in sys.path if p and not Path(p).resolve().is_relative_to(ours)]
     path = os.pathsep.join([str(code), str(code / "kernels"), *elsewhere])
-    if (code / "quambench").is_dir() and not (code / "quambench" / "gate" / "worker.py").is_file():
-        raise BadParameter("that revision is older than `quambench compare`; it cannot be asked")
     no_repository = {} if code == ours else {"GIT_CEILING_DIRECTORIES": str(code.parent)}
     environment = {"PYTHONPATH": path, **no_repository}
-    worker = Worker([sys.executable, "-m", "quambench.compare.worker"], environment, cwd=code)
+    worker = Worker([sys.executable, "-m", _asked(code)], environment, cwd=code)
     try:
         worker.tell(job)
         yield worker
     finally:
         worker.close()
+
+
+def _asked(code: Path) -> str:
+    """The module that measures, where that code has it. raises BadParameter where it has none"""
+    package = code / "quambench"
+    there = [name for name in WORKERS if (code / f"{name.replace('.', '/')}.py").is_file()]
+    if package.is_dir() and not there:
+        raise BadParameter("that revision is older than `quambench compare`; it cannot be asked")
+    return (there or WORKERS)[0]
