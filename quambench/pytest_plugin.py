@@ -46,6 +46,7 @@ JUDGED = pytest.StashKey[dict[tuple[str, Case | str], Verdict]]()  # by suite an
 WRITTEN = pytest.StashKey[list[Path]]()  # baselines
 REPORTED = pytest.StashKey[list[Path]]()  # reports that were written
 RAN = pytest.StashKey[list[dict[str, Any]]]()  # xdist: what the workers ran
+DONE = pytest.StashKey[Callable[[], None]]()  # called when all is judged: what is left is printing
 MISUSED = pytest.StashKey[list[str]]()  # xdist: what made the input useless, one line each
 # pytest's own options that leave tests out, some of them without telling
 NARROWING = ("keyword", "markexpr", "lf", "deselect", "stepwise")
@@ -98,7 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "cases(*specs, language='prose', quick=False, architecture=''): what a suite runs, as ids without the model",
     )
     stack = ExitStack()
-    stack.enter_context(as_interrupts())
+    config.stash[DONE] = stack.enter_context(as_interrupts())
     config.add_cleanup(stack.close)
     config.stash[ROOT] = _project(config)
     root = str(config.stash[ROOT])
@@ -371,14 +372,23 @@ def _run(config: pytest.Config) -> Run:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    judged = _settle(session, exitstatus)
+    session.config.stash[DONE]()
+    if judged:
+        _write_reports(session)
+
+
+def _settle(session: pytest.Session, exitstatus: int) -> bool:
+    """Judges what is absent and stores what is to be; whether this was a run to report on."""
     config = session.config
     state, collected = config.stash[SESSION], config.stash[COLLECTED]
     if hasattr(config, "workeroutput"):  # an xdist worker: the controller writes and reports
         config.workeroutput["quambench"] = (_given_away(config), pickle.dumps(collected), pickle.dumps(ran_here()))
-        return
+        return False
     if _only_looks(config):
-        return
+        return False
     if config.stash[MISUSED]:
         exitstatus = session.exitstatus = pytest.ExitCode.USAGE_ERROR
     if collected.early or exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -386,7 +396,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         state.verdicts = [replace(v, written=False) for v in state.verdicts]
         if state.to_write:
             state.notes.append("the run ended early: nothing was stored")
-        return
+        return False
     try:
         run = _run(config)
         if not run.settle():
@@ -401,7 +411,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if state.interrupted:
         session.exitstatus = pytest.ExitCode.INTERRUPTED
-    _write_reports(session)
+    return True
 
 
 def _write_reports(session: pytest.Session) -> None:

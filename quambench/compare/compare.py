@@ -58,7 +58,7 @@ def compare(
                 for number, observer in enumerate(task.observers):
                     progress(f"{task.model}: {against} and now, in turn", number, len(task.observers))
                     was, now = old.ask(number, "file"), new.ask(number, "file")
-                    case = f"{task.model}/{observer}"
+                    case = _id(task, observer)
                     verdicts.append(_judge(case, was, now, len(task.observers), against, otherwise))
     return verdicts
 
@@ -70,8 +70,13 @@ def _untold(tasks: Sequence[Task]) -> list[Verdict]:
     if distrusted is None:
         return []
     reason = f"{distrusted.reason}; what judges is not as it was, so that no verdict can be trusted"
-    cases = [f"{task.model}/{observer}" for task in tasks for observer in task.observers]
+    cases = [_id(task, observer) for task in tasks for observer in task.observers]
     return [Verdict(case, Status.ERROR, reason, unit=distrusted.name) for case in cases]
+
+
+def _id(task: Task, observer: str) -> str:
+    """Of a case that nobody could measure; a report is posted, and names no folder of the user's."""
+    return f"{Path(task.model).name}/{observer}"
 
 
 def _judge(

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -29,16 +29,29 @@ def code_of(error: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def as_interrupts() -> Iterator[None]:
-    """TERM and HUP raise in this block, as Ctrl-C does; in the main thread alone, where no other handler is set."""
+def as_interrupts() -> Iterator[Callable[[], None]]:
+    """TERM and HUP raise in this block, as Ctrl-C does; in the main thread alone, where no other handler is set.
+
+    What is yielded is to be called when the work is done. From then on no signal raises, in code of others that only
+    prints or cleans up; TERM and HUP end the process behind the block.
+    """
+    late: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         for other in SIGNALS:  # the second one finds a run that is ending already
             signal.signal(other, signal.SIG_IGN)
         raise Stopped(number)
 
-    with _handled({number: stop for number in SIGNALS}, only=signal.SIG_DFL):
-        yield
+    def note(number: int, frame: FrameType | None) -> None:
+        late.append(number)
+
+    with ExitStack() as stack:
+        stack.enter_context(_handled({number: stop for number in SIGNALS}, only=(signal.SIG_DFL,)))
+        noted = {number: note for number in (signal.SIGINT, *SIGNALS)}
+        yield lambda: stack.enter_context(_handled(noted, only=(stop, signal.default_int_handler)))
+    for number in late:
+        if number != signal.SIGINT:
+            signal.raise_signal(number)
 
 
 @contextmanager
@@ -54,15 +67,15 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
-def _handled(handlers: dict[int, Callable[..., Any]], only: Any = None) -> Iterator[None]:
-    """only: leave signals alone that have another handler than this one"""
+def _handled(handlers: dict[int, Callable[..., Any]], only: tuple[Any, ...] = ()) -> Iterator[None]:
+    """only: leave signals alone that have another handler than these"""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before: dict[int, Any] = {}
     for number, handler in handlers.items():
         found = signal.getsignal(number)
-        if found is signal.SIG_IGN or found is None or (only is not None and found is not only):
+        if found is signal.SIG_IGN or found is None or (only and found not in only):
             continue  # nohup, for one
         before[number] = signal.signal(number, handler)
     try:

@@ -117,6 +117,21 @@ def test_a_revision_older_than_compare_is_refused(fork, capsys):
     assert len(git("worktree", "list").splitlines()) == 1
 
 
+def test_what_could_not_be_measured_is_named_without_a_folder_of_the_users(fork, world, capsys):
+    folder, git = fork
+    (folder / "quambench" / "gate").mkdir(parents=True)
+    for file in ("__init__.py", "gate/__init__.py"):
+        (folder / "quambench" / file).write_text("")
+    (folder / "quambench" / "gate" / "worker.py").write_text("import sys; sys.exit('this one was asked')\n")
+    git("add", "quambench")
+    git("commit", "-qm", "a worker that ends")
+    assert main(["compare", "--against", "HEAD", "--model", str(world / "tiny-model")]) == 1
+    told = capsys.readouterr().out
+    assert "this one was asked" in told
+    assert "ERROR tiny-model/running_max: " in told
+    assert str(world) not in told
+
+
 def test_a_worker_that_dies_is_an_error_verdict(fork, world, monkeypatch):
     monkeypatch.setattr(comparing.sys, "executable", "/bin/false")
     (verdict,) = comparing.compare("HEAD", [Task(str(world / "tiny-model"), ("running_max",))], fork[0])
@@ -160,9 +175,9 @@ def test_a_unit_that_answers_its_probe_otherwise_is_named(checkout, tmp_path, wo
 @pytest.mark.slow
 def test_a_revision_that_knows_no_probes_is_compared_without(checkout, tmp_path, world):
     rewrite, commit = checkout
-    rewrite("gate/worker.py", "request = json.loads(line)", "request = int(line)")
+    rewrite("compare/worker.py", "request = json.loads(line)", "request = int(line)")
     commit()
-    rewrite("gate/worker.py", "request = int(line)", "request = json.loads(line)")
+    rewrite("compare/worker.py", "request = int(line)", "request = json.loads(line)")
     rewrite("grids/grid.py", "MIN_SCALE = 1e-6", "MIN_SCALE = 0.0")  # a floor that no site reaches
     task, notes = Task(str(world / "tiny-model"), ("running_max",), str(world / "corpus")), []
     (verdict,) = comparing.compare("HEAD", [task], tmp_path, note=notes.append)

@@ -90,6 +90,38 @@ def test_a_second_signal_does_not_interrupt_the_end():
     assert code_of(KeyboardInterrupt()) == 130
 
 
+DONE = """
+import os, signal, sys
+from quambench.core.stopping import as_interrupts
+with as_interrupts() as done:
+    done()
+    os.kill(os.getpid(), {number})
+    print("shown", flush=True)
+print("after", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_comes_when_the_work_is_done_ends_the_process_behind_it(number):
+    made = subprocess.run([sys.executable, "-c", DONE.format(number=int(number))], capture_output=True, text=True)
+    assert (made.returncode, made.stdout, made.stderr) == (-number, "shown\n", "")
+
+
+def test_ctrl_c_when_the_work_is_done_costs_nothing():
+    made = subprocess.run([sys.executable, "-c", DONE.format(number=2)], capture_output=True, text=True)
+    assert (made.returncode, made.stdout, made.stderr) == (0, "shown\nafter\n", "")
+
+
+def test_a_handler_of_somebody_elses_stays_when_the_work_is_done():
+    before = signal.signal(signal.SIGINT, theirs := lambda number, frame: None)
+    try:
+        with as_interrupts() as done:
+            done()
+            assert signal.getsignal(signal.SIGINT) is theirs
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_in_another_thread_nothing_is_set():
     seen = []
 

@@ -61,7 +61,7 @@ COMMANDS = {
     "calibrate": Command(["calibrate", "tiny", "--out", "out/scales", *SMALL], "scales"),
     "export": Command(["export", "scales", "--format", "quamba", "--out", "out/q.pt"], "q.pt"),
     "import": Command(["import", "quamba.pt", "--format", "quamba", "--model", "tiny", "--out", "out/again"], "again"),
-    "claims": Command(["claims", "--stored", "--baselines", "stored", "--out", "out/c.md"], "c.md"),
+    "claims": Command(["claims", "--stored", "--model", "tiny", "--baselines", "stored", "--out", "out/c.md"], "c.md"),
     "bench": Command(["bench", "kernels", "--shape", "mamba-130m", "--out", "out/b.json"], "b.json"),
     "compare": Command(["compare", "--against", "HEAD", "--model", "tiny", *SMALL, "--report", "out/c.md"], "c.md"),
     "init": Command(["init", "out"], "conftest.py"),

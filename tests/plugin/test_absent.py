@@ -679,6 +679,29 @@ def test_an_interruption_after_the_last_test_loses_no_table(run, pytester, own_s
     assert stored(pytester) == set()
 
 
+LATE = """
+import os, pytest, signal
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary():
+    os.kill(os.getpid(), signal.{signal})  # as hypothesis has it, which imports what it needs there
+    return (yield)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_the_table_is_printed_costs_nothing(whole, own_signals, monkeypatch, name):
+    ended_by = []
+    monkeypatch.setattr(signal, "raise_signal", ended_by.append)  # this process is to go on
+    result = whole("--qb-report", "x.md", more=LATE.format(signal=name))
+    assert result.ret == 0
+    assert ended_by == [signal.Signals[name]] * (name != "SIGINT")
+    assert "Traceback" not in text(result)
+    assert sum(line.startswith(f"{RUNNING_MAX} ") for line in result.outlines) == 2
+    assert "report: x.md" in result.outlines
+    assert "4 passed" in result.outlines[-1]
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_interruption_between_two_tests_shows_what_was_finished(run, pytester, own_signals, name, workers):
