@@ -34,7 +34,7 @@ from quambench.metrics.base import Evidence
 from quambench.models.backbone import LanguageModel, Tap, no_tap
 from quambench.run import runner
 from quambench.selftest.faults.base import ONE, OTHER, fault
-from quambench.selftest.faults.planting import everywhere, wrapped
+from quambench.selftest.faults.planting import planted, wrapped
 
 Found = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ def measured(change: Callable[[EvalData, FloatAnswers], tuple[EvalData, FloatAns
         data, answers = change(data, answers)
         return original(model, answers, within, data, *rest, **more)
 
-    return everywhere("evaluate", spoilt, evaluation, runner)
+    return planted(evaluation, "evaluate", spoilt)
 
 
 def without(**parts: Any) -> AbstractContextManager[Any]:
@@ -85,7 +85,7 @@ def decoded(spoilt: Callable[..., Tensor]) -> AbstractContextManager[Any]:
     def decode(model: Any, tokens: Tensor, prefix: int, last_tap: Tap = no_tap) -> Tensor:
         return spoilt(original, model, tokens, prefix, last_tap)
 
-    return everywhere("decode", decode, decoding, evaluation)
+    return planted(decoding, "decode", decode)
 
 
 def of_sites(change: Callable[[Found, Mapping[str, Tensor], Any], Mapping[str, Tensor]]) -> AbstractContextManager[Any]:
@@ -124,7 +124,7 @@ def same_terms(name: str, change: Callable[[Measurement, Terms], Measurement]) -
 
 def standard_error(spoilt: Callable[[Callable[[Terms], float], Terms], float]) -> AbstractContextManager[Any]:
     original = Terms.standard_error
-    return patch.object(Terms, "standard_error", lambda self: spoilt(original, self))
+    return planted(Terms, "standard_error", lambda self: spoilt(original, self))
 
 
 def cut(change: Callable[[Windows], Windows], name: str = "_windows") -> AbstractContextManager[Any]:
@@ -145,7 +145,7 @@ def _() -> AbstractContextManager[Any]:
     def positive(truth: Tensor, other: Tensor) -> Tensor:
         return (truth.double().exp() * (truth.double() - other)).sum(-1).abs()
 
-    return patch.object(evaluation, "_kl", positive)
+    return planted(evaluation, "_kl", positive)
 
 
 @fault("KL in bits", "evaluation/kl", architectures=ONE)
@@ -159,17 +159,17 @@ def _() -> AbstractContextManager[Any]:
         top, at = truth.double().topk(10, dim=-1)
         return (top.exp() * (top - other.gather(-1, at))).sum(-1).clamp(min=0)
 
-    return patch.object(evaluation, "_kl", likeliest)
+    return planted(evaluation, "_kl", likeliest)
 
 
 @fault("log-probabilities in float32", "evaluation", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return everywhere("_log_probs", lambda logits: F.log_softmax(logits.float(), -1).double(), reference, evaluation)
+    return planted(reference, "_log_probs", lambda logits: F.log_softmax(logits.float(), -1).double())
 
 
 @fault("log-probabilities in bfloat16", "evaluation", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return everywhere("_log_probs", lambda logits: F.log_softmax(logits.bfloat16(), -1).double(), reference, evaluation)
+    return planted(reference, "_log_probs", lambda logits: F.log_softmax(logits.bfloat16(), -1).double())
 
 
 @fault("the float model's answers in half precision", "evaluation/float", architectures=ONE)
@@ -180,7 +180,7 @@ def _() -> AbstractContextManager[Any]:
         found = original(model, data)
         return replace(found, quality_log_probs=found.quality_log_probs.half().float())
 
-    return everywhere("float_answers", coarse, reference, runner)
+    return planted(reference, "float_answers", coarse)
 
 
 @fault("the float model in float32", "evaluation/reference", architectures=ONE)
@@ -190,7 +190,7 @@ def _() -> AbstractContextManager[Any]:
     def coarse(model: Any, data: EvalData) -> FloatAnswers:
         return original(model.float() if isinstance(model, LanguageModel) else model, data)
 
-    return everywhere("float_answers", coarse, reference, runner)
+    return planted(reference, "float_answers", coarse)
 
 
 @fault("the quantized model stands for the float one", "evaluation/loss", architectures=OTHER)
@@ -201,7 +201,7 @@ def _() -> AbstractContextManager[Any]:
         own = reference.float_answers(model, data)
         return original(model, own, within, data, *rest, **more)
 
-    return everywhere("evaluate", itself, evaluation, runner)
+    return planted(evaluation, "evaluate", itself)
 
 
 @fault("decoding's loss of the tokens before", "evaluation/loss", architectures=ONE)
@@ -248,7 +248,7 @@ def _() -> AbstractContextManager[Any]:
     def below(ordered: Tensor, quantiles: Any) -> Tensor:
         return ordered[(torch.tensor(quantiles, dtype=ordered.dtype) * (len(ordered) - 1)).long()]
 
-    return patch.object(evaluation, "_quantiles_of_sorted", below)
+    return planted(evaluation, "_quantiles_of_sorted", below)
 
 
 @fault("p99 stands for p999", "evaluation/quantiles", architectures=ONE)
@@ -363,7 +363,7 @@ def _() -> AbstractContextManager[Any]:
             return found
         return found | {"items.correct": found["items.correct_float"], "items.correct_float": found["items.correct"]}
 
-    return everywhere("evaluate", exchanged, evaluation, runner)
+    return planted(evaluation, "evaluate", exchanged)
 
 
 # --- decoding, recall, state ------------------------------------------------------------------------
@@ -398,13 +398,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("recall asked in prefill", "evaluation/decoding", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = decoding.answers_right
-    return everywhere(
-        "answers_right",
-        lambda model, asked, by_steps: original(model, asked, by_steps=False),
-        decoding,
-        evaluation,
-        reference,
-    )
+    return planted(decoding, "answers_right", lambda model, asked, by_steps: original(model, asked, by_steps=False))
 
 
 @fault("recall's answers one token late", "evaluation/decoding", architectures=ONE)
@@ -414,7 +408,7 @@ def _() -> AbstractContextManager[Any]:
     def late(model: Any, asked: RecallSequences, by_steps: bool) -> Tensor:
         return original(model, replace(asked, answers=asked.answers.roll(1, 1)), by_steps)
 
-    return everywhere("answers_right", late, decoding, evaluation, reference)
+    return planted(decoding, "answers_right", late)
 
 
 @fault("the gap of decoding by window, not by step", "evaluation/decode_gap", architectures=OTHER)
@@ -437,7 +431,7 @@ def _() -> AbstractContextManager[Any]:
             dim=1,
         )
 
-    return patch.object(evaluation, "_state_errors", unread)
+    return planted(evaluation, "_state_errors", unread)
 
 
 # --- sites ------------------------------------------------------------------------------------------
@@ -477,7 +471,7 @@ def _() -> AbstractContextManager[Any]:
 
         return rounded
 
-    return everywhere("_recorder", coarse, reference, evaluation)
+    return planted(reference, "_recorder", coarse)
 
 
 @fault("sites in alphabetical order", "evaluation/(sites|accumulated)", architectures=OTHER)
@@ -494,7 +488,7 @@ def _() -> AbstractContextManager[Any]:
         sizes = [s.element_size() for s in calibration.scales.values()]
         return found | {"scales.bytes": torch.tensor(sum(sizes) + len(sizes))}
 
-    return everywhere("evaluate", by_site, evaluation, runner)
+    return planted(evaluation, "evaluate", by_site)
 
 
 # --- metrics ----------------------------------------------------------------------------------------
@@ -602,7 +596,7 @@ def _() -> AbstractContextManager[Any]:
     def characters(self: Tokenizer) -> Tensor:
         return torch.tensor([len(self.decode([i])) if i != self.start_id else 0 for i in range(self.vocab_size)])
 
-    return patch.object(Tokenizer, "byte_lengths", characters)
+    return planted(Tokenizer, "byte_lengths", characters)
 
 
 @fault("windows start with token 0", "sampling/windows", architectures=ONE)
@@ -645,7 +639,7 @@ def _() -> AbstractContextManager[Any]:
         ])  # fmt: skip
         return replace(found, inputs=every.inputs[at], targets=every.targets[at], documents=every.documents[at])
 
-    return everywhere("spread_windows", from_front, windows, judged_on, runner)
+    return planted(windows, "spread_windows", from_front)
 
 
 @fault("calibrated on the text that is judged", "sampling/(corpus|prose)", architectures=OTHER)
@@ -663,7 +657,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("items whose last word is new", "sampling/passages", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(tasks, "passages", tasks.endings)
+    return planted(tasks, "passages", tasks.endings)
 
 
 @fault("the first items, not items spread over all", "sampling/items", architectures=ONE)
@@ -676,7 +670,7 @@ def _() -> AbstractContextManager[Any]:
         return replace(found, inputs=found.inputs[:n], targets=found.targets[:n], documents=found.documents[:n],
                        chance=found.chance[:n])  # fmt: skip
 
-    return everywhere("last_word_items", first, tasks, judged_on)
+    return planted(tasks, "last_word_items", first)
 
 
 @fault("recall tested on what was trained on", "sampling/recall", architectures=OTHER)
@@ -687,10 +681,10 @@ def _() -> AbstractContextManager[Any]:
         return original(task, rung, count, "train" if part == "test" else part, seed)
 
     @contextmanager
-    def planted() -> Any:
+    def plant() -> Any:
         with ExitStack() as stack:
-            stack.enter_context(patch.object(recall, "sequences", trained))
-            stack.enter_context(patch.object(judged_on, "recall_sequences", trained))
+            stack.enter_context(planted(recall, "sequences", trained))
+            stack.enter_context(planted(judged_on, "recall_sequences", trained))
             yield
 
-    return planted()
+    return plant()

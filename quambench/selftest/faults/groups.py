@@ -21,9 +21,8 @@ from quambench.grouping.base import ChannelStatistics
 from quambench.grouping.groups import Groups
 from quambench.int8 import reorder as reordering
 from quambench.policy.quamba2 import Quamba2
-from quambench.run import runner
 from quambench.selftest.faults.base import OTHER, fault
-from quambench.selftest.faults.planting import everywhere, planned, wrapped
+from quambench.selftest.faults.planting import planned, planted, wrapped
 
 MAMBA2 = {"architectures": OTHER}
 GROUPED = {"case": "running_max/4x4/quamba2"} | MAMBA2
@@ -43,7 +42,7 @@ def described_by(statistic: Callable[[ChannelStatistics], Tensor]) -> AbstractCo
     def spoilt(*args: Any) -> dict[int, ChannelStatistics]:
         return {i: replace(s, mean_abs=statistic(s)) for i, s in original(*args).items()}
 
-    return everywhere("channel_statistics", spoilt, runner, channels)
+    return planted(channels, "channel_statistics", spoilt)
 
 
 @fault("root mean square in place of the sequences' largest mean", "cluster/statistics", X, **GROUPED)
@@ -80,7 +79,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("clusters numbered as scikit-learn does", "cluster/kmeans", ANY_X, **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(cluster, "by_first", lambda labels: labels)
+    return planted(cluster, "by_first", lambda labels: labels)
 
 
 @fault("runs of equal length", "cluster/kmeans", X, **GROUPED)
@@ -192,7 +191,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("nothing moved", "reorder", "layers.0.*", **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(reordering, "moved", lambda mixer, order: {})
+    return planted(reordering, "moved", lambda mixer, order: {})
 
 
 # --- scales -----------------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("groups of x shifted by one channel", "cluster", X, **GROUPED)
 def _() -> AbstractContextManager[Any]:
     right = Groups.of_channel.func  # type: ignore[attr-defined]
-    return patch.object(Groups, "of_channel", property(lambda self: right(self).roll(1)))
+    return planted(Groups, "of_channel", property(lambda self: right(self).roll(1)))
 
 
 @fault("one group's scale for all n of the state", "calibration", "layers.0.ssm_state", **GROUPED)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quambench.core.scratch import scratch
 from quambench.selftest.faults.base import ONE, OTHER, fault
+from quambench.selftest.faults.planting import planted
 
 TRAINED = "percentile/w8a4/learned[steps=8]"  # a case of another module's faults too: recorded once
 
@@ -56,7 +57,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("chunks of more products than float32 can add", "kernel/int8_linear/chunked_float32")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(cpu, "CHUNK", 4096)
+    return planted(cpu, "CHUNK", 4096)
 
 
 @fault("chunked_float32 forgets its last chunk", "kernel/int8_linear/chunked_float32")
@@ -202,7 +203,7 @@ def _() -> AbstractContextManager[Any]:
             ys.append(y)
         return torch.cat(ys, dim=1), after
 
-    return patch.object(scanning, "differentiable", restarted)
+    return planted(scanning, "differentiable", restarted)
 
 
 @fault("gradients of a scan do not decay", "kernel/selective_scan/gradient", case=TRAINED, architectures=ONE)
@@ -214,4 +215,4 @@ def _() -> AbstractContextManager[Any]:
         total = grad.flip(1).cumsum(1).flip(1)
         return total * torch.cat([initial[:, None], states[:, :-1]], dim=1), total, total[:, 0]
 
-    return patch.object(recurrence, "backward", staticmethod(backward))
+    return planted(recurrence, "backward", staticmethod(backward))

@@ -13,7 +13,6 @@ from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from scipy import stats as scipy_stats
@@ -26,7 +25,7 @@ from quambench.gate.stats import Paired
 from quambench.gate.verdicts import Status, Verdict
 from quambench.metrics import Terms
 from quambench.selftest.faults.base import ONE, OTHER, Plant, fault
-from quambench.selftest.faults.planting import everywhere, wrapped
+from quambench.selftest.faults.planting import planted, wrapped
 
 _TURNS = cycle((ONE, OTHER))
 
@@ -49,22 +48,22 @@ def both(*planted: AbstractContextManager[Any]) -> Iterator[None]:
 
 @judging("a scale may be 500,000 steps off", "findings")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(findings, "MAX_SCALE_ULP", 500_000)
+    return planted(findings, "MAX_SCALE_ULP", 500_000)
 
 
 @judging("a scale may be two steps off", "findings")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(findings, "MAX_SCALE_ULP", 2)
+    return planted(findings, "MAX_SCALE_ULP", 2)
 
 
 @judging("thirty times the noise is noise", "comparisons")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("BEYOND", 30.0, comparisons, findings)
+    return planted(comparisons, "BEYOND", 30.0)
 
 
 @judging("nothing counts below the size of what is measured", "comparisons")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("LEAST_CHANGE", 1.0, comparisons, findings)
+    return planted(comparisons, "LEAST_CHANGE", 1.0)
 
 
 @judging("shares are compared relative to what they were", "findings")
@@ -91,17 +90,17 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("what float says may be a hundredth off", "arrays|findings")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("REFERENCE_TOLERANCE", 1e-2, arrays, findings)
+    return planted(arrays, "REFERENCE_TOLERANCE", 1e-2)
 
 
 @judging("half of the windows may be lost to ties", "noise")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(arrays, "TIES", 0.5)
+    return planted(arrays, "TIES", 0.5)
 
 
 @judging("a row's numbers may be a hundredth beside their evidence", "recount")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(recount, "TOLERANCE", 1e-2)
+    return planted(recount, "TOLERANCE", 1e-2)
 
 
 @judging("repetitions ten times apart are noise", "noise")
@@ -114,7 +113,7 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("a repetition in another process may be ten times itself away", "noise")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(noise, "ELSEWHERE", 10.0)
+    return planted(noise, "ELSEWHERE", 10.0)
 
 
 # --- what is looked at ----------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("errors inside the model in prefill alone", "findings")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(findings, "SITE_ROWS", ("sites.accumulated", "sites.accumulated"))
+    return planted(findings, "SITE_ROWS", ("sites.accumulated", "sites.accumulated"))
 
 
 @judging("what was stored and is gone is skipped", "findings")
@@ -149,22 +148,22 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("arrays that nobody named are compared by no rule", "arrays")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(arrays, "RULES", (*arrays.RULES, ("*", arrays.Rule.ELSEWHERE)))
+    return planted(arrays, "RULES", (*arrays.RULES, ("*", arrays.Rule.ELSEWHERE)))
 
 
 @judging("documents may be others", "arrays")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(arrays, "RULES", (("*.document", arrays.Rule.ELSEWHERE), *arrays.RULES))
+    return planted(arrays, "RULES", (("*.document", arrays.Rule.ELSEWHERE), *arrays.RULES))
 
 
 @judging("infinity is no failed measurement", "noise")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("lost", lambda old, new: old.isfinite() & new.isnan(), arrays, findings, noise)
+    return planted(arrays, "lost", lambda old, new: old.isfinite() & new.isnan())
 
 
 @judging("a metric's other formula is ignored", "findings")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(findings, "first_restated", lambda old: None)
+    return planted(findings, "first_restated", lambda old: None)
 
 
 # --- how it is counted ----------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("each of two looks has the whole level", "verdicts")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(verdicts, "LOOKS", 1)
+    return planted(verdicts, "LOOKS", 1)
 
 
 @judging("Holm's correction goes on where it must stop", "stats")
@@ -189,12 +188,12 @@ def _() -> AbstractContextManager[Any]:
         ranked = sorted(p_values, key=lambda name: p_values[name])
         return {name for rank, name in enumerate(ranked) if p_values[name] < level / (len(ranked) - rank)}
 
-    return everywhere("holm", on, stats, comparisons)
+    return planted(stats, "holm", on)
 
 
 @judging("no correction for many metrics", "stats")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("holm", lambda p, level: {name for name in p if p[name] < level}, stats, comparisons)
+    return planted(stats, "holm", lambda p, level: {name for name in p if p[name] < level})
 
 
 @judging("tests are one-sided", "stats")
@@ -215,7 +214,7 @@ def _() -> AbstractContextManager[Any]:
 
     return both(
         wrapped(stats, "mcnemar", over_all),
-        patch.object(comparisons, "mcnemar", lambda *args: stats.mcnemar(*args)),
+        planted(comparisons, "mcnemar", lambda *args: stats.mcnemar(*args)),
     )
 
 
@@ -225,27 +224,27 @@ def _() -> AbstractContextManager[Any]:
         return Terms(terms.values, terms.weights, torch.arange(len(terms.values)))
 
     original = stats.paired
-    return everywhere("paired", lambda old, new, level: original(each(old), each(new), level), stats, comparisons)
+    return planted(stats, "paired", lambda old, new, level: original(each(old), each(new), level))
 
 
 @judging("the larger of NaN and a number is what Python makes of it", "deciding")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("larger", lambda *values, what: max(values), deciding, comparisons, findings, noise)
+    return planted(deciding, "larger", lambda *values, what: max(values))
 
 
 @judging("NaN is beyond nothing", "deciding")
 def _() -> AbstractContextManager[Any]:
-    return everywhere("beyond", lambda value, limit, what: value > limit, deciding, comparisons, findings, noise)
+    return planted(deciding, "beyond", lambda value, limit, what: value > limit)
 
 
 @judging("the noise is the last repetition's", "noise")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(noise, "largest", lambda of: of[-1])
+    return planted(noise, "largest", lambda of: of[-1])
 
 
 @judging("each site's floor is its own, or none", "noise")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Noise, "site_floors", lambda self, rows: self.sites.get(rows))
+    return planted(Noise, "site_floors", lambda self, rows: self.sites.get(rows))
 
 
 @judging("standard errors are not counted again", "recount")
@@ -256,7 +255,7 @@ def _() -> AbstractContextManager[Any]:
                 return name, "another value"
         return None
 
-    return everywhere("miscounted", values, recount, findings)
+    return planted(recount, "miscounted", values)
 
 
 # --- what is said ---------------------------------------------------------------------------------------
@@ -264,7 +263,7 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("everything is the same", "verdicts")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(verdicts, "_decide", lambda *_: (Status.SAME, ""))
+    return planted(verdicts, "_decide", lambda *_: (Status.SAME, ""))
 
 
 @judging("a second look stands in for the first", "verdicts")
@@ -282,7 +281,7 @@ def _() -> AbstractContextManager[Any]:
     def sure(*args: Any, **more: Any) -> Any:
         return tuple(replace(c, suspicious=False) for c in original(*args, **more))
 
-    return everywhere("compare", sure, comparisons, verdicts)
+    return planted(comparisons, "compare", sure)
 
 
 @judging("too few to tell passes", "verdicts")
@@ -297,7 +296,7 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("a setting that changed makes nothing stale", "verdicts")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(verdicts, "changed_fields", lambda old, new: "")
+    return planted(verdicts, "changed_fields", lambda old, new: "")
 
 
 def lets_pass(status: Status) -> AbstractContextManager[Any]:
@@ -312,7 +311,7 @@ def lets_pass(status: Status) -> AbstractContextManager[Any]:
 # Its rows are ERROR as those above; that they pass is told by an exception, which names no unit.
 @fault("whatever is said passes", error=True, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Verdict, "passes", lambda self, allow_drift=False: True)
+    return planted(Verdict, "passes", lambda self, allow_drift=False: True)
 
 
 # --- what is read ---------------------------------------------------------------------------------------
@@ -332,24 +331,24 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("floors are read as they stand", "baselines")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(
+    return planted(
         baselines, "_floors", lambda stored: {n: math.nan if v is None else float(v) for n, v in stored.items()}
     )
 
 
 @judging("another class' file is any", "baselines")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(BaselineStore, "_distance", lambda self, path: (0, path.parent.name))
+    return planted(BaselineStore, "_distance", lambda self, path: (0, path.parent.name))
 
 
 @judging("answers of probes are compared by nothing", "probes")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(probes, "_difference", lambda answer, stored: "")
+    return planted(probes, "_difference", lambda answer, stored: "")
 
 
 @judging("answers of probes may be 1,000 steps off", "probes")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(probes, "MAX_SCALE_ULP", 1000)
+    return planted(probes, "MAX_SCALE_ULP", 1000)
 
 
 @judging("a probe that crashes says nothing", "probes")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from quambench_kernels import dispatch
@@ -20,6 +19,7 @@ from quambench_kernels.rms_norm_quantize import reference as norm
 from torch import Tensor
 
 from quambench.selftest.faults.base import fault
+from quambench.selftest.faults.planting import planted
 
 STATE = {"int8_selective_scan": 13, "int8_ssd": 11}  # where the carried state stands among the arguments
 SCANS = "kernel/int8_(selective_scan|ssd)"
@@ -30,13 +30,13 @@ def both(spoil: Any) -> AbstractContextManager[Any]:
     """spoil(run, arguments, index of the state) around the scans of both architectures."""
 
     @contextmanager
-    def planted() -> Iterator[None]:
+    def plant() -> Iterator[None]:
         with ExitStack() as stack:
             for op, at in STATE.items():
                 stack.enter_context(around(op, lambda run, *args, at=at: spoil(run, list(args), at)))
             yield
 
-    return planted()
+    return plant()
 
 
 def rounding(op: str, module: Any, ref: Any, rounded: Any) -> AbstractContextManager[Any]:
@@ -46,7 +46,7 @@ def rounding(op: str, module: Any, ref: Any, rounded: Any) -> AbstractContextMan
         return rounded(x / scale.to(x.dtype)).clamp(-q_max - 1, q_max).to(torch.int8)
 
     def run(original: Any, *args: Any) -> Any:
-        with patch.object(module, "quantize_ref", quantize):
+        with planted(module, "quantize_ref", quantize):
             return ref(*args)
 
     return around(op, run)
@@ -81,7 +81,7 @@ def _() -> AbstractContextManager[Any]:
         return run(torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], dim=1) if few else x, *rest)
 
     if dispatch.resolve("int8_linear", "auto", torch.device("cpu"), size=1) is cpu.few_rows:
-        return patch.object(cpu.few_rows, "fused", partial(short, cpu.few_rows_fused))
+        return planted(cpu.few_rows, "fused", partial(short, cpu.few_rows_fused))
     return around("int8_linear", short)
 
 
@@ -116,14 +116,14 @@ def _() -> AbstractContextManager[Any]:
 @fault("state rounded half away from zero", SCANS)
 def _() -> AbstractContextManager[Any]:
     @contextmanager
-    def planted() -> Iterator[None]:
+    def plant() -> Iterator[None]:
         with (
             rounding("int8_selective_scan", mamba, mamba.int8_selective_scan_ref, half_away),
             rounding("int8_ssd", mamba2, mamba2.int8_ssd_ref, half_away),
         ):
             yield
 
-    return planted()
+    return plant()
 
 
 @fault("state read four times as large", SCANS, "layers.0.ssm_state")

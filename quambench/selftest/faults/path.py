@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quambench.calibration import collect as calibration
+from quambench.calibration import scales as storing
 from quambench.grids import grid, hadamard
 from quambench.grids.granularity import Layout
 from quambench.grids.precision import Precision
-from quambench.int8 import fuse, recipe, site_grid, weights
+from quambench.int8 import fuse, recipe, weights
 from quambench.int8 import model as quantized
 from quambench.int8.model import QuantizedModel
 from quambench.int8.site_grid import SymmetricGrid
@@ -37,8 +38,8 @@ from quambench.selftest.faults.planting import (
     as_if,
     at_eight_bits,
     batch_of,
-    everywhere,
     planned,
+    planted,
     quantile,
     relaid,
     scales,
@@ -55,12 +56,12 @@ from quambench.selftest.faults.planting import (
 
 @fault("q_max 128", "grid", "embedding.weight")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(grid, "q_max", lambda bits: 2 ** (bits - 1))
+    return planted(grid, "q_max", lambda bits: 2 ** (bits - 1))
 
 
 @fault("q_max 126", "grid", "embedding.weight")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(grid, "q_max", lambda bits: 2 ** (bits - 1) - 2)
+    return planted(grid, "q_max", lambda bits: 2 ** (bits - 1) - 2)
 
 
 @fault("truncating rounding", "grid", "embedding.weight")
@@ -80,46 +81,46 @@ def _() -> AbstractContextManager[Any]:
     def narrow(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even") -> Tensor:
         return original(x, scale, bits, rounding).clamp(min=-grid.q_max(bits))
 
-    return everywhere("quantize", narrow, grid, site_grid, weights)
+    return planted(grid, "quantize", narrow)
 
 
 @fault("scale inverted", "grid/scale|weights|observer", "embedding.weight|layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
     original = grid.symmetric_scale
-    return everywhere("symmetric_scale", lambda amax, bits=8: 1 / original(amax, bits), grid, observing, weights)
+    return planted(grid, "symmetric_scale", lambda amax, bits=8: 1 / original(amax, bits))
 
 
 @fault("activation scale inverted", "observer", "layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
     original = grid.symmetric_scale
-    return patch.object(observing, "symmetric_scale", lambda amax, bits: 1 / original(amax, bits))
+    return planted(observing, "symmetric_scale", lambda amax, bits: 1 / original(amax, bits))
 
 
 @fault("scale cast to half", "observer", "layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
     original = grid.symmetric_scale
-    return patch.object(observing, "symmetric_scale", lambda amax, bits: original(amax, bits).half().float())
+    return planted(observing, "symmetric_scale", lambda amax, bits: original(amax, bits).half().float())
 
 
 @fault("seven bits for activations", "observer|calibration", "layers.0.in_proj:input")
 def _() -> AbstractContextManager[Any]:
     original = observing.Observer.scale
-    return patch.object(observing.Observer, "scale", lambda self: original(self) * 127 / 63)
+    return planted(observing.Observer, "scale", lambda self: original(self) * 127 / 63)
 
 
 @fault("no floor under the scale", "grid")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(grid, "MIN_SCALE", 0.0)
+    return planted(grid, "MIN_SCALE", 0.0)
 
 
 @fault("sites round half away from zero", "site")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(SymmetricGrid, "quantize", lambda self, x: grid.quantize(x, self.scale, self.bits, "half_away"))
+    return planted(SymmetricGrid, "quantize", lambda self, x: grid.quantize(x, self.scale, self.bits, "half_away"))
 
 
 @fault("sites ignore their bits", "site")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(SymmetricGrid, "quantize", lambda self, x: grid.quantize(x, self.scale, 8, "half_even"))
+    return planted(SymmetricGrid, "quantize", lambda self, x: grid.quantize(x, self.scale, 8, "half_even"))
 
 
 @fault("sites dequantize with twice the scale", "site")
@@ -209,7 +210,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("sigma swapped with its complement", "observer/percentile", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Percentile, "newest_weight", lambda self: 1 - self.sigma)
+    return planted(Percentile, "newest_weight", lambda self: 1 - self.sigma)
 
 
 @fault("first batch skipped", "observer", "layers.0.(in_proj:input|{scan}|.*)")
@@ -243,7 +244,7 @@ def _() -> AbstractContextManager[Any]:
         newest = batch.amax.double()
         return newest if self.amax is None else self.amax + 0.01 * (newest - self.amax)
 
-    return patch.object(RunningMax, "observe", observe)
+    return planted(RunningMax, "observe", observe)
 
 
 @fault("maximum in place of the moving average", "observer/percentile", "layers.0.{scan}")
@@ -252,7 +253,7 @@ def _() -> AbstractContextManager[Any]:
         newest = quantiles.upper_quantile(batch, self.alpha)
         self.amax = newest if self.amax is None else torch.maximum(self.amax, newest)
 
-    return patch.object(Percentile, "take", take)
+    return planted(Percentile, "take", take)
 
 
 @fault("percentile of batch maxima", "observer/percentile", "layers.0.{scan}")
@@ -262,7 +263,7 @@ def _() -> AbstractContextManager[Any]:
         self.maxima = seen  # type: ignore[attr-defined]
         self.amax = torch.stack(seen).quantile(self.alpha, dim=0)
 
-    return patch.object(Percentile, "take", take)
+    return planted(Percentile, "take", take)
 
 
 @fault("moving average started at zero", "observer/percentile", "layers.0.{scan}")
@@ -272,7 +273,7 @@ def _() -> AbstractContextManager[Any]:
         before = torch.zeros_like(newest) if self.amax is None else self.amax
         self.amax = before + self.sigma * (newest - before)
 
-    return patch.object(Percentile, "take", take)
+    return planted(Percentile, "take", take)
 
 
 @fault("mean in place of the maximum", "observer/running_max", "embedding.weight")  # weights take a maximum too
@@ -281,12 +282,12 @@ def _() -> AbstractContextManager[Any]:
         newest = batch.magnitude.double().mean(dim=(0, -1))
         return newest if self.amax is None else torch.maximum(self.amax, newest)
 
-    return patch.object(RunningMax, "observe", observe)
+    return planted(RunningMax, "observe", observe)
 
 
 @fault("an observer that saw no data", "observer", "", error=True)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Percentile, "update", lambda self, x: None)
+    return planted(Percentile, "update", lambda self, x: None)
 
 
 @fault("NaN and infinity taken in", "observer")
@@ -298,7 +299,7 @@ def _() -> AbstractContextManager[Any]:
                 self.take(batch)
             self.n_batches += 1
 
-    return patch.object(observing.Observer, "update", update)
+    return planted(observing.Observer, "update", update)
 
 
 @fault("NaN refused, infinity taken in", "observer")
@@ -329,7 +330,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("no floor under the running maximum", "observer/running_max")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(maxima, "MIN_AMAX", 0.0)
+    return planted(maxima, "MIN_AMAX", 0.0)
 
 
 @fault("NaN in one batch", "", "", error=True)
@@ -371,7 +372,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("calibration sees two sequences as one batch", "calibration", "layers.0.{scan}")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Tensor, "split", split_by_two(Tensor.split))
+    return planted(Tensor, "split", split_by_two(Tensor.split))
 
 
 @fault("policy: percentile at every site", "policy", "layers.0.in_proj:input")
@@ -391,7 +392,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("Hadamard normalisation missing", "hadamard", "embedding.weight")
 def _() -> AbstractContextManager[Any]:
     original = hadamard.rotate
-    return everywhere("rotate", lambda x: original(x) * x.shape[-1] ** 0.5, hadamard, fuse)
+    return planted(hadamard, "rotate", lambda x: original(x) * x.shape[-1] ** 0.5)
 
 
 @fault("rotation of out_proj's input left out of its weight", "fuse", "layers.0.out_proj.weight")
@@ -400,7 +401,7 @@ def _() -> AbstractContextManager[Any]:
         for block in model.blocks:
             block.mixer.out_rotation = hadamard.Rotation()
 
-    return patch.object(fuse, "rotate_out_proj_input", half)
+    return planted(fuse, "rotate_out_proj_input", half)
 
 
 @fault("out_proj's input not rotated", "fuse", "layers.0.out_proj")
@@ -410,7 +411,7 @@ def _() -> AbstractContextManager[Any]:
             block.mixer.out_rotation = nn.Identity()
             block.mixer.out_proj.weight.copy_(hadamard.rotate(block.mixer.out_proj.weight))
 
-    return patch.object(fuse, "rotate_out_proj_input", half)
+    return planted(fuse, "rotate_out_proj_input", half)
 
 
 @fault("out_proj's bias not rotated", "fuse")
@@ -478,7 +479,7 @@ def _() -> AbstractContextManager[Any]:
         scale = grid.symmetric_scale(weight.amax(dim=1, keepdim=True), bits)
         return weights.QuantizedTensor(grid.quantize(weight, scale.to(weight.dtype), bits), scale)
 
-    return everywhere("quantize_rows", signed, weights, recipe)
+    return planted(weights, "quantize_rows", signed)
 
 
 @fault("one scale for all splits of in_proj", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
@@ -487,7 +488,7 @@ def _() -> AbstractContextManager[Any]:
         one = weights.quantize_tensor(weight, bits)
         return weights.QuantizedTensor(one.q, one.scale.expand(len(weight)).reshape(-1, *[1] * (weight.ndim - 1)))
 
-    return everywhere("quantize_splits", whole, weights, recipe)
+    return planted(weights, "quantize_splits", whole)
 
 
 @fault("splits in another order", "weights/splits", "layers.0.in_proj.weight", architectures=("mamba2",))
@@ -497,12 +498,12 @@ def _() -> AbstractContextManager[Any]:
     def reversed_sizes(weight: Tensor, sizes: Any, *more: Any) -> Any:
         return original(weight, sizes[::-1], *more)
 
-    return everywhere("quantize_splits", reversed_sizes, weights, recipe)
+    return planted(weights, "quantize_splits", reversed_sizes)
 
 
 @fault("weights ignore their bits", "weights")
 def _() -> AbstractContextManager[Any]:
-    return at_eight_bits(weights, recipe)
+    return at_eight_bits(weights)
 
 
 @fault("the model ignores its weights' bits", "weights/recipe|fuse")
@@ -571,7 +572,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("float model's gated norm always behind the gate", "float/mamba2-options", architectures=("mamba2",))
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Mamba2Mixer, "gated_norm", lambda self, y, z: self.norm(y * F.silu(z)))
+    return planted(Mamba2Mixer, "gated_norm", lambda self, y, z: self.norm(y * F.silu(z)))
 
 
 @fault("state kept in float", "step", "layers.0.ssm_state")
@@ -637,12 +638,12 @@ def _neighbour(site: str, others: dict[str, str]) -> str:
 
 @fault("scales lose their last digits when saved", "", "", error=True)
 def _() -> AbstractContextManager[Any]:
-    original = calibration.save
+    original = storing.save
 
     def lossy(tensors: dict[str, Tensor]) -> bytes:
         return original({n: t.half().float() for n, t in tensors.items()})
 
-    return patch.object(calibration, "save", lossy)
+    return planted(storing, "save", lossy)
 
 
 # --- changes that change nothing ------------------------------------------------------------------
@@ -650,7 +651,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("calibration in batches of one", no_op="observers see the sequences of a forward batch one at a time anyway")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(calibration, "FORWARD_BATCH", 1)
+    return planted(calibration, "FORWARD_BATCH", 1)
 
 
 @fault("running max of squares, rooted", no_op="x -> x^2 is increasing on |x|, and exact in float64 for float32 input")

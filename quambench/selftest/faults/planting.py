@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -23,22 +25,35 @@ from quambench.policy import Plan, Policy
 from quambench.run import runner
 
 
-def everywhere(name: str, spoilt: Any, *modules: Any) -> AbstractContextManager[Any]:
-    """Patch a function in its module and wherever it was imported by name."""
+def planted(owner: Any, name: str, spoilt: Any) -> AbstractContextManager[Any]:
+    """Have `spoilt` in place of what `owner`, a class or a module, calls by this name.
+
+    A function, class or constant of the module itself is spoilt for every module that imports it, as it would be if its
+    source were. What the module only imports is spoilt there alone: one of its callers calls the wrong thing.
+    """
 
     @contextmanager
-    def planted() -> Iterator[None]:
+    def plant() -> Iterator[None]:
         with ExitStack() as stack:
-            for module in modules:
-                stack.enter_context(patch.object(module, name, spoilt))
+            for each in _those_who_call(owner, name):
+                stack.enter_context(patch.object(each, name, spoilt))
             yield
 
-    return planted()
+    return plant()
+
+
+def _those_who_call(owner: Any, name: str) -> list[Any]:
+    original = getattr(owner, name)
+    is_named = isinstance(original, type) or hasattr(original, "__qualname__")
+    if not isinstance(owner, ModuleType) or (is_named and original.__module__ != owner.__name__):
+        return [owner]
+    ours = [m for module, m in sys.modules.items() if module.split(".")[0] in ("quambench", "quambench_kernels")]
+    return [m for m in ours if vars(m).get(name) is original]
 
 
 def wrapped(owner: Any, name: str, spoil: Callable[..., Any]) -> AbstractContextManager[Any]:
     original = getattr(owner, name)
-    return patch.object(owner, name, lambda *args, **kw: spoil(original, *args, **kw))
+    return planted(owner, name, lambda *args, **kw: spoil(original, *args, **kw))
 
 
 def after(module: Any, name: str, spoil: Callable[[LanguageModel], Any]) -> AbstractContextManager[Any]:
@@ -48,7 +63,7 @@ def after(module: Any, name: str, spoil: Callable[[LanguageModel], Any]) -> Abst
         original(model)
         spoil(model)
 
-    return patch.object(module, name, both)
+    return planted(module, name, both)
 
 
 def after_init(spoil: Callable[[QuantizedModel], None]) -> AbstractContextManager[Any]:
@@ -58,7 +73,7 @@ def after_init(spoil: Callable[[QuantizedModel], None]) -> AbstractContextManage
         original(self, *args, **kw)
         spoil(self)
 
-    return patch.object(QuantizedModel, "__init__", both)
+    return planted(QuantizedModel, "__init__", both)
 
 
 def as_if(**changes: Any) -> AbstractContextManager[Any]:
@@ -71,29 +86,27 @@ def as_if(**changes: Any) -> AbstractContextManager[Any]:
     return after_init(misread)
 
 
-def at_eight_bits(*modules: Any) -> AbstractContextManager[Any]:
-    """Weights come at 8 bits from these modules, whatever was asked."""
+def at_eight_bits(owner: Any) -> AbstractContextManager[Any]:
+    """Weights come at 8 bits to whoever asks `owner`, whatever was asked."""
 
     @contextmanager
-    def planted() -> Iterator[None]:
+    def plant() -> Iterator[None]:
         with ExitStack() as stack:
             for name in ("quantize_tensor", "quantize_rows"):
                 whole = getattr(weights, name)
-                stack.enter_context(
-                    everywhere(name, lambda w, bits=8, *more, whole=whole: whole(w, 8, *more), *modules)
-                )
+                stack.enter_context(planted(owner, name, lambda w, bits=8, *more, whole=whole: whole(w, 8, *more)))
             splits = weights.quantize_splits
             stack.enter_context(
-                everywhere("quantize_splits", lambda w, sizes, bits=8, *more: splits(w, sizes, 8, *more), *modules)
+                planted(owner, "quantize_splits", lambda w, sizes, bits=8, *more: splits(w, sizes, 8, *more))
             )
             yield
 
-    return planted()
+    return plant()
 
 
 def quantile(spoilt: Callable[[Batch, float, Any], Tensor]) -> AbstractContextManager[Any]:
     original = quantiles.upper_quantile
-    return patch.object(quantiles, "upper_quantile", lambda batch, alpha: spoilt(batch, alpha, original))
+    return planted(quantiles, "upper_quantile", lambda batch, alpha: spoilt(batch, alpha, original))
 
 
 def batch_of(x: Tensor | Batch, signed: bool = False) -> Batch:
@@ -125,7 +138,7 @@ def planned(policy: type[Policy], change: Callable[[Plan, ObserverSpec], Plan]) 
     def plan(self: Policy, config: Any, observer: ObserverSpec, *more: Any) -> Plan:
         return change(original(self, config, observer, *more), observer)
 
-    return patch.object(policy, "plan", plan)
+    return planted(policy, "plan", plan)
 
 
 def update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextManager[Any]:
@@ -137,7 +150,7 @@ def update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextMa
         self.calls = calls + 1
         spoilt(original, self, x, calls)
 
-    return patch.object(Percentile, "update", update)
+    return planted(Percentile, "update", update)
 
 
 def scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AbstractContextManager[Any]:
@@ -147,7 +160,7 @@ def scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Abstract
     def spoilt(*args: Any, **kw: Any) -> Mapping[Any, Calibration]:
         return {k: replace(c, scales=change(dict(c.scales))) for k, c in original(*args, **kw).items()}
 
-    return patch.object(runner, "calibrate", spoilt)
+    return planted(runner, "calibrate", spoilt)
 
 
 def spoilt_batch(value: float) -> AbstractContextManager[Any]:
@@ -172,7 +185,7 @@ def without_gain(norms: Callable[[LanguageModel], list[Any]]) -> AbstractContext
             norm.weight.fill_(1.0)
         original(model)
 
-    return patch.object(fuse, "fuse_gains", forgetful)
+    return planted(fuse, "fuse_gains", forgetful)
 
 
 def unrotate(weight: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +16,7 @@ from quambench.int8.model import QuantizedLinear, _Block
 from quambench.int8.recipe import WeightQuantizer
 from quambench.int8.weights import quantize_rows
 from quambench.selftest.faults.base import ONE, OTHER, fault
-from quambench.selftest.faults.planting import wrapped
+from quambench.selftest.faults.planting import planted, wrapped
 
 # --- mixes ----------------------------------------------------------------------------------------------
 
@@ -46,7 +45,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("layers of a mix that are float get grids", "", "layers.1.in_proj:input", case=ENDS, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Precision, "has_grid", lambda self, site: True)
+    return planted(Precision, "has_grid", lambda self, site: True)
 
 
 # --- weights alone --------------------------------------------------------------------------------------
@@ -56,7 +55,7 @@ W4A16 = "percentile/w4a16/weights=group"
 
 @fault("w4a16 with weights of 8 bits", "", "layers.0.in_proj.weight", case=W4A16, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(WeightQuantizer, "projection", lambda self, name, weight, *more: quantize_rows(weight))
+    return planted(WeightQuantizer, "projection", lambda self, name, weight, *more: quantize_rows(weight))
 
 
 @fault("w4a16 with W4A8's second scale", "", "layers.0.in_proj.weight", case=W4A16, architectures=OTHER)
@@ -70,7 +69,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("w4a16 rounds what is in no group", "", "layers.0.conv1d.weight", case=W4A16, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(WeightQuantizer, "_other_bits", 8)
+    return planted(WeightQuantizer, "_other_bits", 8)
 
 
 @fault("w4a16 carries a state of integers", "", "layers.0.ssm_state", case=W4A16, architectures=OTHER)
@@ -87,13 +86,13 @@ def _() -> AbstractContextManager[Any]:
 )
 def _() -> AbstractContextManager[Any]:
     @contextmanager
-    def planted() -> Iterator[None]:
+    def plant() -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(patch.object(Precision, "has_grid", lambda self, site: True))
-            stack.enter_context(patch.object(Precision, "grid_bits", 8))
+            stack.enter_context(planted(Precision, "has_grid", lambda self, site: True))
+            stack.enter_context(planted(Precision, "grid_bits", 8))
             yield
 
-    return planted()
+    return plant()
 
 
 # --- activations alone ----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from quambench.observers.binned import Binned
 from quambench.observers.running_max import RunningMax
 from quambench.run import runner
 from quambench.selftest.faults.base import ONE, OTHER, fault
-from quambench.selftest.faults.planting import as_if, everywhere, without_gain, wrapped
+from quambench.selftest.faults.planting import as_if, planted, without_gain, wrapped
 
 # Cases of other modules' faults, so that none is recorded for these alone.
 MSE, ACIQ, ENTROPY, GPTQ = "mse/w8a4", "aciq/w8a4", "entropy", "percentile/w4a8/gptq"
@@ -77,11 +77,11 @@ def _() -> AbstractContextManager[Any]:
         return y, state
 
     @contextmanager
-    def planted() -> Iterator[None]:
+    def plant() -> Iterator[None]:
         with around("int8_selective_scan", even), around("int8_ssd", even):
             yield
 
-    return planted()
+    return plant()
 
 
 @fault("a chunk that is not full is left out of the state", "kernel/(int8_)?ssd/", architectures=OTHER)
@@ -101,7 +101,7 @@ def _() -> AbstractContextManager[Any]:
         block = tail._block_length(x.shape[-1], n)
         return original(x[..., : x.shape[-1] // block * block] if block else x, n)
 
-    return patch.object(batch, "largest", lambda x, n: whole(tail.largest, x, n))
+    return planted(batch, "largest", lambda x, n: whole(tail.largest, x, n))
 
 
 @fault("a histogram of a batch's first 131072 values", "observer/.*/sizes", case=MSE, architectures=OTHER)
@@ -133,12 +133,12 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("joined maxima keep the first", "observer/running_max/halves")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(RunningMax, "join", lambda self, other: None)
+    return planted(RunningMax, "join", lambda self, other: None)
 
 
 @fault("joined histograms keep the first", "observer/.*/halves", case=MSE, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Binned, "join", lambda self, other: None)
+    return planted(Binned, "join", lambda self, other: None)
 
 
 @fault("what is saved of an observer forgets how many batches", "observer/.*/halves")
@@ -170,7 +170,7 @@ def _() -> AbstractContextManager[Any]:
         model.lm_head.weight.copy_(model.backbone.embedding.weight)
         original(model)
 
-    return patch.object(fuse, "fuse_gains", tied)
+    return planted(fuse, "fuse_gains", tied)
 
 
 @fault("the usual eps, whatever the model's", "step/.*/parameters")
@@ -215,22 +215,22 @@ def _whole_batches(sequences: Tensor) -> Tensor:
 @fault("calibration leaves out a forward batch that is not full", "calibration/.*/fed")
 def _() -> AbstractContextManager[Any]:
     spoilt = _changed(calibration.calibrate, _whole_batches)
-    return everywhere("calibrate", spoilt, calibration, runner)
+    return planted(calibration, "calibrate", spoilt)
 
 
 @fault("calibration reads its sequences backwards", "calibration/.*")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(runner, "calibrate", _changed(calibration.calibrate, lambda s: s.flip(1)))
+    return planted(runner, "calibrate", _changed(calibration.calibrate, lambda s: s.flip(1)))
 
 
 @fault("calibration leaves out the start token", "calibration/.*")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(runner, "calibrate", _changed(calibration.calibrate, lambda s: s[:, 1:]))
+    return planted(runner, "calibrate", _changed(calibration.calibrate, lambda s: s[:, 1:]))
 
 
 @fault("calibration takes every sequence for the next one", "calibration/.*")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(runner, "calibrate", _changed(calibration.calibrate, lambda s: s.roll(1, 0)))
+    return planted(runner, "calibrate", _changed(calibration.calibrate, lambda s: s.roll(1, 0)))
 
 
 def _changed(original: Any, change: Any) -> Any:
@@ -240,13 +240,13 @@ def _changed(original: Any, change: Any) -> Any:
 @fault("second moments of full batches alone", "gptq/fed", "", case=GPTQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     spoilt = _changed(moments.gather_hessians, _whole_batches)
-    return everywhere("gather_hessians", spoilt, moments, runner)
+    return planted(moments, "gather_hessians", spoilt)
 
 
 @fault("statistics of channels of full batches alone", "cluster/statistics/fed", "", **GROUPED)
 def _() -> AbstractContextManager[Any]:
     spoilt = _changed(channels.channel_statistics, _whole_batches)
-    return everywhere("channel_statistics", spoilt, channels, runner)
+    return planted(channels, "channel_statistics", spoilt)
 
 
 @fault("gains not fused, in a grouped row", "fuse", "layers.0.*", **GROUPED)
@@ -260,7 +260,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("a calibration that is loaded is symmetric", "saved", case="percentile/w8a8-asymmetric", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     right = Calibration.load
-    return patch.object(Calibration, "load", lambda folder: replace(right(folder), symmetric=True))
+    return planted(Calibration, "load", lambda folder: replace(right(folder), symmetric=True))
 
 
 @fault("a saved model is of eight bits, whatever its calibration", "saved")
@@ -290,4 +290,4 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("biases of narrow models are narrow", "checkpoint")
 def _() -> AbstractContextManager[Any]:
-    return patch.object(checkpoints, "_ALWAYS_FLOAT32", (".A_log", ".D"))
+    return planted(checkpoints, "_ALWAYS_FLOAT32", (".A_log", ".D"))

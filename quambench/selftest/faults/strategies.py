@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from quambench.policy.quamba import Quamba, Uniform
 from quambench.policy.sensitivity import BySensitivity
 from quambench.run import runner
 from quambench.selftest.faults.base import ONE, OTHER, fault
-from quambench.selftest.faults.planting import everywhere, planned, wrapped
+from quambench.selftest.faults.planting import planned, planted, wrapped
 
 SCAN = "layers.0.{scan}"
 
@@ -42,12 +41,12 @@ def _() -> AbstractContextManager[Any]:
         ends, sigmas = [end for end, _ in self.schedule], [sigma for _, sigma in self.schedule][::-1]
         return next(sigma for end, sigma in zip(ends, sigmas, strict=True) if self.n_batches + 1 <= end)
 
-    return patch.object(WarmupPercentile, "newest_weight", backwards)
+    return planted(WarmupPercentile, "newest_weight", backwards)
 
 
 @fault("warm-up ends one batch early", "observer/warmup_percentile", SCAN, case=WARM, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(
+    return planted(
         WarmupPercentile,
         "newest_weight",
         lambda self: next(sigma for end, sigma in self.schedule if self.n_batches + 1 < end),
@@ -65,7 +64,7 @@ def _() -> AbstractContextManager[Any]:
         at = mse.mean_squared_error(histogram, thresholds, bits).argmax(-1, keepdim=True)
         return thresholds.gather(1, at).squeeze(1)
 
-    return patch.object(dynamic, "best", worst)
+    return planted(dynamic, "best", worst)
 
 
 @fault(
@@ -74,13 +73,13 @@ def _() -> AbstractContextManager[Any]:
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
     original = dynamic.upper_quantile
-    return patch.object(dynamic, "upper_quantile", lambda batch, alpha: original(batch, 0.999))
+    return planted(dynamic, "upper_quantile", lambda batch, alpha: original(batch, 0.999))
 
 
 @fault("candidates are weighed at four bits", "observer/dynamic_percentile", SCAN, case=DYNAMIC, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = dynamic.best
-    return patch.object(dynamic, "best", lambda histogram, thresholds, bits: original(histogram, thresholds, 4))
+    return planted(dynamic, "best", lambda histogram, thresholds, bits: original(histogram, thresholds, 4))
 
 
 # --- histograms, and what searches them ----------------------------------------------------------------
@@ -97,7 +96,7 @@ def _() -> AbstractContextManager[Any]:
         binned_count(self, values)
 
     binned_count = binned.Binned.count
-    return patch.object(binned.Binned, "count", count)
+    return planted(binned.Binned, "count", count)
 
 
 @fault("clipping costs nothing in the search", "observer/mse", SCAN, case=MSE, architectures=OTHER)
@@ -105,18 +104,18 @@ def _() -> AbstractContextManager[Any]:
     def rounding_alone(histogram: Histogram, thresholds: Tensor, bits: int) -> Tensor:
         return thresholds.square()
 
-    return patch.object(mse, "mean_squared_error", rounding_alone)
+    return planted(mse, "mean_squared_error", rounding_alone)
 
 
 @fault("the search goes by the mean absolute value", "observer/mse", SCAN, case=MSE, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = Histogram.centres.fget  # type: ignore[attr-defined]
-    return patch.object(Histogram, "centres", property(lambda self: original(self).sqrt()))
+    return planted(Histogram, "centres", property(lambda self: original(self).sqrt()))
 
 
 @fault("the search's finer rounds left out", "observer/mse", SCAN, case=MSE, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(mse, "ROUNDS", 0)
+    return planted(mse, "ROUNDS", 0)
 
 
 ENTROPY = "entropy"
@@ -125,7 +124,7 @@ ENTROPY = "entropy"
 @fault("least entropy in place of most", "observer/entropy", SCAN, case=ENTROPY, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = entropy.quantized_entropy
-    return patch.object(entropy, "quantized_entropy", lambda *args: -original(*args))
+    return planted(entropy, "quantized_entropy", lambda *args: -original(*args))
 
 
 @fault("entropy of magnitudes, signs left out", "observer/entropy", SCAN, case=ENTROPY, architectures=OTHER)
@@ -136,7 +135,7 @@ def _() -> AbstractContextManager[Any]:
         both = histogram.counts.sum(1)
         return original(replace(histogram, counts=torch.stack([both, torch.zeros_like(both)], 1)), thresholds, bits)
 
-    return patch.object(entropy, "quantized_entropy", unsigned)
+    return planted(entropy, "quantized_entropy", unsigned)
 
 
 KL = "kl/w8a4"
@@ -149,7 +148,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("divergence with half as many integers", "observer/kl", SCAN, case=KL, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(kl, "q_max", lambda bits: 2 ** (bits - 2) - 1)
+    return planted(kl, "q_max", lambda bits: 2 ** (bits - 2) - 1)
 
 
 # --- bell curves ----------------------------------------------------------------------------------------
@@ -160,12 +159,12 @@ ACIQ = "aciq/w8a4"
 @fault("the paper's step in place of this grid's", "observer/aciq", SCAN, case=ACIQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = aciq.optimal_clip
-    return patch.object(aciq, "optimal_clip", lambda prior, step: original(prior, 2 / (2 / step + 2)))
+    return planted(aciq, "optimal_clip", lambda prior, step: original(prior, 2 / (2 / step + 2)))
 
 
 @fault("a gauss is taken for anything", "observer/aciq", SCAN, case=ACIQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(aciq, "GAUSS_BELOW", 1e9)
+    return planted(aciq, "GAUSS_BELOW", 1e9)
 
 
 GAUSS = "gauss_2.5sigma"
@@ -173,12 +172,12 @@ GAUSS = "gauss_2.5sigma"
 
 @fault("variance in place of its root", "observer/gauss_2.5sigma", SCAN, case=GAUSS, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(TwoAndAHalfSigma, "threshold", lambda self: 2.5 * self.mean_and_rms[1].square())
+    return planted(TwoAndAHalfSigma, "threshold", lambda self: 2.5 * self.mean_and_rms[1].square())
 
 
 @fault("mean magnitude in place of σ", "observer/gauss_2.5sigma", SCAN, case=GAUSS, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(TwoAndAHalfSigma, "threshold", lambda self: 2.5 * self.mean_and_rms[0])
+    return planted(TwoAndAHalfSigma, "threshold", lambda self: 2.5 * self.mean_and_rms[0])
 
 
 @fault("sums of the last batch alone", "observer/(aciq|gauss_2.5sigma)", SCAN, case=GAUSS, architectures=ONE)
@@ -188,7 +187,7 @@ def _() -> AbstractContextManager[Any]:
         original(self, batch)
 
     original = aciq._Moments.take
-    return patch.object(aciq._Moments, "take", take)
+    return planted(aciq._Moments, "take", take)
 
 
 # --- clip ratio -----------------------------------------------------------------------------------------
@@ -198,12 +197,12 @@ CLIPPED = "running_max[clip_ratio=0.9]"
 
 @fault("clip ratio ignored", "", SCAN, case=CLIPPED, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(observing.Observer, "grid_end", lambda self: self.threshold())
+    return planted(observing.Observer, "grid_end", lambda self: self.threshold())
 
 
 @fault("clip ratio divides", "", SCAN, case=CLIPPED, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(observing.Observer, "grid_end", lambda self: self.threshold() / self.clip_ratio)
+    return planted(observing.Observer, "grid_end", lambda self: self.threshold() / self.clip_ratio)
 
 
 # --- weights --------------------------------------------------------------------------------------------
@@ -219,13 +218,13 @@ def _() -> AbstractContextManager[Any]:
         found = original(weight.T.contiguous(), *more)
         return replace(found, q=found.q.T.contiguous(), scale=found.scale.mean().expand(len(weight), 1))
 
-    return patch.object(recipe, "quantize_rows", columns)
+    return planted(recipe, "quantize_rows", columns)
 
 
 @fault("weights' observer ignored", "", "layers.0.in_proj.weight", case=BY_CHANNEL, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = recipe.quantize_rows
-    return patch.object(recipe, "quantize_rows", lambda weight, bits=8, observer=None: original(weight, bits))
+    return planted(recipe, "quantize_rows", lambda weight, bits=8, observer=None: original(weight, bits))
 
 
 GPTQ = "percentile/w4a8/gptq"
@@ -235,7 +234,7 @@ GROUPS = "percentile/w4a8/weights=group"
 @fault("groups of 64 in place of 128", "", "layers.0.in_proj.weight", case=GROUPS, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = recipe.w4.round_to_nearest
-    return patch.object(w4, "round_to_nearest", lambda weight, group=128, threshold=None: original(weight, group // 2))
+    return planted(w4, "round_to_nearest", lambda weight, group=128, threshold=None: original(weight, group // 2))
 
 
 @fault(
@@ -243,7 +242,7 @@ def _() -> AbstractContextManager[Any]:
     case=GROUPS, architectures=ONE,
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
-    return patch.object(w4, "group_step", lambda amax: (amax.double() / 7).float().clamp(min=1e-6))
+    return planted(w4, "group_step", lambda amax: (amax.double() / 7).float().clamp(min=1e-6))
 
 
 @fault("GPTQ with a Hessian of other inputs", "", "layers.0.out_proj.weight", case=GPTQ, architectures=OTHER)
@@ -255,19 +254,19 @@ def _() -> AbstractContextManager[Any]:
         a, b = "layers.0.out_proj.weight", "layers.1.out_proj.weight"
         return found | {a: found[b], b: found[a]}
 
-    return patch.object(runner, "gather_hessians", exchanged)
+    return planted(runner, "gather_hessians", exchanged)
 
 
 @fault("GPTQ without damping", "gptq", "layers.0.in_proj.weight|lm_head.weight", case=GPTQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = gptq.gptq
-    return everywhere("gptq", lambda weight, hessian, group=128: original(weight, hessian, group, 1e-6), gptq, recipe)
+    return planted(gptq, "gptq", lambda weight, hessian, group=128: original(weight, hessian, group, 1e-6))
 
 
 @fault("second moments of the first batch alone", "", "layers.0.in_proj.weight", case=GPTQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = moments.accumulate
-    return patch.object(moments, "accumulate", lambda hessian, x: hessian if hessian.any() else original(hessian, x))
+    return planted(moments, "accumulate", lambda hessian, x: hessian if hessian.any() else original(hessian, x))
 
 
 # --- asymmetric grid ------------------------------------------------------------------------------------
@@ -278,7 +277,7 @@ ASYMMETRIC = "percentile/w8a8-asymmetric"
 @fault("zero point dropped", "grid/asymmetric|site|int8_linear", "", case=ASYMMETRIC, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = site_grid.dequantize_asymmetric
-    return patch.object(
+    return planted(
         site_grid, "dequantize_asymmetric", lambda q, scale, zero: original(q, scale, torch.zeros_like(zero))
     )
 
@@ -286,7 +285,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("low and high ends exchanged", "calibration", "layers.0.in_proj:input", case=ASYMMETRIC, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = calibration.asymmetric_scale
-    return patch.object(calibration, "asymmetric_scale", lambda low, high, bits: original(-high, -low, bits))
+    return planted(calibration, "asymmetric_scale", lambda low, high, bits: original(-high, -low, bits))
 
 
 @fault("zero point left out of the product", "int8_linear", "", case=ASYMMETRIC, architectures=OTHER)
@@ -306,7 +305,7 @@ def _() -> AbstractContextManager[Any]:
     case="percentile/uniform", architectures=ONE,
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
-    return patch.object(Uniform, "plan", Quamba.plan)
+    return planted(Uniform, "plan", Quamba.plan)
 
 
 @fault(
@@ -326,7 +325,7 @@ ENDS = "percentile/first_middle_last[first=0.99,middle=0.9995,last=0.9999]"
 @fault("first and last layers exchanged", "policy/first_middle_last", SCAN, case=ENDS, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = FirstMiddleLast._alpha
-    return patch.object(FirstMiddleLast, "_alpha", lambda self, layer, n: original(self, n - 1 - layer, n))
+    return planted(FirstMiddleLast, "_alpha", lambda self, layer, n: original(self, n - 1 - layer, n))
 
 
 @fault(
@@ -335,7 +334,7 @@ def _() -> AbstractContextManager[Any]:
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
     original = FirstMiddleLast._alpha
-    return patch.object(FirstMiddleLast, "_alpha", lambda self, layer, n: original(self, max(layer - 1, 0), n))
+    return planted(FirstMiddleLast, "_alpha", lambda self, layer, n: original(self, max(layer - 1, 0), n))
 
 
 TIMES = "percentile/scale_multiplier[layers=ends]"
@@ -347,15 +346,13 @@ TIMES = "percentile/scale_multiplier[layers=ends]"
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
     original = ScaleMultiplier.plan
-    return patch.object(ScaleMultiplier, "plan", lambda self, *args: original(replace(self, layers="all"), *args))
+    return planted(ScaleMultiplier, "plan", lambda self, *args: original(replace(self, layers="all"), *args))
 
 
 @fault("the multiplier inverted", "policy/scale_multiplier", SCAN, case=TIMES, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = ScaleMultiplier.plan
-    return patch.object(
-        ScaleMultiplier, "plan", lambda self, *args: original(replace(self, factor=1 - self.factor), *args)
-    )
+    return planted(ScaleMultiplier, "plan", lambda self, *args: original(replace(self, factor=1 - self.factor), *args))
 
 
 MEASURED = "percentile/sensitivity[budget=4,floats=1]"
@@ -369,20 +366,18 @@ def _() -> AbstractContextManager[Any]:
         turned = {site: {name: -cost for name, cost in by.items()} for site, by in costs.items()}
         return original(self, config, observer, grouping, turned)
 
-    return patch.object(BySensitivity, "plan", least)
+    return planted(BySensitivity, "plan", least)
 
 
 @fault("one site more than the budget stays float", "policy/sensitivity", "", case=MEASURED, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
     original = BySensitivity.plan
-    return patch.object(
-        BySensitivity, "plan", lambda self, *args: original(replace(self, floats=self.floats + 1), *args)
-    )
+    return planted(BySensitivity, "plan", lambda self, *args: original(replace(self, floats=self.floats + 1), *args))
 
 
 @fault("the remedy that helps least is taken", "policy/sensitivity", "", case=MEASURED, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    return patch.object(by_cost, "best_remedy", lambda costs: max(costs, key=lambda name: costs[name]))
+    return planted(by_cost, "best_remedy", lambda costs: max(costs, key=lambda name: costs[name]))
 
 
 @fault("a site meant to stay float is quantized", "", "layers.*|lm_head.*", case=MEASURED, architectures=OTHER)
@@ -402,7 +397,7 @@ LEARNED, ROUNDED = "percentile/w8a4/learned[steps=8]", "percentile/w8a4/adaround
 
 def _uphill() -> AbstractContextManager[Any]:
     original = training.Adam.step
-    return patch.object(training.Adam, "step", lambda self, gradients, rate: original(self, gradients, -rate))
+    return planted(training.Adam, "step", lambda self, gradients, rate: original(self, gradients, -rate))
 
 
 def _on_what_validates(module: Any) -> AbstractContextManager[Any]:
@@ -412,7 +407,7 @@ def _on_what_validates(module: Any) -> AbstractContextManager[Any]:
             parts = training.Parts.of(sequences, train, validation, length)
             return replace(parts, train=parts.validation)
 
-    return patch.object(module, "Parts", Same)
+    return planted(module, "Parts", Same)
 
 
 @fault("learned scales go uphill", "refine/learned", "layers.0.*", case=LEARNED, architectures=ONE)
@@ -428,7 +423,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("a scale's gradient inside the grid left out", "refine/learned", "layers.0.*", case=LEARNED, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     original = learned.straight_through
-    return patch.object(learned, "straight_through", lambda x, scale, bits: original(x, scale.detach() * 1.0, bits)
+    return planted(learned, "straight_through", lambda x, scale, bits: original(x, scale.detach() * 1.0, bits)
                         + (scale - scale.detach()) * x.sign())  # fmt: skip
 
 
