@@ -37,7 +37,7 @@ from quambench.models.backbone import LanguageModel, LayerState, Tap, in_layer, 
 from quambench.models.config import ModelConfig
 from quambench.models.mamba import MambaMixer
 from quambench.models.mamba2 import Mamba2Mixer
-from quambench.models.sites import sites_of
+from quambench.models.sites import architecture_of, sites_of
 
 HEAD = "lm_head:input"
 
@@ -230,7 +230,7 @@ class _Block(_Runtime):
     def empty_state(self, batch: int) -> LayerState:
         """Zeros, as each site's grid writes them."""
         c = self.config
-        ssm = (c.d_inner, c.d_state) if c.architecture == "mamba" else (c.n_heads, c.head_dim, c.d_state)
+        ssm = architecture_of(c).shapes(c)["ssm_state"]
         zeros = self.A.new_zeros
         conv = self.conv_in.quantize(zeros(batch, c.conv_width - 1, sum(self.conv_in.widths)))
         return LayerState(conv, self.grids["ssm_state"].quantize(zeros(batch, *ssm)))
@@ -401,6 +401,10 @@ class _Mamba2Block(_Block):
         )
 
 
+BLOCKS: Mapping[str, Callable[..., _Block]] = {"mamba": _MambaBlock, "mamba2": _Mamba2Block}
+"""Of each architecture its INT8 block."""
+
+
 def _scale(grid: SiteGrid) -> Tensor:
     assert isinstance(grid, SymmetricGrid)
     return grid.scale
@@ -485,8 +489,8 @@ class QuantizedModel:
             prefix = f"layers.{i}."
             local = {s.removeprefix(prefix): g for s, g in self.grids.items() if s.startswith(prefix)}
             mixer = block.mixer
-            make: Callable[..., _Block] = _MambaBlock if isinstance(mixer, MambaMixer) else _Mamba2Block
-            self.blocks.append(self._placed(make(mixer, _Parts(local, quantizer(i), prefix, disturb))))
+            made = BLOCKS[config.architecture](mixer, _Parts(local, quantizer(i), prefix, disturb))
+            self.blocks.append(self._placed(made))
         self.embedding, self.lm_head = self._placed(self.embedding), self._placed(self.lm_head)
         self.top, self.exit = self._placed(self.top), self._placed(self.exit)
 

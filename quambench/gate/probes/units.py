@@ -18,7 +18,7 @@ from quambench.grids import grid, hadamard
 from quambench.grids.granularity import GRANULARITIES, layout
 from quambench.int8 import gptq, site_grid, w4, weights
 from quambench.models.config import ModelConfig
-from quambench.models.sites import SITES
+from quambench.models.sites import ARCHITECTURES, architecture_of
 from quambench.observers import OBSERVERS, ObserverSpec
 
 BITS = (8, 6, 4, 2)
@@ -64,7 +64,7 @@ def probes() -> Iterator[Probe]:
     yield Probe("gptq", lambda s: _four_bits(lambda w: gptq.gptq(w, _second_moments(w.shape[1]), group=4)))
     for kind, config in CONFIGS.items():
         for name in GRANULARITIES:
-            if any(name in site.allowed for site in SITES[kind]):
+            if any(name in site.allowed for site in ARCHITECTURES[kind].sites):
                 yield Probe(f"granularity/{kind}/{name}", lambda _, n=name, c=config: _lay_out(n, c))  # type: ignore[misc]
     yield Probe("site", _site)
     yield Probe("site/asymmetric", _asymmetric_site)
@@ -149,7 +149,7 @@ def _second_moments(n: int) -> Tensor:
 def _lay_out(name: str, config: ModelConfig) -> Answer:
     """Which value goes where, by values that say where they came from; and which scale meets which value."""
     answer: dict[str, Tensor | list[str]] = {}
-    for site in SITES[config.architecture]:
+    for site in architecture_of(config).sites:
         if name not in site.allowed:
             continue
         x = torch.arange(torch.Size(shape_of(site.name, config)).numel()).view(shape_of(site.name, config))

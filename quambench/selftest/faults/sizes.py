@@ -24,6 +24,7 @@ from quambench.int8 import model as quantized
 from quambench.interchange import quamba
 from quambench.models import checkpoint as checkpoints
 from quambench.models.backbone import LanguageModel
+from quambench.models.sites import ARCHITECTURES
 from quambench.observers import aciq, batch, entropy, histogram, tail
 from quambench.observers.base import Observer
 from quambench.observers.binned import Binned
@@ -274,9 +275,10 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the file for Quamba exchanges B and C", "export/mamba2", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    keys = quamba.KEYS["mamba2"]
-    spoilt = keys | {"B_conv_out": keys["C_conv_out"], "C_conv_out": keys["B_conv_out"]}
-    return patch.dict(quamba.KEYS, mamba2=spoilt)
+    right = ARCHITECTURES["mamba2"]
+    keys = right.quamba_keys
+    exchanged = dict(keys) | {"B_conv_out": keys["C_conv_out"], "C_conv_out": keys["B_conv_out"]}
+    return patch.dict(ARCHITECTURES._entries, mamba2=replace(right, quamba_keys=exchanged))
 
 
 @fault("the file for Quamba has heads where channels belong", "export/mamba2/groups", **GROUPED)
