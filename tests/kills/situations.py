@@ -160,7 +160,7 @@ def run(command: Command, situation: Situation, project: Path, usual: float, cha
         begun = time.monotonic()
         process = subprocess.Popen(
             command.line, cwd=project, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-            env=os.environ | command.env | situation.env, start_new_session=True,
+            env=os.environ | command.env | situation.env, start_new_session=True, preexec_fn=_as_at_a_terminal,
         )  # fmt: skip
         try:
             process.wait(stop_after)
@@ -170,6 +170,12 @@ def run(command: Command, situation: Situation, project: Path, usual: float, cha
         seconds = time.monotonic() - begun
         said.seek(0)
         return Ended(process.returncode, said.read().decode("utf-8", "backslashreplace"), seconds)
+
+
+def _as_at_a_terminal() -> None:
+    """What runs in the background has inherited that Ctrl-C and HUP are ignored, and would ignore them."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def judge(command: Command, situation: Situation, ended: Ended, project: Path) -> list[str]:
