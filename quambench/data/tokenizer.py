@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quambench.data.spelling import Spelling, bytes_of_tokens, check_merges, spelling_of
 from quambench.errors import BadCheckpoint
+from quambench.files import write
 from quambench.pointers import check_fetched
 from quambench.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
 
@@ -76,7 +77,8 @@ class Tokenizer:
         return cls(inner)
 
     def save(self, path: Path) -> None:
-        self._inner.save(str(path))
+        """Write tokenizer.json; the folder is made. raises NotWritten"""
+        write(path, self._inner.to_str(pretty=True))
 
     @cached_property
     def digest(self) -> str:
