@@ -156,11 +156,12 @@ def run(command: Command, situation: Situation, project: Path, usual: float, cha
     stop_after = command.endless or None
     if situation.signal:
         stop_after = chance.uniform(0.4, 0.95) * (usual or command.endless)
+    environment = os.environ | {"TMPDIR": str(scratch_of(project))} | command.env | situation.env
     with (project / "said").open("w+b") as said, situation.around(project / command.place):
         begun = time.monotonic()
         process = subprocess.Popen(
             command.line, cwd=project, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-            env=os.environ | {"TMPDIR": str(scratch_of(project))} | command.env | situation.env, start_new_session=True, preexec_fn=_as_at_a_terminal,
+            env=environment, start_new_session=True, preexec_fn=_as_at_a_terminal,
         )  # fmt: skip
         try:
             process.wait(stop_after)
