@@ -14,13 +14,10 @@ from tokenizers import Tokenizer as _Tokenizer
 from torch import Tensor
 
 from quambench.core.errors import BadCheckpoint
-from quambench.core.pointers import check_fetched
-from quambench.core.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
-from quambench.data.spelling import Spelling, bytes_of_tokens, check_merges, spelling_of
-from quambench.core.errors import BadCheckpoint
 from quambench.core.files import write
 from quambench.core.pointers import check_fetched
 from quambench.core.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
+from quambench.data.spelling import Spelling, bytes_of_tokens, check_merges, spelling_of
 
 END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, as in GPT-NeoX's vocabulary
 

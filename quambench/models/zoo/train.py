@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quambench.core.files import making, write
-from quambench.data.corpus import Corpus
 from quambench.core.files import write
+from quambench.data.corpus import Corpus
 from quambench.models import LanguageModel, build
 from quambench.models.backbone import Tap
 from quambench.models.checkpoint import RECALL_FILE, load_checkpoint, save_checkpoint
