@@ -86,14 +86,14 @@ def test_a_tie_is_seen_by_the_margin(monkeypatch):
     from safetensors.torch import load_file
 
     streams = load_file(STREAMS)
-    original = model._Block.enter
+    original = model.QuantizedBlock.enter
 
     def on_a_tie(self, into, x, tap):
         x = x.clone()
         x.flatten()[0] = -127.5 * into.parts[0][1].scale
         return original(self, into, x, tap)
 
-    monkeypatch.setattr(model._Block, "enter", on_a_tie)
+    monkeypatch.setattr(model.QuantizedBlock, "enter", on_a_tie)
     assert tie_margin(streams, "mamba") < 1e-7
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quambench.grids.precision import Bits, Precision
 from quambench.int8 import w4
-from quambench.int8.model import QuantizedLinear, _Block
+from quambench.int8.model import QuantizedBlock, QuantizedLinear
 from quambench.int8.recipe import WeightQuantizer
 from quambench.int8.weights import quantize_rows
 from quambench.selftest.faults.base import ONE, OTHER, fault
@@ -74,11 +74,11 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("w4a16 carries a state of integers", "", "layers.0.ssm_state", case=W4A16, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def rounded(original: Any, self: _Block, ssm: Tensor, tap: Any) -> Tensor:
+    def rounded(original: Any, self: QuantizedBlock, ssm: Tensor, tap: Any) -> Tensor:
         step = ssm.abs().amax() / 127
         return original(self, (ssm / step).round() * step, tap)
 
-    return wrapped(_Block, "store_state", rounded)
+    return wrapped(QuantizedBlock, "store_state", rounded)
 
 
 @fault(

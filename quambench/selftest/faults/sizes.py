@@ -160,7 +160,7 @@ def _() -> AbstractContextManager[Any]:
         weight, _ = original(self, mixer, splits)
         return weight, self.quantizer.other(mixer.conv1d.bias, splits).dequantize()
 
-    return wrapped(quantized._Block, "conv", with_bias)
+    return wrapped(quantized.QuantizedBlock, "conv", with_bias)
 
 
 @fault("every head is taken to be tied", "fuse/.*-bare")
@@ -185,7 +185,7 @@ def _() -> AbstractContextManager[Any]:
         original(self, mixer, parts)
         self.dt_bias = mixer.dt_bias.detach().float()
 
-    return wrapped(quantized._Mamba2Block, "__init__", single)
+    return wrapped(quantized.QuantizedMamba2, "__init__", single)
 
 
 @fault("Mamba's dt_bias in half precision", "step/mamba.*/parameters", architectures=ONE)
@@ -194,7 +194,7 @@ def _() -> AbstractContextManager[Any]:
         original(self, mixer, parts)
         self.dt_bias = self.dt_bias.half().float()
 
-    return wrapped(quantized._MambaBlock, "__init__", half)
+    return wrapped(quantized.QuantizedMamba, "__init__", half)
 
 
 @fault("history of a call shorter than the convolution looks back is lost", "kernel/causal_conv1d")
