@@ -31,6 +31,7 @@ from quambench.evaluation.reference import FloatAnswers
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.metrics import told
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, FixedScales, model_of
+from quambench.gate.probes.resting import asymmetric, of_kind
 from quambench.int8.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
 from quambench.models.backbone import LayerState, Tap, no_tap
 from quambench.models.sites import sites_of
@@ -66,12 +67,13 @@ def probes() -> Iterator[Probe]:
     yield Probe("evaluation/float", lambda _: _float())
     yield Probe("evaluation/float/inside", lambda _: _inside())
     for kind in ARCHITECTURES:
-        yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k))  # type: ignore[misc]
+        yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for name, arrays in ARRAYS.items():
         yield Probe(f"evaluation/{name}", lambda _, a=arrays: _told(a))  # type: ignore[misc]
     yield Probe(
         "evaluation/sites/asymmetric",
         lambda _: _told(ARRAYS["sites"], LookUp(int8_table(), exact=False, asymmetric=True)),
+        rests=asymmetric,
     )
     yield Probe("evaluation/second_look", lambda _: _second_look())
     yield Probe("evaluation/refused", lambda _: _refused())

@@ -16,6 +16,7 @@ from quambench.gate.probes.base import Answer, Probe, Streams, told
 from quambench.gate.probes.feeding import checkpoint_of
 from quambench.gate.probes.groups import fixed_in_groups
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOGITS, FixedScales, model_of, scales_of
+from quambench.gate.probes.resting import all_of, asymmetric, in_groups, of_kind
 from quambench.grids.granularity import UNQUANTIZED
 from quambench.int8 import fuse
 from quambench.int8 import model as quantized
@@ -49,13 +50,27 @@ RAW: dict[str, dict[str, Any]] = {
 def probes() -> Iterator[Probe]:
     yield Probe("checkpoint/config", lambda _: {name: [str(ModelConfig.from_json(raw))] for name, raw in RAW.items()})
     for kind in CONFIGS:
-        yield Probe(f"checkpoint/{kind}", lambda s, k=kind: _checkpoint(s, k))  # type: ignore[misc]
+        yield Probe(f"checkpoint/{kind}", lambda s, k=kind: _checkpoint(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in ARCHITECTURES:
-        yield Probe(f"saved/{kind}", lambda s, k=kind: _saved(s, k))  # type: ignore[misc]
-        yield Probe(f"saved/{kind}/asymmetric", lambda s, k=kind: _saved_asymmetric(s, k))  # type: ignore[misc]
-        yield Probe(f"export/{kind}", lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))))  # type: ignore[misc]
-    yield Probe("saved/mamba2/groups", lambda s: _again(_calibration(fixed_in_groups(s, "mamba2"))))
-    yield Probe("export/mamba2/groups", lambda s: _exported(s, "mamba2", _calibration(fixed_in_groups(s, "mamba2"))))
+        yield Probe(f"saved/{kind}", lambda s, k=kind: _saved(s, k), rests=of_kind(kind))  # type: ignore[misc]
+        yield Probe(
+            f"saved/{kind}/asymmetric",
+            lambda s, k=kind: _saved_asymmetric(s, k),
+            rests=all_of(of_kind(kind), asymmetric),
+        )  # type: ignore[misc]
+        yield Probe(
+            f"export/{kind}", lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))), rests=of_kind(kind)
+        )  # type: ignore[misc]
+    yield Probe(
+        "saved/mamba2/groups",
+        lambda s: _again(_calibration(fixed_in_groups(s, "mamba2"))),
+        rests=all_of(of_kind("mamba2"), in_groups),
+    )
+    yield Probe(
+        "export/mamba2/groups",
+        lambda s: _exported(s, "mamba2", _calibration(fixed_in_groups(s, "mamba2"))),
+        rests=all_of(of_kind("mamba2"), in_groups),
+    )
 
 
 def _calibration(fixed: FixedScales, **changes: Any) -> Calibration:

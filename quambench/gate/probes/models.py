@@ -23,6 +23,18 @@ from torch import Tensor
 from quambench.calibration import collect as calibrating
 from quambench.calibration.refine import RefinementSpec
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.gate.probes.resting import (
+    Rests,
+    all_of,
+    asymmetric,
+    calibrated_here,
+    every_case,
+    finer,
+    observed_by,
+    of_kind,
+    refined_by,
+    under_policy,
+)
 from quambench.grids.granularity import GROUPS, groups_at, layout
 from quambench.grouping import Groups
 from quambench.int8 import fuse
@@ -57,7 +69,8 @@ OBSERVERS = ("percentile[alpha=0.95,sigma=0.2]", "running_max")
 VARIANTS = ("first_middle_last[first=0.9,middle=0.8,last=0.7]", "scale_multiplier[factor=0.5,layers=last]",
             "sensitivity[budget=3,floats=1]")  # fmt: skip
 # Which of calibration's ways: per tensor, as fine as sites allow, asymmetric.
-CALIBRATIONS = ("", "/finest", "/asymmetric")
+ON_SCALES: dict[str, Rests] = {"": every_case, "/finest": finer, "/asymmetric": asymmetric}
+CALIBRATIONS = tuple(ON_SCALES)
 REFINED = ("learned[steps=6,every=2,piece=3]", "learned[loss=nll,steps=6,every=2,piece=3]", "adaround[steps=6,every=2]")
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
 PIECES = (1, 2, 3, 1)  # tokens of calls that go on from one another; fewer than the convolution looks back, and more
@@ -71,30 +84,42 @@ LOGITS = torch.tensor(0.125)  # logits are told in eighths: the quotient is exac
 def probes() -> Iterator[Probe]:
     for policy in (*POLICIES, *VARIANTS):
         for kind in ARCHITECTURES if not PolicySpec.parse(policy).found().groups else ("mamba2",):
-            yield Probe(f"policy/{policy}/{kind}", lambda s, p=policy, k=kind: _plan(p, k))  # type: ignore[misc]
+            yield Probe(
+                f"policy/{policy}/{kind}",
+                lambda s, p=policy, k=kind: _plan(p, k),
+                rests=all_of(calibrated_here, under_policy(policy), of_kind(kind)),
+            )  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"float/{kind}", lambda s, k=kind: _float(s, k))  # type: ignore[misc]
+        yield Probe(f"float/{kind}", lambda s, k=kind: _float(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k))  # type: ignore[misc]
+        yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
         for observer in OBSERVERS[1:] if kind in BARE else OBSERVERS:
             for variant in CALIBRATIONS[:1] if kind in BARE else CALIBRATIONS:
                 name = f"calibration/{kind}/{observer}{variant}"
-                yield Probe(name, lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v))  # type: ignore[misc]
+                yield Probe(
+                    name,
+                    lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v),
+                    rests=all_of(calibrated_here, of_kind(kind), observed_by(observer), ON_SCALES[variant]),
+                )  # type: ignore[misc]
     for kind in ARCHITECTURES:
         for name in REFINED:
-            yield Probe(f"refine/{name}/{kind}", lambda s, k=kind, n=name: _refined(s, k, n))  # type: ignore[misc]
+            yield Probe(
+                f"refine/{name}/{kind}",
+                lambda s, k=kind, n=name: _refined(s, k, n),
+                rests=all_of(refined_by(name), of_kind(kind)),
+            )  # type: ignore[misc]
     for kind in ARCHITECTURES:
-        yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"step/{kind}/parameters", lambda s, k=kind: _parameters(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/parameters", lambda s, k=kind: _parameters(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"step/{kind}", lambda s, k=kind: stepped(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}", lambda s, k=kind: stepped(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in BARE:
-        yield Probe(f"step/{kind}/pieces", lambda s, k=kind: in_pieces(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/pieces", lambda s, k=kind: in_pieces(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in ARCHITECTURES:
         name = f"step/{kind}/{LOW.id}"
-        yield Probe(name, lambda s, k=kind: stepped(s, k, LOW, LOW_STEPS))  # type: ignore[misc]
+        yield Probe(name, lambda s, k=kind: stepped(s, k, LOW, LOW_STEPS), rests=of_kind(kind))  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,17 @@ from torch import Tensor
 
 from quambench.core.errors import NonFinite, SiteUnseen
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.gate.probes.resting import (
+    all_of,
+    asymmetric,
+    by_gptq,
+    calibrated_here,
+    every_case,
+    finer,
+    observed_by,
+    of_four_bits,
+    of_kind,
+)
 from quambench.grids import grid, hadamard
 from quambench.grids.granularity import GRANULARITIES, layout
 from quambench.int8 import gptq, site_grid, w4, weights
@@ -59,20 +70,26 @@ def probes() -> Iterator[Probe]:
         "weights/splits",
         lambda s: _weight(lambda *bits: weights.quantize_splits(s["weights"], (1, 4, 2, 5), *bits)),
     )
-    yield Probe("grid/asymmetric", _asymmetric)
-    yield Probe("w4", lambda s: _four_bits(lambda w: w4.round_to_nearest(w, group=4)))
-    yield Probe("gptq", lambda s: _four_bits(lambda w: gptq.gptq(w, _second_moments(w.shape[1]), group=4)))
+    yield Probe("grid/asymmetric", _asymmetric, rests=asymmetric)
+    yield Probe("w4", lambda s: _four_bits(lambda w: w4.round_to_nearest(w, group=4)), rests=of_four_bits)
+    yield Probe(
+        "gptq", lambda s: _four_bits(lambda w: gptq.gptq(w, _second_moments(w.shape[1]), group=4)), rests=by_gptq
+    )
     for kind, config in CONFIGS.items():
         for name in GRANULARITIES:
             if any(name in site.allowed for site in ARCHITECTURES[kind].sites):
-                yield Probe(f"granularity/{kind}/{name}", lambda _, n=name, c=config: _lay_out(n, c))  # type: ignore[misc]
+                yield Probe(
+                    f"granularity/{kind}/{name}",
+                    lambda _, n=name, c=config: _lay_out(n, c),
+                    rests=all_of(calibrated_here, of_kind(kind), every_case if name == "tensor" else finer),
+                )  # type: ignore[misc]
     yield Probe("site", _site)
-    yield Probe("site/asymmetric", _asymmetric_site)
+    yield Probe("site/asymmetric", _asymmetric_site, rests=asymmetric)
     for name in OBSERVERS:
         for spec in (name, *VARIANTS.get(name, ())):
-            yield Probe(f"observer/{spec}", lambda streams, spec=spec: _observe(streams, spec))  # type: ignore[misc]
+            yield Probe(f"observer/{spec}", lambda streams, spec=spec: _observe(streams, spec), rests=observed_by(spec))  # type: ignore[misc]
     yield Probe("int8_linear", _product)
-    yield Probe("int8_linear/asymmetric", _asymmetric_product)
+    yield Probe("int8_linear/asymmetric", _asymmetric_product, rests=asymmetric)
 
 
 def _scale(streams: Streams) -> Answer:
