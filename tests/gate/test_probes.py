@@ -227,7 +227,6 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
         ("fuse/mamba2-options", True),
         ("fuse/mamba", False),
         ("calibration/mamba2-options/running_max", True),
-        ("calibration/mamba2-options/mse", False),
         ("calibration/mamba/running_max", False),
         ("calibration/mamba2/running_max/finest", False),
         ("site/asymmetric", False),
