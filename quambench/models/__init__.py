@@ -7,6 +7,8 @@ from quambench.models.config import ModelConfig
 from quambench.models.mamba import MambaMixer
 from quambench.models.mamba2 import Mamba2Mixer
 
+__all__ = ["MIXERS", "LanguageModel", "Mamba2Mixer", "MambaMixer", "ModelConfig", "build"]
+
 MIXERS = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
 
 
