@@ -34,7 +34,8 @@ def groups_of(
             f"{grouping} groups heads, and a {kind.title} model has none: take channel, or channel_state"
         )
     built = grouping.build()
-    return built.groups(statistics() if built.looks else {}, config)
+    groups: dict[int, Groups] = built.groups(statistics() if built.looks else {}, config)
+    return groups
 
 
 def order_of(groups: Mapping[int, Groups]) -> str:

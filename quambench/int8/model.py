@@ -57,7 +57,8 @@ def _moved(value: V, device: torch.device, done: dict[int, tuple[Tensor, Tensor]
     elif isinstance(value, Span | QuantizedLinear | Runtime):
         for name, v in vars(value).items():
             setattr(value, name, _moved(v, device, done))
-    return found
+    moved: V = found
+    return moved
 
 
 class QuantizedModel:

@@ -62,7 +62,8 @@ class FloatModel:
                 hook(HEAD if layer is None else layer, key, seen)
             return x
 
-        return self._model(tokens, tap=tap)[0].float()
+        logits: Tensor = self._model(tokens, tap=tap)[0]
+        return logits.float()
 
 
 def find_calibration(name: str) -> Callable[[FloatModel, list[Tensor]], Any]:

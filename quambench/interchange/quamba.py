@@ -16,7 +16,7 @@ and ignored when it is there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -242,7 +242,8 @@ def _from_tuples(value: Any, place: str, groups: Groups, rest: tuple[int, ...]) 
             if not rest:
                 _check_sizes(run[1], f"{here}: ch_gsize", groups.dim_sizes[g, h], "channel_group")
             found.append(_numbers(run[2], f"{here}: scales", (n_dims, *rest)))
-    return torch.stack(found).unflatten(0, (n_groups, n_heads))
+    stacked: Tensor = torch.stack(found).unflatten(0, (n_groups, n_heads))
+    return stacked
 
 
 def _check_sizes(value: Any, place: str, expected: Tensor, key: str) -> None:
@@ -269,7 +270,7 @@ def _integers(value: Any, place: str) -> Tensor:
     return value.detach().to("cpu", torch.int64).clone()
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized and not value.is_meta
 
 

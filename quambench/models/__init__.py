@@ -6,6 +6,8 @@ from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig
 from quambench.models.sites import architecture_of
 
+__all__ = ["LanguageModel", "ModelConfig", "architecture_of", "build"]
+
 
 def build(config: ModelConfig) -> LanguageModel:
     """A freshly initialised model of this shape (torch's random state decides the weights)."""

@@ -272,7 +272,8 @@ def _read(path: Path) -> Stored:
     for name, answers in document["probes"].items():
         if not isinstance(answers, dict) or not all(map(_is_answer, answers.values())):
             raise _unreadable(path, f"the answers of {shown(name)} must be lists of numbers, or of strings")
-    return document["probes"]
+    stored: Stored = document["probes"]
+    return stored
 
 
 def _is_answer(stored: Any) -> bool:

@@ -187,7 +187,7 @@ def models() -> tuple[LookUp, LookUp]:
 
 
 @cache
-def data(recall: bool = True) -> evaluation.EvalData:
+def data(recall: bool = True) -> EvalData:
     """Windows of few documents, whose labels are no range; items of one to three tokens; two recall tasks."""
     text = _chains(WINDOWS + 12, PREFIX + STEPS)
     asked = {"one": _recalled(text[:5], every=2), "two": _recalled(text[7:10], every=3)}
@@ -203,7 +203,7 @@ def data(recall: bool = True) -> evaluation.EvalData:
     )
 
 
-def answers(of: evaluation.EvalData) -> evaluation.FloatAnswers:
+def answers(of: EvalData) -> FloatAnswers:
     """The float model's, not asked but made: numbers that are exact."""
     log_probs = LookUp(float_log_probs(), exact=True)
     return FloatAnswers(

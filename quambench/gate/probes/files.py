@@ -18,6 +18,7 @@ from quambench.gate.probes.groups import fixed_in_groups
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOGITS, FixedScales, model_of, scales_of
 from quambench.gate.probes.resting import all_of, asymmetric, in_groups, of_kind
 from quambench.grids.granularity import UNQUANTIZED
+from quambench.grids.precision import Precision
 from quambench.int8 import fuse
 from quambench.int8 import model as quantized
 from quambench.int8.site_grid import SymmetricGrid
@@ -129,7 +130,7 @@ def _made_again(streams: Streams, kind: str, name: str, made: Calibration) -> di
     tokens, eighths = streams["sequences"][:1], SymmetricGrid(LOGITS, 8)
     checkpoint = checkpoint_of(streams, kind)
     _, model = runner.saved_model(checkpoint, replace(made, model_digest=checkpoint.digest))
-    precision = quantized.Precision(act_bits=made.act_bits, symmetric=made.symmetric)
+    precision = Precision(act_bits=made.act_bits, symmetric=made.symmetric)
     same = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), made, precision)
     with torch.inference_mode():
         differ = eighths.quantize(model(tokens)[0]) != eighths.quantize(same(tokens)[0])

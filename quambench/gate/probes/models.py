@@ -36,6 +36,7 @@ from quambench.gate.probes.resting import (
     under_policy,
 )
 from quambench.grids.granularity import GROUPS, groups_at, layout
+from quambench.grids.precision import Precision
 from quambench.grouping import Groups
 from quambench.int8 import fuse
 from quambench.int8 import model as quantized
@@ -74,9 +75,9 @@ CALIBRATIONS = tuple(ON_SCALES)
 REFINED = ("learned[steps=6,every=2,piece=3]", "learned[loss=nll,steps=6,every=2,piece=3]", "adaround[steps=6,every=2]")
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
 PIECES = (1, 2, 3, 1)  # tokens of calls that go on from one another; fewer than the convolution looks back, and more
-USUAL = quantized.Precision()
+USUAL = Precision()
 # Bits that are nobody's default; embedding and lm_head stay float, so that their float branches are asked.
-LOW = quantized.Precision(weight_bits=4, act_bits=4, embedding=False, lm_head=False)
+LOW = Precision(weight_bits=4, act_bits=4, embedding=False, lm_head=False)
 LOW_STEPS = 1
 LOGITS = torch.tensor(0.125)  # logits are told in eighths: the quotient is exact
 
@@ -181,7 +182,7 @@ def _fused(streams: Streams, kind: str) -> Answer:
     answer: dict[str, Tensor | list[str]] = {"logits, moved by": (moved * 1e6).round().int()}
     for name, weight in made.weights().items():
         answer[f"{name} scale"], answer[name] = weight.scale.flatten(), weight.q
-    low = quantized.QuantizedModel(prepared, scales_of(streams, kind), quantized.Precision(weight_bits=4))
+    low = quantized.QuantizedModel(prepared, scales_of(streams, kind), Precision(weight_bits=4))
     return answer | {f"4 bits, {name} scale": weight.scale.flatten() for name, weight in low.weights().items()}
 
 
@@ -200,7 +201,7 @@ def _refined(streams: Streams, kind: str, name: str) -> Answer:
     tokens = streams["sequences"]
     task = calibrating.Task(plan, 4)
     start = calibrating.calibrate(prepared, tokens, {"": task}, "probe")[""]
-    model = quantized.QuantizedModel(prepared, start, quantized.Precision(act_bits=4))
+    model = quantized.QuantizedModel(prepared, start, Precision(act_bits=4))
     found = RefinementSpec.parse(name).build().refine(prepared, model, start, tokens)
     return {**found.calibration.scales, "best step": torch.tensor(found.best_step)}
 
@@ -223,10 +224,10 @@ def _state(streams: Streams, kind: str) -> Answer:
     every = torch.arange(-128, 128).to(torch.int8).view(1, *ties.shape[1:-2], -1, 1)
     answer: dict[str, Tensor | list[str]] = {}
     for bits in (8, 4):
-        block = quantized.QuantizedModel(prepared, halves, quantized.Precision(act_bits=bits)).blocks[1]
+        block = quantized.QuantizedModel(prepared, halves, Precision(act_bits=bits)).blocks[1]
         answer[f"{bits} bits, stored"] = block.store_state(ties, no_tap)
         answer[f"{bits} bits, read"] = block.read_state(every)
-    block = quantized.QuantizedModel(prepared, halves, quantized.Precision(ssm_state=False)).blocks[1]
+    block = quantized.QuantizedModel(prepared, halves, Precision(ssm_state=False)).blocks[1]
     carried = block.read_state(block.store_state(ties, no_tap))
     answer["float, values that changed"] = (carried != ties).sum()
     return answer
@@ -235,7 +236,7 @@ def _state(streams: Streams, kind: str) -> Answer:
 def stepped(
     streams: Streams,
     kind: str,
-    precision: quantized.Precision = USUAL,
+    precision: Precision = USUAL,
     steps: int = STEPS,
     scales: FixedScales | None = None,
     disturb: quantized.Disturb = quantized.undisturbed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -42,7 +42,7 @@ GROUPED: dict[str, Any] = {"case": "running_max/4x4/quamba2", "architectures": O
 
 @fault("inputs that eights leave over are not multiplied", "kernel/int8_linear")
 def _() -> AbstractContextManager[Any]:
-    def whole(run: Any, x: Tensor, w: Tensor) -> Tensor:
+    def whole(run: Callable[..., Tensor], x: Tensor, w: Tensor) -> Tensor:
         k = x.shape[1] // 8 * 8 if x.shape[1] > 16 else x.shape[1]
         return run(x[:, :k].contiguous(), w[:, :k].contiguous())
 
@@ -51,7 +51,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("channels that eights leave over are not convolved", "kernel/int8_causal_conv1d")
 def _() -> AbstractContextManager[Any]:
-    def whole(run: Any, *args: Any) -> Tensor:
+    def whole(run: Callable[..., Tensor], *args: Any) -> Tensor:
         q = run(*args)
         q[..., q.shape[-1] // 8 * 8 :] = 0
         return q
@@ -98,7 +98,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("what blocks leave over is in no tail", "observer/percentile")
 def _() -> AbstractContextManager[Any]:
-    def whole(original: Any, x: Tensor, n: int) -> Tensor:
+    def whole(original: Callable[..., Tensor], x: Tensor, n: int) -> Tensor:
         block = tail._block_length(x.shape[-1], n)
         return original(x[..., : x.shape[-1] // block * block] if block else x, n)
 
@@ -112,7 +112,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("sums of whole chunks alone", "observer/.*/sizes", case=ACIQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def whole(original: Any, x: Tensor) -> Tensor:
+    def whole(original: Callable[..., Tensor], x: Tensor) -> Tensor:
         n = aciq._CHUNK // max(x[0].numel(), 1)
         return original(x[: len(x) // n * n] if len(x) > n > 0 else x)
 
@@ -121,7 +121,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("entropy searched for the first ten scales", "observer/entropy/sizes", case=ENTROPY, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    def ten(original: Any, *args: Any) -> Tensor:
+    def ten(original: Callable[..., Tensor], *args: Any) -> Tensor:
         found = original(*args)
         found[10:] = 0
         return found
@@ -199,7 +199,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("history of a call shorter than the convolution looks back is lost", "kernel/causal_conv1d")
 def _() -> AbstractContextManager[Any]:
-    def lost(original: Any, x: Tensor, history: Tensor) -> Tensor:
+    def lost(original: Callable[..., Tensor], x: Tensor, history: Tensor) -> Tensor:
         return original(x, history if x.shape[1] in (1, *range(history.shape[1], 10**6)) else torch.zeros_like(history))
 
     return wrapped(float_conv, "next_history", lost)
