@@ -1,4 +1,4 @@
-"""Sphinx's configuration; build.py starts it."""
+"""Sphinx's configuration; make.py starts it."""
 
 import sys
 from importlib.metadata import version as version_of

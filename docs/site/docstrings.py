@@ -61,11 +61,15 @@ def _mixed(rows: list[str]) -> list[str]:
 
 def escaped(row: str) -> str:
     """Return a line of prose with `code` as literals and all else as plain letters."""
-    parts = re.split(r"(`+[^`]+`+)", row)
-    shown = (
-        f"``{part.strip('`')}``" if part.startswith("`") else re.sub(r"([\\*|_`])", r"\\\1", part) for part in parts
-    )
-    return re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", "".join(shown))
+    parts = re.split(r"`+([^`]+)`+", re.sub(r"(^|\. )raises (?=[A-Z])", r"\1Raises ", row))
+    shown = []
+    for i, part in enumerate(parts):
+        if i % 2:
+            shown.append(f"``{part}``")
+        else:  # a word that follows a literal directly is parted from it by an escaped space
+            plain = re.sub(r"([\\*|_`])", r"\\\1", part)
+            shown.append("\\ " + plain if i and re.match(r"\w", plain) else plain)
+    return "".join(shown)
 
 
 def fields_of(kind: type) -> list[str]:

@@ -1,4 +1,4 @@
-"""Build the documentation site: `python docs/site/build.py [FOLDER]`, default build/site.
+"""Build the documentation site: `python docs/site/make.py [FOLDER]`, default build/site.
 
 Three steps. The pages of docs/ and every other .md of the project are copied into one source folder, with their links
 rewritten to the site's own pages. Sphinx makes HTML of them; a warning is an error. Then every link of the HTML is
@@ -39,7 +39,7 @@ def pages() -> dict[Path, str]:
 def place_of(inside: Path) -> str:
     """Return where a page of the project stands on the site: "gate", "project/kernels", "project/mamba2-tiny"."""
     if inside == Path("README.md"):
-        return "index"  # the site's own first page, docs/index.md, stands there
+        return "project/readme"
     if inside.parts[:2] == ("docs", "contributing"):
         return f"project/contributing-{inside.stem.lower()}"
     if inside.parts[0] == "docs":
@@ -60,8 +60,10 @@ class Source:
         """Write every page. Raise SystemExit where a link leads nowhere."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for path, place in self.pages.items():
-            if path != ROOT / "README.md":
-                self._put(place, self.rewritten(path))
+            text = self.rewritten(path)
+            if path == ROOT / "README.md":
+                text = text.replace("# quambench\n", "# README\n", 1)  # the title that the menu shows
+            self._put(place, text)
         self._put("commands", commands_page())
         self._put("pytest-options", pytest_page())
         for place, path in self.shown.items():
