@@ -44,15 +44,19 @@ def probes() -> Iterator[Probe]:
     for kind in ARCHITECTURES:
         yield Probe(
             f"calibration/{kind}/fed",
-            lambda _, k=kind: _calibrated(CONFIGS[k]),
+            lambda _, k=kind: _calibrated(CONFIGS[k]),  # type: ignore[misc]
             rests=all_of(calibrated_here, of_kind(kind)),
-        )  # type: ignore[misc]
+        )
         yield Probe(
-            f"sensitivity/{kind}", lambda _, k=kind: _weighed(CONFIGS[k]), rests=all_of(measuring, of_kind(kind))
-        )  # type: ignore[misc]
+            f"sensitivity/{kind}",
+            lambda _, k=kind: _weighed(CONFIGS[k]),  # type: ignore[misc]
+            rests=all_of(measuring, of_kind(kind)),
+        )
         yield Probe(
-            f"calibration/{kind}/run", lambda s, k=kind: _run(s, k), rests=all_of(calibrated_here, of_kind(kind))
-        )  # type: ignore[misc]
+            f"calibration/{kind}/run",
+            lambda s, k=kind: _run(s, k),  # type: ignore[misc]
+            rests=all_of(calibrated_here, of_kind(kind)),
+        )
     yield Probe("cluster/statistics/fed", lambda _: _looked_at(CONFIGS["mamba2"]), rests=in_groups_that_look)
     yield Probe("gptq/fed", lambda _: _multiplied(CONFIGS["mamba"]), rests=by_gptq)
 

@@ -56,12 +56,14 @@ def probes() -> Iterator[Probe]:
         yield Probe(f"saved/{kind}", lambda s, k=kind: _saved(s, k), rests=of_kind(kind))  # type: ignore[misc]
         yield Probe(
             f"saved/{kind}/asymmetric",
-            lambda s, k=kind: _saved_asymmetric(s, k),
+            lambda s, k=kind: _saved_asymmetric(s, k),  # type: ignore[misc]
             rests=all_of(of_kind(kind), asymmetric),
-        )  # type: ignore[misc]
+        )
         yield Probe(
-            f"export/{kind}", lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))), rests=of_kind(kind)
-        )  # type: ignore[misc]
+            f"export/{kind}",
+            lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))),  # type: ignore[misc]
+            rests=of_kind(kind),
+        )
     yield Probe(
         "saved/mamba2/groups",
         lambda s: _again(_calibration(fixed_in_groups(s, "mamba2"))),

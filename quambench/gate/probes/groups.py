@@ -47,15 +47,15 @@ def probes() -> Iterator[Probe]:
     for method in cluster.METHODS:
         yield Probe(
             f"cluster/{method}",
-            lambda _, m=method: _clustered([f"{n}[method={m}]" for n in NUMBERS]),
+            lambda _, m=method: _clustered([f"{n}[method={m}]" for n in NUMBERS]),  # type: ignore[misc]
             rests=clustered_by(method),
-        )  # type: ignore[misc]
+        )
     for rule in ("error", "variance"):
         yield Probe(
             f"adaptive/{rule}",
-            lambda _, r=rule: _clustered([f"adaptive[rule={r},base={b}]" for b in (2, 4)]),
+            lambda _, r=rule: _clustered([f"adaptive[rule={r},base={b}]" for b in (2, 4)]),  # type: ignore[misc]
             rests=divided_by(rule),
-        )  # type: ignore[misc]
+        )
     for name in ("1x1", "head", "channel"):
         yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]), rests=clustered_by(name))  # type: ignore[misc]
     yield Probe("cluster/statistics", _statistics, rests=in_groups_that_look)
@@ -68,15 +68,15 @@ def probes() -> Iterator[Probe]:
     for observer in OBSERVERS:
         yield Probe(
             f"calibration/mamba2/{observer}/groups",
-            lambda s, o=observer: _calibrated(s, o),
+            lambda s, o=observer: _calibrated(s, o),  # type: ignore[misc]
             rests=all_of(calibrated_here, of_kind("mamba2"), in_groups, observed_by(observer)),
-        )  # type: ignore[misc]
+        )
     for kind in KINDS:
         yield Probe(
             f"step/{kind}/groups",
-            lambda s, k=kind: stepped(s, k, scales=fixed_in_groups(s, k)),
+            lambda s, k=kind: stepped(s, k, scales=fixed_in_groups(s, k)),  # type: ignore[misc]
             rests=all_of(of_kind(kind), in_groups),
-        )  # type: ignore[misc]
+        )
 
 
 def statistics(layer: int) -> ChannelStatistics:

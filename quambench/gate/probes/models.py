@@ -40,6 +40,7 @@ from quambench.grids.precision import Precision
 from quambench.grouping import Groups
 from quambench.int8 import fuse
 from quambench.int8 import model as quantized
+from quambench.int8.ops import Disturb, undisturbed
 from quambench.int8.site_grid import SymmetricGrid
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Tap, no_tap
@@ -87,9 +88,9 @@ def probes() -> Iterator[Probe]:
         for kind in ARCHITECTURES if not PolicySpec.parse(policy).found().groups else ("mamba2",):
             yield Probe(
                 f"policy/{policy}/{kind}",
-                lambda s, p=policy, k=kind: _plan(p, k),
+                lambda s, p=policy, k=kind: _plan(p, k),  # type: ignore[misc]
                 rests=all_of(calibrated_here, under_policy(policy), of_kind(kind)),
-            )  # type: ignore[misc]
+            )
     for kind in CONFIGS:
         yield Probe(f"float/{kind}", lambda s, k=kind: _float(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
@@ -100,16 +101,16 @@ def probes() -> Iterator[Probe]:
                 name = f"calibration/{kind}/{observer}{variant}"
                 yield Probe(
                     name,
-                    lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v),
+                    lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v),  # type: ignore[misc]
                     rests=all_of(calibrated_here, of_kind(kind), observed_by(observer), ON_SCALES[variant]),
-                )  # type: ignore[misc]
+                )
     for kind in ARCHITECTURES:
         for name in REFINED:
             yield Probe(
                 f"refine/{name}/{kind}",
-                lambda s, k=kind, n=name: _refined(s, k, n),
+                lambda s, k=kind, n=name: _refined(s, k, n),  # type: ignore[misc]
                 rests=all_of(refined_by(name), of_kind(kind)),
-            )  # type: ignore[misc]
+            )
     for kind in ARCHITECTURES:
         yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
@@ -239,7 +240,7 @@ def stepped(
     precision: Precision = USUAL,
     steps: int = STEPS,
     scales: FixedScales | None = None,
-    disturb: quantized.Disturb = quantized.undisturbed,
+    disturb: Disturb = undisturbed,
 ) -> Answer:
     """Integers at every site, of a prefill and of each decoding step after it, and the logits in eighths.
 
@@ -269,7 +270,7 @@ def stepped(
     return answer
 
 
-def in_pieces(streams: Streams, kind: str, disturb: quantized.Disturb = quantized.undisturbed) -> Answer:
+def in_pieces(streams: Streams, kind: str, disturb: Disturb = undisturbed) -> Answer:
     """The INT8 model's logits in eighths, and the state that is carried, call after call."""
     scales = scales_of(streams, kind)
     made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, USUAL, disturb)

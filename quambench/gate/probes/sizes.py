@@ -40,9 +40,9 @@ def probes() -> Iterator[Probe]:
     for granularity, observer in product(GRANULARITIES, SEARCHES):
         yield Probe(
             f"weights/recipe/{granularity}/{observer}",
-            lambda _, g=granularity, o=observer: _weights(g, o),
+            lambda _, g=granularity, o=observer: _weights(g, o),  # type: ignore[misc]
             rests=all_of(of_weights(granularity), observed_by(observer)),
-        )  # type: ignore[misc]
+        )
     yield Probe("gptq/groups", lambda _: _gptq(), rests=by_gptq)
 
 

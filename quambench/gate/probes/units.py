@@ -81,9 +81,9 @@ def probes() -> Iterator[Probe]:
             if any(name in site.allowed for site in ARCHITECTURES[kind].sites):
                 yield Probe(
                     f"granularity/{kind}/{name}",
-                    lambda _, n=name, c=config: _lay_out(n, c),
+                    lambda _, n=name, c=config: _lay_out(n, c),  # type: ignore[misc]
                     rests=all_of(calibrated_here, of_kind(kind), every_case if name == "tensor" else finer),
-                )  # type: ignore[misc]
+                )
     yield Probe("site", _site)
     yield Probe("site/asymmetric", _asymmetric_site, rests=asymmetric)
     for name in OBSERVERS:

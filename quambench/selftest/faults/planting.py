@@ -155,12 +155,11 @@ def update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextMa
 
 def scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AbstractContextManager[Any]:
     """Change what `calibrate` returns."""
-    original = runner.calibrate
 
-    def spoilt(*args: Any, **kw: Any) -> Mapping[Any, Calibration]:
+    def spoilt(original: Callable[..., Mapping[Any, Calibration]], *args: Any, **kw: Any) -> Mapping[Any, Calibration]:
         return {k: replace(c, scales=change(dict(c.scales))) for k, c in original(*args, **kw).items()}
 
-    return planted(runner, "calibrate", spoilt)
+    return wrapped(runner, "calibrate", spoilt)
 
 
 def spoilt_batch(value: float) -> AbstractContextManager[Any]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from quambench.grids.precision import Bits, Precision
 from quambench.int8 import w4
-from quambench.int8.model import QuantizedBlock, QuantizedLinear
+from quambench.int8.block import QuantizedBlock
+from quambench.int8.ops import QuantizedLinear
 from quambench.int8.recipe import WeightQuantizer
 from quambench.int8.weights import quantize_rows
 from quambench.selftest.faults.base import ONE, OTHER, fault

@@ -20,7 +20,9 @@ from quambench.calibration import hessians as moments
 from quambench.calibration.collect import FORWARD_BATCH
 from quambench.calibration.scales import Calibration
 from quambench.int8 import fuse
-from quambench.int8 import model as quantized
+from quambench.int8.block import QuantizedBlock
+from quambench.int8.mamba import QuantizedMamba
+from quambench.int8.mamba2 import QuantizedMamba2
 from quambench.interchange import quamba
 from quambench.models import checkpoint as checkpoints
 from quambench.models.backbone import LanguageModel
@@ -160,7 +162,7 @@ def _() -> AbstractContextManager[Any]:
         weight, _ = original(self, mixer, splits)
         return weight, self.quantizer.other(mixer.conv1d.bias, splits).dequantize()
 
-    return wrapped(quantized.QuantizedBlock, "conv", with_bias)
+    return wrapped(QuantizedBlock, "conv", with_bias)
 
 
 @fault("every head is taken to be tied", "fuse/.*-bare")
@@ -185,7 +187,7 @@ def _() -> AbstractContextManager[Any]:
         original(self, mixer, parts)
         self.dt_bias = mixer.dt_bias.detach().float()
 
-    return wrapped(quantized.QuantizedMamba2, "__init__", single)
+    return wrapped(QuantizedMamba2, "__init__", single)
 
 
 @fault("Mamba's dt_bias in half precision", "step/mamba.*/parameters", architectures=ONE)
@@ -194,7 +196,7 @@ def _() -> AbstractContextManager[Any]:
         original(self, mixer, parts)
         self.dt_bias = self.dt_bias.half().float()
 
-    return wrapped(quantized.QuantizedMamba, "__init__", half)
+    return wrapped(QuantizedMamba, "__init__", half)
 
 
 @fault("history of a call shorter than the convolution looks back is lost", "kernel/causal_conv1d")
