@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     names = [f.name for f in FAULTS]
     for name in options.fault or ():
         if name not in names:
-            raise UnknownName("fault", name, names, "quambench/selftest.faults/", "quambench selftest --list")
+            raise UnknownName("fault", name, names, "quambench/selftest/faults/", "quambench selftest --list")
     check_counts(options, "--error-rates")
     work = ("--model", "--fault", "--no-clean", "--jobs", "--corpus")
     if options.list:
