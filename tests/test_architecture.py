@@ -59,7 +59,7 @@ def modules() -> list:
 def _modules():
     for file in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        if name not in ("__init__", "data"):
+        if name not in ("__init__", "__main__", "data"):
             yield pytest.param(name, file, id=name)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from quambench_kernels.dispatch import ran
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _LIBRARY = torch.library.Library("quambench", "DEF")
 
 
-def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register the decorated function; what is returned calls it through PyTorch's dispatcher.
 
     schema  "<op>(Tensor x, ...) -> Tensor"; no result may be, or be a view of, an argument
@@ -20,11 +23,12 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
     """
     name = schema.partition("(")[0]
 
-    def enter(run: Callable[..., Any]) -> Callable[..., Any]:
+    def enter(run: Callable[P, R]) -> Callable[P, R]:
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"quambench::{name}", fake, lib=_LIBRARY)
-        return getattr(torch.ops.quambench, name).default
+        entered: Callable[P, R] = getattr(torch.ops.quambench, name).default
+        return entered
 
     return enter
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+R = TypeVar("R")
 
 NARROW = (torch.float16, torch.bfloat16)
 UP_TO_FLOAT32 = (torch.float32, *NARROW)
 
 
-def in_float32(run: Callable[..., Any], state: int | None = None) -> Callable[..., Any]:
+def in_float32(run: Callable[..., R], state: int | None = None) -> Callable[..., R]:
     """`run`, with narrow arguments widened before and its results rounded once, after.
 
     A sum or a state that is rounded at every step keeps three digits of float16's, two of bfloat16's; the published
@@ -27,7 +29,7 @@ def in_float32(run: Callable[..., Any], state: int | None = None) -> Callable[..
         narrow = args[0].dtype
         if narrow not in NARROW:
             return run(*args)
-        found = run(*(a.float() if isinstance(a, Tensor) and a.dtype in NARROW else a for a in args))
+        found: Any = run(*(a.float() if isinstance(a, Tensor) and a.dtype in NARROW else a for a in args))
         if isinstance(found, Tensor):
             return _rounded(found, narrow)
         first, second = found

@@ -4,7 +4,7 @@ A compiler may contract a product and a sum into one rounding where a kernel is 
 say `tl.fma` where they want one, and are right with and without.
 """
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # Triton reads the annotations of kernels, and knows constexpr alone.
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ imported before a CUDA device asks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -48,7 +49,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tenso
 
     What came before is taken beside channels that lie next to each other, in eights; before others it is put in front.
     """
-    run = import_module("causal_conv1d").causal_conv1d_fn
+    run: Callable[..., Tensor] = import_module("causal_conv1d").causal_conv1d_fn
     activation = "silu" if silu else None
     if x.shape[2] % 8:
         y = run(torch.cat([history, x], dim=1).transpose(1, 2).contiguous(), weight, bias, activation=activation)

@@ -14,7 +14,7 @@ from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.int8.fuse import prepare
 from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig
-from quambench.models.sites import layer_of
+from quambench.models.sites import architecture_of, layer_of
 
 SITE = "x_conv_out"
 # Mantissa bits that a statistic keeps. What two machines' sums differ by, 1e-15, must not decide which of two
@@ -29,10 +29,13 @@ def groups_of(
 
     raises BadParameter for a model without heads, or with too few of them
     """
-    if config.architecture != "mamba2":
-        raise BadParameter(f"{grouping} groups heads, and a Mamba model has none: take channel, or channel_state")
+    if not (kind := architecture_of(config)).has_heads:
+        raise BadParameter(
+            f"{grouping} groups heads, and a {kind.title} model has none: take channel, or channel_state"
+        )
     built = grouping.build()
-    return built.groups(statistics() if built.looks else {}, config)
+    groups: dict[int, Groups] = built.groups(statistics() if built.looks else {}, config)
+    return groups
 
 
 def order_of(groups: Mapping[int, Groups]) -> str:

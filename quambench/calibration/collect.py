@@ -63,7 +63,7 @@ class _Watcher:
     def __init__(self, of: _Watched, config: ModelConfig) -> None:
         self.of = of
         self._layout = layout(of.granularity, of.site, config, of.groups)
-        self._observers: list[Observer] = []
+        self._observers: list[Observer] = []  # the first is there before anything is observed
         self._failed: Exception | None = None
 
     def update(self, parts: Sequence[Batch], sequence: int) -> None:
@@ -71,13 +71,25 @@ class _Watcher:
         if self._failed:
             return
         try:
-            self._observers = self._observers or [self.of.observer.build(self.of.bits) for _ in parts]
+            self._build(len(parts))
             for observer, part in zip(self._observers, parts, strict=True):
                 observer.update(part)
         except NonFinite as error:
             self._failed = NonFinite(f"{self.of.site}, calibration sequence {sequence}: {error}")
         except Exception as error:  # an observer from outside may fail in any way
             self._failed = error
+
+    def tail_length(self, n: int) -> int:
+        """How many of n values' largest its observers will ask for."""
+        try:
+            self._build(1)
+            return self._observers[0].tail_length(n)
+        except Exception as error:  # an observer from outside may fail in any way
+            self._failed = error
+            return 0
+
+    def _build(self, n: int) -> None:
+        self._observers += [self.of.observer.build(self.of.bits) for _ in range(n - len(self._observers))]
 
     @cached_property
     def scale(self) -> Tensor:
@@ -245,5 +257,5 @@ def _grouped(watchers: Iterable[_Watcher]) -> list[list[_Watcher]]:
         of = watcher.of
         found.setdefault((of.site, of.granularity, of.symmetric, of.groups), []).append(watcher)
     for alike in found.values():
-        alike.sort(key=lambda w: -w.of.observer.build(w.of.bits).tail_length(_MANY))
+        alike.sort(key=lambda w: -w.tail_length(_MANY))
     return list(found.values())

@@ -24,7 +24,7 @@ from quambench.grids.grid import check_steps, check_zero_points
 from quambench.grids.precision import FLOAT_BITS
 from quambench.grouping import Groups
 from quambench.models.config import ModelConfig
-from quambench.models.sites import architectures_with, local_name, sites_of
+from quambench.models.sites import ARCHITECTURES, architectures_with, local_name, sites_of
 
 SCHEMA = 1
 _ABOUT, _SCALES = "calibration.json", "scales.safetensors"
@@ -185,7 +185,7 @@ def check_calibration(calibration: Calibration, config: ModelConfig | None = Non
         apart = sorted(set(c.scales) ^ set(sites_of(config)))[0]
         is_there = "of another model" if apart in c.scales else "missing"
         raise BadArtefact(f"the sites must be those of the model: {shown(apart)} is {is_there}")
-    known = {"mamba", "mamba2"}
+    known = set(ARCHITECTURES)
     for site in c.scales:
         known &= architectures_with(site)
         if not known:

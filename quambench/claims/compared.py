@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from quambench.claims.base import DECREASE, INCREASE, Claim, Expectation, Gain, Measured, NoGain, Row, row
-from quambench.claims.stored import ACCURACY, DECODE_KL, KL, CannotMeasure, Quality, Shelf, difference
+from quambench.claims.base import (
+    DECREASE,
+    INCREASE,
+    CannotMeasure,
+    Claim,
+    Expectation,
+    Gain,
+    Measured,
+    NoGain,
+    Row,
+    row,
+)
+from quambench.claims.stored import ACCURACY, DECODE_KL, KL, Quality, Shelf, difference
 
 QUALITIES = (ACCURACY, KL, DECODE_KL)
 FEW_ITEMS = (

@@ -16,10 +16,10 @@ from quambench.gate.baselines import BaselineStore
 from quambench.gate.noise import terms_of
 from quambench.gate.record import Record
 from quambench.gate.stats import MIN_CLUSTERS, paired
-from quambench.models.sites import SITES
+from quambench.models.sites import ARCHITECTURES
 
 _DIGESTS = ("model_digest", "calibration_data", "evaluation_data")
-CASE_SITES = frozenset(site.name for table in SITES.values() for site in table if site.observer == "case")
+CASE_SITES = frozenset(site.name for kind in ARCHITECTURES.values() for site in kind.sites if site.observer == "case")
 
 PROTOCOLS = (FULL, Protocol(), QUICK)  # the largest first
 
@@ -60,7 +60,7 @@ class Shelf:
         """By the sites that were stored."""
         record = next((record for records in self._classes for record in records.values()), None)
         names = {site_name(site) for site in record.sites} if record else set()
-        return next((kind for kind, table in SITES.items() if {s.name for s in table} <= names), "unknown")
+        return next((name for name, kind in ARCHITECTURES.items() if {s.name for s in kind.sites} <= names), "unknown")
 
     def find(self, *specs: str) -> list[Record]:
         """Stored results of cases, as a suite writes them ("percentile/channel"), measured on the same data.

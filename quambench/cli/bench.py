@@ -119,16 +119,18 @@ _MET = {None: "", True: "met", False: "MISSED"}
 
 
 def _table(found: list[dict[str, Any]], more: dict[str, Any]) -> str:
-    table = []
+    rows = []
     for row in found:
         if row["ratio"] is None:
-            table.append([row["name"], row["of"], f"not measured: {row['why']}", "", "", *("" for _ in more)])
+            rows.append([row["name"], row["of"], f"not measured: {row['why']}", "", "", *("" for _ in more)])
             continue
         r = Ratio(**row["ratio"])
         times = [f"{r.seconds * 1e3:.3g}", f"{r.counterpart_seconds * 1e3:.3g}"] if r.seconds else ["", ""]
-        table.append([row["name"], row["of"], str(r), *times, *(cell(row) for cell in more.values())])
+        rows.append([row["name"], row["of"], str(r), *times, *(cell(row) for cell in more.values())])
     headers = ["", "against", "ratio [95 %]", "ms", "its ms", *more]
-    return tabulate(table, headers, disable_numparse=True, colalign=["left", "left", *["right"] * (len(headers) - 2)])
+    aligned = ["left", "left", *["right"] * (len(headers) - 2)]
+    table: str = tabulate(rows, headers, disable_numparse=True, colalign=aligned)
+    return table
 
 
 def _limit(row: dict[str, Any]) -> str:

@@ -89,9 +89,10 @@ def run(options: argparse.Namespace) -> int:
 def _told(calibration: Calibration, as_json: bool) -> str:
     if as_json:
         return json.dumps({site: scale.tolist() for site, scale in calibration.scales.items()}, indent=1)
-    table = [[site, calibration.observers[site], *_size(scale)] for site, scale in calibration.scales.items()]
+    rows = [[site, calibration.observers[site], *_size(scale)] for site, scale in calibration.scales.items()]
     headers = ["site", "observer", "scales", "smallest", "largest"]
-    return tabulate(table, headers=headers, disable_numparse=True)
+    table: str = tabulate(rows, headers=headers, disable_numparse=True)
+    return table
 
 
 def _size(scale: Tensor) -> list[str]:

@@ -89,7 +89,8 @@ def _table(found: Mapping[str, Mapping[str, Measurement]]) -> str:
         if not all(math.isnan(metrics[name].value) for metrics in found.values())
     ]
     headings = ["metric", "unit", "better", *(plain(name.split("/", 1)[-1]) for name in found)]
-    return tabulate(rows, headers=headings, disable_numparse=True)
+    table: str = tabulate(rows, headers=headings, disable_numparse=True)
+    return table
 
 
 def _check(options: argparse.Namespace, cases: Sequence[Case]) -> None:

@@ -106,7 +106,8 @@ def _table(found: Found) -> str:
     ]
     rows.sort(key=lambda row: row[0])  # stable: cases of one task stay in the order asked
     headings = ["task", "case", "metric", "better", "documents", "float", "quantized", "difference", "answer's nats"]
-    return tabulate(rows, headers=headings, disable_numparse=True)
+    table: str = tabulate(rows, headers=headings, disable_numparse=True)
+    return table
 
 
 def _json(found: Found) -> str:

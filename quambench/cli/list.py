@@ -17,7 +17,7 @@ from quambench.grouping import GROUPINGS, GroupingSpec
 from quambench.harness import offered_tasks
 from quambench.metrics import METRICS
 from quambench.models.checkpoint import bundled_names
-from quambench.models.sites import SITES
+from quambench.models.sites import ARCHITECTURES
 from quambench.observers import OBSERVERS
 from quambench.policy import POLICIES
 from quambench.policy.base import PER_TENSOR, groupings
@@ -73,8 +73,8 @@ def _sites() -> Rows:
             "allowed": ", ".join([*s.allowed, *(["groups"] if s.grouped else [])]),
             "feeds": s.consumer.split(",")[0],
         }
-        for kind, sites in SITES.items()
-        for s in sites
+        for kind, architecture in ARCHITECTURES.items()
+        for s in architecture.sites
     ]
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from keyword import iskeyword
 from typing import NoReturn
 
+import quambench
 from quambench.core.errors import QuambenchError
 from quambench.core.files import why
 from quambench.core.plain_text import plain, print_anywhere
@@ -65,6 +66,7 @@ COMMANDS = {
         "quambench init --observer calib.observer:SlowPercentile",
     ),
     "zoo": Command("train and check the bundled models", "quambench zoo check mamba2-tiny"),
+    "completion": Command("print a script that completes commands in a shell", "quambench completion bash"),
 }
 
 
@@ -97,27 +99,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Version(argparse.Action):
+    """`--version`: the version is looked up where somebody asks for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"{parser.prog} {quambench.__version__}", flush=True)
+        parser.exit()
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The command line with the options of every command, whose modules it imports."""
+    return _parser(called=COMMANDS)
+
+
 def _run(arguments: Sequence[str]) -> int:
+    parser = _parser(called=[next((a for a in arguments if not a.startswith("-")), None)])
+    options = parser.parse_args(arguments)
+    code: int = options.run(options)
+    sys.stdout.flush()  # here, where what goes wrong is still told
+    return code
+
+
+def _parser(called: Collection[str | None]) -> argparse.ArgumentParser:
+    """The command line, with the options of the commands that are called."""
     parser = _Parser(
         prog="quambench",
         description="Benchmark and regression suite for the INT8 calibration of Mamba and Mamba2 models.",
         epilog="The gate itself runs under pytest: pytest suites/ -k alpha",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    called = next((a for a in arguments if not a.startswith("-")), None)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name, help=command.help, description=command.help.capitalize() + ".", epilog=f"example: {command.example}"
         )
-        if name == called:
+        if name in called:
             with at_once():
                 add, run = command.load(name)
             add(sub)
             sub.set_defaults(run=run)
-    options = parser.parse_args(arguments)
-    code: int = options.run(options)
-    sys.stdout.flush()  # here, where what goes wrong is still told
-    return code
+    return parser
 
 
 def _drop_output() -> None:

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     names = [f.name for f in FAULTS]
     for name in options.fault or ():
         if name not in names:
-            raise UnknownName("fault", name, names, "quambench/selftest.faults/", "quambench selftest --list")
+            raise UnknownName("fault", name, names, "quambench/selftest/faults/", "quambench selftest --list")
     check_counts(options, "--error-rates")
     work = ("--model", "--fault", "--no-clean", "--jobs", "--corpus")
     if options.list:
@@ -75,8 +75,9 @@ def _listed(for_machines: bool) -> str:
     if for_machines:
         rows = [{"fault": f.name, "unit": f.unit, "place": f.place, "changes_nothing": f.no_op} for f in FAULTS]
         return json.dumps(rows, indent=1, ensure_ascii=False)
-    table = [[f.name, f.unit, f.place, f.no_op] for f in FAULTS]
-    return tabulate(table, ["fault", "unit", "place", "changes nothing"])
+    cells = [[f.name, f.unit, f.place, f.no_op] for f in FAULTS]
+    table: str = tabulate(cells, ["fault", "unit", "place", "changes nothing"])
+    return table
 
 
 def _rates(rates: Sequence[Rate], found: Sequence[Power]) -> str:

@@ -87,7 +87,7 @@ def _measure(work: ModelRun, number: int, out: Path) -> dict[str, Any]:
 def _rests_on(case: Case, checkpoint: Checkpoint) -> list[str]:
     """The probes of the units that a case is made of."""
     architecture = checkpoint.config.architecture
-    return [probe.name for probe in probes.all_probes() if probes.rests_on(probe.name, architecture, case)]
+    return [probe.name for probe in probes.all_probes() if probe.rests(architecture, case)]
 
 
 def _answer_probes(request: dict[str, str]) -> dict[str, Any]:

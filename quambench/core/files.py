@@ -6,6 +6,8 @@ What the system refuses is a NotWritten: one line with the path, what is wrong a
 from __future__ import annotations
 
 import errno
+import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -107,6 +109,11 @@ def told(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise NotWritten(f"cannot write {path}: {why(error)}") from error
+    except Exception as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):  # of a library in Rust, which has a type of its own
+            meant = OSError(int(number[1]), os.strerror(int(number[1])))
+            raise NotWritten(f"cannot write {path}: {why(meant)}") from error
+        raise
 
 
 def why(error: OSError) -> str:

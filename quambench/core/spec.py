@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import Field, dataclass, fields
+from functools import lru_cache
 from typing import Any, ClassVar, Self, cast
 
 from quambench.core.errors import BadParameter, QuambenchError
@@ -46,7 +47,7 @@ class Spec:
         try:
             given = bare._given(match[2] or "")
             spec = cls(match[1], tuple((key, _read(key, given[key], known.get(key))) for key in sorted(given)))
-            spec.build()
+            spec.values  # noqa: B018  (which checks them)
         except BadParameter as error:
             raise error.within(text.strip()) from None
         return spec
@@ -93,7 +94,7 @@ class Spec:
         for name, text in tried:
             with suppress(QuambenchError):
                 made = type(self)(self.name, ((name, _read(name, text, known[name])),))
-                made.build()
+                made.values  # noqa: B018  (which checks them)
                 return str(made)
         name = key if key in known else next(iter(known), "")
         return f"{self.name}[{name}={written(cast(Value, known[name].default))}]" if name else self.name
@@ -124,20 +125,35 @@ class Spec:
             raise BadParameter(f"{self.name} has no parameter {key!r}{takes}")
 
     @property
+    def values(self) -> dict[str, Value | None]:
+        """Every parameter and its value, the defaults too; one object of each spec is built for it in a process.
+
+        raises BadParameter where a value is outside its parameter's domain
+        """
+        return dict(_values(self, self.found(), repr(self.parameters)))
+
+    @property
     def complete(self) -> Self:
         """This with its defaults written out: equal for any two ways to name the same one.
 
         A parameter that is marked neutral stands only where it is not at its default: it was added after
         results were stored without it.
         """
-        built = self.build()
-        named = [(f, getattr(built, f.name)) for f in self.settable().values()]
+        values = self.values
+        named = [(f, values[f.name]) for f in self.settable().values()]
         kept = [(f.name, v) for f, v in named if v is not None and not (f.metadata.get("neutral") and v == f.default)]
         return type(self)(self.name, tuple(sorted(kept)))
 
     def given(self, **parameters: Value) -> Self:
         """This with other parameters in place of its own."""
         return type(self)(self.name, tuple(sorted((dict(self.parameters) | parameters).items())))
+
+
+@lru_cache(maxsize=4096)
+def _values(spec: Spec, found: type, as_given: str) -> tuple[tuple[str, Value | None], ...]:
+    """found: what the name stands for now, since code from outside may be loaded anew; as_given: 1 is not 1.0"""
+    built = spec.build()
+    return tuple((name, getattr(built, name)) for name in spec.settable())
 
 
 def written(value: Value) -> str:

@@ -129,7 +129,8 @@ def _steps(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 
 def _marks_spaces(step: Mapping[str, Any]) -> bool:
-    return step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == SPACE
+    found: bool = step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == SPACE
+    return found
 
 
 def _unknown(model: Mapping[str, Any]) -> str:

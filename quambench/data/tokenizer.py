@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as _Tokenizer
 from torch import Tensor
 
 from quambench.core.errors import BadCheckpoint
+from quambench.core.files import write
 from quambench.core.pointers import check_fetched
 from quambench.core.reading import JSON_LIMIT, Unreadable, check_file, is_file, shown
 from quambench.data.spelling import Spelling, bytes_of_tokens, check_merges, spelling_of
@@ -76,7 +77,8 @@ class Tokenizer:
         return cls(inner)
 
     def save(self, path: Path) -> None:
-        self._inner.save(str(path))
+        """Write tokenizer.json; the folder is made. raises NotWritten"""
+        write(path, self._inner.to_str(pretty=True))
 
     @cached_property
     def digest(self) -> str:

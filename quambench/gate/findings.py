@@ -15,9 +15,9 @@ from torch import Tensor
 
 from quambench.calibration.channels import SITE
 from quambench.gate.arrays import REFERENCE_TOLERANCE, Evidence, Rule, lost, moved, rule_of
-from quambench.gate.comparisons import BEYOND, LEAST_CHANGE, SENSITIVE, Comparison, least_change
+from quambench.gate.comparisons import LEAST_CHANGE, SENSITIVE, Comparison, least_change
 from quambench.gate.deciding import beyond, larger
-from quambench.gate.noise import SITE_ROWS, Noise, site_moved, terms_of, unit_moved
+from quambench.gate.noise import BEYOND, SITE_ROWS, Noise, site_moved, terms_of, unit_moved
 from quambench.gate.record import Record, scale_steps_apart
 from quambench.gate.recount import miscounted
 

@@ -36,7 +36,8 @@ def q_max(bits: int) -> int:
     """Largest integer of the grid: 127 at 8 bits."""
     if not 2 <= bits <= 8:
         raise BadParameter(f"bits must be from 2 to 8 (got {bits})")
-    return 2 ** (bits - 1) - 1
+    largest: int = 2 ** (bits - 1) - 1
+    return largest
 
 
 def symmetric_scale(amax: Tensor, bits: int = 8) -> Tensor:

@@ -33,7 +33,8 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
     Sylvester's doubling of a base: 1, Paley's matrix of order 12, or twice Paley's of order 20.
     """
-    return (_signs(n).double() * n**-0.5).to(dtype)
+    entry: float = n**-0.5
+    return (_signs(n).double() * entry).to(dtype)
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def rotate(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise BadParameter(f"only floating tensors can be rotated, an integer grid cannot (got {x.dtype})")
     left, right = _factors(x.shape[-1], x.dtype, x.device)
-    blocks = x.unflatten(-1, (left.shape[0], right.shape[0]))
+    blocks: Tensor = x.unflatten(-1, (left.shape[0], right.shape[0]))
     return (left @ (blocks @ right)).flatten(-2)
 
 

@@ -27,7 +27,7 @@ GREEDY = ("until", "max_gen_toks", "do_sample", "temperature", "by_steps")  # wh
 
 
 @register_model(MODEL_NAME)
-class QuambenchLM(TemplateLM):
+class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """A Subject, asked by the harness.
 
     batch_size   sequences per forward: 16 unless given; "auto" is refused, since it would depend on the machine

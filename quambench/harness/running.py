@@ -165,7 +165,8 @@ def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
     """One at a time, so that what a task draws does not depend on those before it."""
     try:
         with _quiet():
-            return manager.load([name])["tasks"]
+            loaded: Mapping[str, Task] = manager.load([name])["tasks"]
+            return loaded
     except QuambenchError:
         raise
     except OSError as error:  # among them what the hub's client raises without a network
@@ -238,7 +239,8 @@ def _log_likelihood(task: Any, row: Mapping[str, Any]) -> float:
     right = _right(task, row["doc"], len(answers))
     if right is None or not all(isinstance(a, float) for a in answers):
         return float("nan")
-    return answers[right]
+    log_likelihood: float = answers[right]
+    return log_likelihood
 
 
 def _right(task: Any, doc: Mapping[str, Any], n_answers: int) -> int | None:

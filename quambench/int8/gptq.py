@@ -88,7 +88,8 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
     if failed:
         raise BadParameter("a Hessian must be positive definite once it is damped (it is not: more damping?)")
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(reversed_factor.flip(0, 1), identity, upper=True)
+    inverse: Tensor = torch.linalg.solve_triangular(reversed_factor.flip(0, 1), identity, upper=True)
+    return inverse
 
 
 def _check_square(hessian: Tensor, n: int) -> None:

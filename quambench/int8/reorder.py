@@ -7,6 +7,7 @@ out_proj's input mixes channels as they stand, so this comes before its inverse 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,15 +16,17 @@ from quambench.core.errors import BadParameter
 from quambench.grouping.groups import Groups
 from quambench.models.backbone import LanguageModel
 from quambench.models.mamba2 import Mamba2Mixer
+from quambench.models.sites import architecture_of
 
 
 @torch.no_grad()
 def reorder(model: LanguageModel, groups: Mapping[int, Groups]) -> None:
-    """Each layer by its Groups, in place. raises BadParameter for a Mamba model, which has no heads"""
+    """Each layer by its Groups, in place. raises BadParameter for a model without heads"""
+    kind = architecture_of(model.config)
+    if groups and not kind.has_heads:
+        raise BadParameter(f"a {kind.title} model has no heads to reorder")
     for layer, order in groups.items():
-        mixer = model.blocks[layer].mixer
-        if not isinstance(mixer, Mamba2Mixer):
-            raise BadParameter("a Mamba model has no heads to reorder")
+        mixer = cast(Mamba2Mixer, model.blocks[layer].mixer)
         for tensor, index in moved(mixer, order).values():
             tensor.copy_(tensor[index])
 

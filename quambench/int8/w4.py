@@ -80,12 +80,14 @@ def to_int8(grouped: GroupedWeight) -> QuantizedTensor:
 def group_amax(weight: Tensor, group: int) -> Tensor:
     """(out, in) -> (out, n_groups): each group's largest magnitude, in the weight's dtype."""
     missing = -weight.shape[1] % group
-    return pad(weight.abs(), (0, missing)).unflatten(1, (-1, group)).amax(dim=2)
+    grouped: Tensor = pad(weight.abs(), (0, missing)).unflatten(1, (-1, group))
+    return grouped.amax(dim=2)
 
 
 def group_step(amax: Tensor) -> Tensor:
     """2 amax / 15 of any shape, float32, at least MIN_SCALE."""
-    return (2 * amax.double() / (2**BITS - 1)).float().clamp(min=MIN_SCALE)
+    steps: int = 2**BITS - 1
+    return (2 * amax.double() / steps).float().clamp(min=MIN_SCALE)
 
 
 def spread(steps: Tensor, group: int, columns: int) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from quambench.core.errors import BadParameter
 from quambench.core.plugins import Kind
 from quambench.grouping import Groups
-from quambench.interchange.quamba import HEAD_KEY, KEYS, ReorderParams, reorder_params_of
+from quambench.interchange.quamba import HEAD_KEY, ReorderParams, reorder_params_of
 from quambench.models.backbone import LanguageModel
-from quambench.models.sites import layer_of, local_name
+from quambench.models.sites import ARCHITECTURES, architecture_of, layer_of, local_name
 
 CALIBRATION = Kind("calibration")
 HEAD = -1  # the layer of lm_head's key: act_scales' last entry
@@ -46,7 +46,7 @@ class FloatModel:
     def of(cls, prepared: LanguageModel, groups: Mapping[int, Groups]) -> FloatModel:
         """prepared: in the order of `groups`, by layer"""
         c = prepared.config
-        heads = (c.n_heads, c.head_dim, c.n_groups) if c.architecture == "mamba2" else (0, 0, 0)
+        heads = (c.n_heads, c.head_dim, c.n_groups) if architecture_of(c).has_heads else (0, 0, 0)
         return cls(c.architecture, c.n_layers, c.d_state, *heads, reorder_params_of(groups), prepared)
 
     def __call__(self, tokens: Tensor, hook: Hook = lambda layer, key, x: None) -> Tensor:
@@ -57,12 +57,13 @@ class FloatModel:
 
         def tap(site: str, x: Tensor) -> Tensor:
             layer, seen = layer_of(site), x.float()
-            keys = (HEAD_KEY,) if layer is None else KEYS[self.architecture][local_name(site)]
+            keys = (HEAD_KEY,) if layer is None else ARCHITECTURES[self.architecture].quamba_keys[local_name(site)]
             for key in keys:
                 hook(HEAD if layer is None else layer, key, seen)
             return x
 
-        return self._model(tokens, tap=tap)[0].float()
+        logits: Tensor = self._model(tokens, tap=tap)[0]
+        return logits.float()
 
 
 def find_calibration(name: str) -> Callable[[FloatModel, list[Tensor]], Any]:

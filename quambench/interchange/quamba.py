@@ -16,7 +16,7 @@ and ignored when it is there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from quambench.grids.granularity import GROUPS, UNQUANTIZED
 from quambench.grids.grid import check_steps
 from quambench.grouping import Groups
 from quambench.models.config import ModelConfig
-from quambench.models.sites import SITES, layer_of, local_name, sites_of
+from quambench.models.sites import ARCHITECTURES, Architecture, architecture_of, layer_of, local_name, sites_of
 from quambench.policy.base import granularity_in_groups
 
 ActScales = list[dict[str, Any]]
@@ -35,32 +35,6 @@ ReorderParams = dict[str, list[Tensor]]
 
 BITS = 8  # of Quamba's activations
 
-# Site -> the keys that stand for it. Where there are two, one tensor is quantized by the scale at :input and
-# read by the one at :output.
-KEYS: dict[str, dict[str, tuple[str, ...]]] = {
-    "mamba": {
-        "in_proj:input": ("in_proj:input",),
-        "in_proj:output": ("in_proj:output",),
-        "x_proj:input": ("x_proj:input",),
-        "x_proj:output": ("x_proj:output",),
-        "dt_proj:output": ("dt_proj:output",),
-        "ssm_state": ("ssm_state_act:input",),
-        "out_proj:input": ("out_proj:input",),
-    },
-    "mamba2": {
-        "in_proj:input": ("in_proj:input",),
-        "z": ("z_act:input", "z_act:output"),
-        "x_conv_in": ("x_conv_in:input", "x_conv_in:output"),
-        "B_conv_in": ("B_conv_in:input", "B_conv_in:output"),
-        "C_conv_in": ("C_conv_in:input", "C_conv_in:output"),
-        "dt": ("dt_act:input", "dt_act:output"),
-        "x_conv_out": ("x_conv_out:input",),
-        "B_conv_out": ("B_conv_out:input",),
-        "C_conv_out": ("C_conv_out:input",),
-        "ssm_state": ("ssm_state_act:input",),
-        "out_proj:input": ("out_proj:input",),
-    },
-}
 HEAD_KEY = "lm_head:input"  # in the last dict; the site has the same name
 ORDER_KEYS = ("head_groups", "channel_group", "head_index", "channel_index")  # of reorder_params
 
@@ -72,8 +46,8 @@ def to_act_scales(calibration: Calibration) -> tuple[ActScales, ReorderParams | 
 
     raises BadParameter naming the first site, in forward order, whose scale Quamba has no place for
     """
-    architecture, n_layers = _model_of(calibration)
-    _check_expressible(calibration, architecture, n_layers)
+    kind, n_layers = _model_of(calibration)
+    _check_expressible(calibration, kind, n_layers)
     act_scales: ActScales = [{} for _ in range(n_layers + 1)]
     for name, scale in calibration.scales.items():
         layer, value = layer_of(name), scale.clone()
@@ -83,7 +57,7 @@ def to_act_scales(calibration: Calibration) -> tuple[ActScales, ReorderParams | 
         site = local_name(name)
         grouped = calibration.granularities[name] == GROUPS
         found = _as_tuples(value, calibration.groups[layer], site) if grouped else value
-        act_scales[layer] |= dict.fromkeys(KEYS[architecture][site], found)
+        act_scales[layer] |= dict.fromkeys(kind.quamba_keys[site], found)
     return act_scales, reorder_params_of(calibration.groups)
 
 
@@ -103,13 +77,14 @@ def from_act_scales(
     """
     entries = _entries(act_scales, config)
     order = {} if reorder_params is None else _orders(reorder_params, config)
-    grouped = config.architecture == "mamba2" and isinstance(entries[0].get(_X_KEY), list)
+    kind = architecture_of(config)
+    grouped = kind.has_heads and isinstance(entries[0].get(_X_KEY), list)
     if grouped and not order:
         raise BadArtefact(f"layer 0, {_X_KEY} is in groups: reorder_params must come with act_scales, and are missing")
     scales, granularities = {}, {}
     for name, site in sites_of(config).items():
         layer = layer_of(name)
-        keys = (HEAD_KEY,) if layer is None else KEYS[config.architecture][site.name]
+        keys = (HEAD_KEY,) if layer is None else kind.quamba_keys[site.name]
         granularities[name] = granularity_in_groups(site) if grouped else "tensor"
         scales[name] = _scale(entries, layer, keys, granularities[name], config, order)
     made = Calibration(
@@ -128,32 +103,33 @@ def from_act_scales(
 # --- Calibration -> Quamba
 
 
-def _model_of(calibration: Calibration) -> tuple[str, int]:
+def _model_of(calibration: Calibration) -> tuple[Architecture, int]:
     """Architecture and number of layers, by the sites. raises BadParameter where one has no scale"""
     layers = [layer for name in calibration.scales if (layer := layer_of(name)) is not None]
     n_layers = max(layers, default=-1) + 1
-    architecture = "mamba2" if f"layers.0.{_X}" in calibration.scales else "mamba"
-    wanted = [f"layers.{i}.{site}" for i in range(n_layers) for site in KEYS[architecture]] + [HEAD_KEY]
+    there = {local_name(name) for name in calibration.scales}
+    kind = max(ARCHITECTURES.values(), key=lambda one: len(there & one.quamba_keys.keys()))
+    wanted = [f"layers.{i}.{site}" for i in range(n_layers) for site in kind.quamba_keys] + [HEAD_KEY]
     for name in wanted:
         if name not in calibration.scales:
             raise BadParameter(f"the calibration has no scale for {name}: Quamba needs one for every site")
-    return architecture, n_layers
+    return kind, n_layers
 
 
-def _check_expressible(calibration: Calibration, architecture: str, n_layers: int) -> None:
+def _check_expressible(calibration: Calibration, kind: Architecture, n_layers: int) -> None:
     bits = calibration.act_bits
     if bits != BITS:
         raise BadParameter(f"Quamba's activations have {BITS} bits, these scales are for {bits}: calibrate at {BITS}")
     if not calibration.symmetric:
         raise BadParameter("Quamba's grid is symmetric, these scales are of an asymmetric one: calibrate without it")
-    sites = {site.name: site for site in SITES[architecture]}
+    sites = {site.name: site for site in kind.sites}
     grouped = GROUPS in calibration.granularities.values()
     for name, granularity in calibration.granularities.items():
         wanted = "tensor"
         if grouped and layer_of(name) is not None:
             wanted = granularity_in_groups(sites[local_name(name)])
         if granularity != wanted:
-            raise BadParameter(_no_place(name, granularity, wanted, architecture))
+            raise BadParameter(_no_place(name, granularity, wanted, kind))
     if (grouped or calibration.groups) and set(calibration.groups) != set(range(n_layers)):
         n = len(calibration.groups)
         raise BadParameter(f"Quamba reorders every layer or none, and this calibration has groups of {n} of {n_layers}")
@@ -162,11 +138,11 @@ def _check_expressible(calibration: Calibration, architecture: str, n_layers: in
 _READS = {"tensor": "one number", "ssd_group": "one per SSD group", GROUPS: "one per group of heads and channels"}
 
 
-def _no_place(name: str, granularity: str, wanted: str, architecture: str) -> str:
+def _no_place(name: str, granularity: str, wanted: str, kind: Architecture) -> str:
     if granularity == UNQUANTIZED:
         return f"{name} stays float in this calibration, and Quamba quantizes it: take a policy that leaves none float"
     has = {"tensor": "one scale", GROUPS: "a scale per group"}.get(granularity, f"a scale per {granularity}")
-    groups = ", or in groups, e.g. --policy quamba2 --grouping channel" if architecture == "mamba2" else ""
+    groups = ", or in groups, e.g. --policy quamba2 --grouping channel" if kind.has_heads else ""
     return f"{name} has {has}, and Quamba reads {_READS[wanted]} there: calibrate with --grouping 1x1{groups}"
 
 
@@ -207,9 +183,10 @@ def _entries(act_scales: Any, config: ModelConfig) -> Sequence[Mapping[str, Any]
         raise BadArtefact(f"act_scales must be a list of {n} dicts, one per layer and one for lm_head")
     if len(act_scales) != n:
         raise BadArtefact(f"act_scales must be of the model's {n - 1} layers and lm_head (got {len(act_scales)} dicts)")
-    other = "mamba" if config.architecture == "mamba2" else "mamba2"
-    if {key for keys in KEYS[other].values() for key in keys} <= act_scales[0].keys():
-        raise BadArtefact(f"layer 0: these act_scales are of a {other} model, and this one is {config.architecture}")
+    for name, other in ARCHITECTURES.items():
+        keys = {key for keys in other.quamba_keys.values() for key in keys}
+        if name != config.architecture and keys <= act_scales[0].keys():
+            raise BadArtefact(f"layer 0: these act_scales are of a {name} model, and this one is {config.architecture}")
     return act_scales
 
 
@@ -265,7 +242,8 @@ def _from_tuples(value: Any, place: str, groups: Groups, rest: tuple[int, ...]) 
             if not rest:
                 _check_sizes(run[1], f"{here}: ch_gsize", groups.dim_sizes[g, h], "channel_group")
             found.append(_numbers(run[2], f"{here}: scales", (n_dims, *rest)))
-    return torch.stack(found).unflatten(0, (n_groups, n_heads))
+    stacked: Tensor = torch.stack(found).unflatten(0, (n_groups, n_heads))
+    return stacked
 
 
 def _check_sizes(value: Any, place: str, expected: Tensor, key: str) -> None:
@@ -292,7 +270,7 @@ def _integers(value: Any, place: str) -> Tensor:
     return value.detach().to("cpu", torch.int64).clone()
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized and not value.is_meta
 
 
@@ -306,8 +284,10 @@ def _orders(reorder_params: Any, config: ModelConfig) -> dict[int, Groups]:
         raise BadArtefact(f"reorder_params must be a dict of lists over layers (got {_kind(reorder_params)})")
     if not reorder_params:
         return {}
-    if config.architecture != "mamba2":
-        raise BadArtefact("reorder_params are Mamba2's, and a Mamba model has no heads to reorder: leave them out")
+    if not (kind := architecture_of(config)).has_heads:
+        raise BadArtefact(
+            f"reorder_params are Mamba2's, and a {kind.title} model has no heads to reorder: leave them out"
+        )
     n = config.n_layers
     for key in ORDER_KEYS:
         if key not in reorder_params:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from quambench.models.backbone import LanguageModel
 from quambench.models.config import ModelConfig
-from quambench.models.mamba import MambaMixer
-from quambench.models.mamba2 import Mamba2Mixer
+from quambench.models.sites import architecture_of
 
-MIXERS = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
+__all__ = ["LanguageModel", "ModelConfig", "architecture_of", "build"]
 
 
 def build(config: ModelConfig) -> LanguageModel:
     """A freshly initialised model of this shape (torch's random state decides the weights)."""
-    return LanguageModel(config, MIXERS[config.architecture])
+    return LanguageModel(config, architecture_of(config).mixer)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from quambench_kernels.selective_scan import selective_scan
 from torch import Tensor, nn
 
+from quambench.models.architecture import ARCHITECTURES, FLOAT, PRODUCT, Architecture, Site
 from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, Tap
 from quambench.models.config import ModelConfig
 
@@ -58,3 +59,52 @@ def initial_dt_bias(width: int, low: float = 1e-3, high: float = 0.1, floor: flo
     """Bias whose softplus is log-uniform in [low, high]: both papers' initialisation of Δ."""
     dt = torch.exp(torch.rand(width) * math.log(high / low) + math.log(low)).clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
+
+
+def _shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {
+        "in_proj:input": (c.d_model,),
+        "in_proj:output": (2 * c.d_inner,),
+        "x_proj:input": (c.d_inner,),
+        "x_proj:output": (c.dt_rank + 2 * c.d_state,),
+        "dt_proj:output": (c.d_inner,),
+        "ssm_state": (c.d_inner, c.d_state),
+        "out_proj:input": (c.d_inner,),
+    }
+
+
+ARCHITECTURES.add(
+    "mamba",
+    Architecture(
+        name="mamba",
+        title="Mamba",
+        mixer=MambaMixer,
+        sites=(
+            Site("in_proj:input", "normed hidden, B·L·D", "running_max", ("tensor",), PRODUCT),
+            Site("in_proj:output", "x and z together, B·L·2E", "running_max", ("tensor", "split", "channel"), FLOAT),
+            Site("x_proj:input", "x after conv and SiLU, B·L·E", "case", ("tensor",), PRODUCT),
+            Site(
+                "x_proj:output",
+                "Δ_low, B and C together, B·L·(R+2N)",
+                "running_max",
+                ("tensor", "split"),
+                "an INT8 matrix product, which takes one scale for all of Δ_low",
+            ),
+            Site("dt_proj:output", "Δ before bias and softplus, B·L·E", "running_max", ("tensor", "channel"), FLOAT),
+            Site("ssm_state", "state, B·E·N", "case", ("tensor", "channel", "channel_state"), FLOAT),
+            Site("out_proj:input", "y after gate and Hadamard, B·L·E", "running_max", ("tensor",), PRODUCT),
+        ),
+        shapes=_shapes,
+        scan_input="x_proj:input",
+        has_heads=False,
+        quamba_keys={
+            "in_proj:input": ("in_proj:input",),
+            "in_proj:output": ("in_proj:output",),
+            "x_proj:input": ("x_proj:input",),
+            "x_proj:output": ("x_proj:output",),
+            "dt_proj:output": ("dt_proj:output",),
+            "ssm_state": ("ssm_state_act:input",),
+            "out_proj:input": ("out_proj:input",),
+        },
+    ),
+)

@@ -12,6 +12,7 @@ from quambench_kernels.rms_norm_quantize import gated_rms_norm_quantize
 from quambench_kernels.ssd import ssd
 from torch import Tensor, nn
 
+from quambench.models.architecture import ARCHITECTURES, FLOAT, PRODUCT, Architecture, Site
 from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, RMSNorm, Tap
 from quambench.models.config import ModelConfig
 from quambench.models.mamba import initial_dt_bias
@@ -69,3 +70,64 @@ class Mamba2Mixer(Mixer):
         """RMSNorm over each SSD group's channels, the gate SiLU(z) before it or after it."""
         n, before = self.norm, self.config.norm_before_gate
         return gated_rms_norm_quantize(y, z, None, n.weight, n.eps, None, n_groups=n.n_groups, norm_before_gate=before)
+
+
+def _shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    inner, bc = (c.d_inner,), (c.n_groups * c.d_state,)
+    return {
+        "in_proj:input": (c.d_model,),
+        "z": inner,
+        "x_conv_in": inner,
+        "B_conv_in": bc,
+        "C_conv_in": bc,
+        "dt": (c.n_heads,),
+        "x_conv_out": inner,
+        "B_conv_out": bc,
+        "C_conv_out": bc,
+        "ssm_state": (c.n_heads, c.head_dim, c.d_state),
+        "out_proj:input": inner,
+    }
+
+
+_PER_HEAD = ("tensor", "head", "channel")
+_PER_SSD_GROUP = ("tensor", "ssd_group", "channel")
+_OF_STATE = ("tensor", "head", "channel", "channel_state")
+
+ARCHITECTURES.add(
+    "mamba2",
+    Architecture(
+        name="mamba2",
+        title="Mamba2",
+        mixer=Mamba2Mixer,
+        sites=(
+            Site("in_proj:input", "normed hidden, B·L·D", "running_max", ("tensor",), PRODUCT),
+            Site("z", "gate, B·L·E", "running_max", _PER_HEAD, FLOAT),
+            Site("x_conv_in", "x before conv, B·L·E", "running_max", _PER_HEAD, FLOAT),
+            Site("B_conv_in", "B before conv, B·L·GN", "running_max", ("tensor", "channel"), FLOAT),
+            Site("C_conv_in", "C before conv, B·L·GN", "running_max", ("tensor", "channel"), FLOAT),
+            Site("dt", "Δ before bias and softplus, B·L·H", "running_max", ("tensor", "head"), FLOAT),
+            Site("x_conv_out", "x after conv and SiLU, B·L·E", "case", _PER_HEAD, FLOAT, grouped=True),
+            Site("B_conv_out", "B after conv and SiLU, B·L·GN", "running_max", _PER_SSD_GROUP, FLOAT),
+            Site("C_conv_out", "C after conv and SiLU, B·L·GN", "running_max", _PER_SSD_GROUP, FLOAT),
+            Site("ssm_state", "state, B·H·P·N", "case", _OF_STATE, FLOAT, grouped=True),
+            Site("out_proj:input", "y after gated norm and Hadamard, B·L·E", "running_max", ("tensor",), PRODUCT),
+        ),
+        shapes=_shapes,
+        scan_input="x_conv_out",
+        has_heads=True,
+        quamba_keys={
+            "in_proj:input": ("in_proj:input",),
+            "z": ("z_act:input", "z_act:output"),
+            "x_conv_in": ("x_conv_in:input", "x_conv_in:output"),
+            "B_conv_in": ("B_conv_in:input", "B_conv_in:output"),
+            "C_conv_in": ("C_conv_in:input", "C_conv_in:output"),
+            "dt": ("dt_act:input", "dt_act:output"),
+            "x_conv_out": ("x_conv_out:input",),
+            "B_conv_out": ("B_conv_out:input",),
+            "C_conv_out": ("C_conv_out:input",),
+            "ssm_state": ("ssm_state_act:input",),
+            "out_proj:input": ("out_proj:input",),
+        },
+        half=("dt_bias",),
+    ),
+)

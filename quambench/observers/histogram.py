@@ -76,9 +76,9 @@ class Histogram:
 
         But for values in `underflow`, which stand for 0: they are below 2^(1 - OCTAVES).
         """
-        return (2.0 ** torch.arange(1 - OCTAVES, 1, dtype=torch.float64)).repeat_interleave(2**self.k) / 2 ** (
-            self.k + 1
-        )
+        octaves: Tensor = 2.0 ** torch.arange(1 - OCTAVES, 1, dtype=torch.float64)
+        bins: int = 2**self.k
+        return octaves.repeat_interleave(bins) / (2 * bins)
 
     @property
     def _feet(self) -> Tensor:

@@ -11,11 +11,11 @@ from quambench.core.errors import BadParameter, UnknownName
 from quambench.grids.precision import Precision
 from quambench.models.checkpoint import bundled_names
 from quambench.models.config import ModelConfig
+from quambench.models.sites import ARCHITECTURES
 from quambench.observers import ObserverSpec
 from quambench.session.session import Session
 
 LANGUAGES = ("prose", "recall")
-ARCHITECTURES = ("mamba", "mamba2")
 EXAMPLE = '@pytest.mark.cases("running_max", "percentile[alpha=0.9995]")'
 
 

@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 from quambench.case import SIZES
 
 
-class ByModel(LoadScopeScheduling):
+class ByModel(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """xdist's scheduler by scope, but for what it does when a worker dies."""
 
     def __init__(self, config: Any, log: Any, models: Collection[str]) -> None:
@@ -27,6 +27,7 @@ class ByModel(LoadScopeScheduling):
         waiting = [(unit, test) for unit in units.values() for test, done in unit.items() if not done]
         if not waiting:
             return None
+        crashed: str
         unit, crashed = waiting[0]
         unit[crashed] = True
         self.workqueue.update({scope: unit for scope, unit in units.items() if not all(unit.values())})

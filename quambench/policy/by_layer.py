@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from quambench.core.errors import BadParameter
 from quambench.models.config import ModelConfig
@@ -81,7 +82,7 @@ class ScaleMultiplier(Policy):
     ) -> Plan:
         last = config.n_layers - 1
         chosen = {"all": range(last + 1), "first": (0,), "last": (last,), "ends": (0, last)}[self.layers]
-        times = observer.build().clip_ratio * self.factor
+        times = cast(float, observer.values["clip_ratio"]) * self.factor
         return _at_case_sites(
             config,
             observer,

@@ -13,7 +13,7 @@ from typing import ClassVar
 from quambench.core.errors import BadParameter
 from quambench.grouping import GROUPINGS
 from quambench.models.config import ModelConfig
-from quambench.models.sites import sites_of
+from quambench.models.sites import architecture_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy.base import (
     PER_TENSOR,
@@ -38,8 +38,8 @@ class Quamba2(Policy):
     def plan(
         self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
     ) -> Plan:
-        if config.architecture != "mamba2":
-            raise BadParameter("quamba2 groups heads, and a Mamba model has none: leave it out")
+        if not (kind := architecture_of(config)).has_heads:
+            raise BadParameter(f"quamba2 groups heads, and a {kind.title} model has none: leave it out")
         if not (is_clustering(grouping) or grouping == PER_TENSOR or grouping in GROUPINGS):
             raise BadParameter(f"quamba2 groups heads and channels, 1x1 to channel (got {grouping})")
         return {

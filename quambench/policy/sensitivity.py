@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from quambench.core.errors import BadParameter
 from quambench.grids.granularity import GRANULARITIES, UNQUANTIZED
@@ -30,7 +30,7 @@ def remedied(config: ModelConfig, observer: ObserverSpec) -> dict[str, Plan]:
 def apply(config: ModelConfig, site: str, usual: Assignment, remedy: str) -> Assignment:
     """One site's assignment under a remedy; the usual one where the remedy changes nothing."""
     if remedy == "multiplier":
-        ratio = usual.observer.build().clip_ratio * MULTIPLIER
+        ratio = cast(float, usual.observer.values["clip_ratio"]) * MULTIPLIER
         return replace(usual, observer=usual.observer.given(clip_ratio=ratio))
     if remedy == "finer":
         return replace(usual, granularity=granularity_at(sites_of(config)[site], FINEST))

@@ -88,7 +88,8 @@ def terminal(verdicts: Sequence[Verdict]) -> str:
 
 def _tabulated(headings: list[str], cells: list[list[str]]) -> str:
     shown = [[plain(cell) for cell in row] for row in cells]
-    return tabulate(shown, headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
+    table: str = tabulate(shown, headings, tablefmt="simple", disable_numparse=True, colalign=aligned(headings))
+    return table
 
 
 def _quiet_probe(verdict: Verdict) -> bool:

@@ -34,7 +34,8 @@ from quambench.grids.granularity import UNQUANTIZED
 from quambench.grids.precision import Precision
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.int8.fuse import prepare
-from quambench.int8.model import Disturb, QuantizedModel, undisturbed
+from quambench.int8.model import QuantizedModel
+from quambench.int8.ops import Disturb, undisturbed
 from quambench.interchange.outside import FloatModel, find_calibration
 from quambench.interchange.quamba import from_act_scales, reorder_params_of
 from quambench.metrics import METRICS, Measurement, metrics_of

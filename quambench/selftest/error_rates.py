@@ -52,7 +52,8 @@ class Rate:
     def holds(self) -> bool:
         """Whether no more alarms were met than three standard deviations above the nominal share."""
         expected = self.level * self.runs
-        return self.alarms <= expected + 3 * (expected * (1 - self.level)) ** 0.5 + 1
+        deviation: float = (expected * (1 - self.level)) ** 0.5
+        return self.alarms <= expected + 3 * deviation + 1
 
 
 @dataclass(frozen=True, slots=True)

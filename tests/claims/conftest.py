@@ -14,7 +14,7 @@ from quambench.gate.baselines import BaselineStore
 from quambench.gate.noise import Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import METRICS
-from quambench.models.sites import SITES
+from quambench.models.sites import ARCHITECTURES
 
 DOCUMENTS, ITEMS, LAYERS, TOKENS = 8, 20, 3, 100
 MEASURED = ("kl", "decode_kl", "accuracy", "accuracy_float")
@@ -22,7 +22,9 @@ DIGESTS = {"model_digest": "m", "calibration_data": "c", "evaluation_data": "e"}
 
 
 def site_names(architecture: str) -> list[str]:
-    return [f"layers.{i}.{site.name}" for i in range(LAYERS) for site in SITES[architecture]] + ["lm_head:input"]
+    return [f"layers.{i}.{site.name}" for i in range(LAYERS) for site in ARCHITECTURES[architecture].sites] + [
+        "lm_head:input"
+    ]
 
 
 def made_record(

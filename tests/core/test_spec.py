@@ -106,6 +106,31 @@ def test_complete_names_all_but_what_is_neutral_and_at_its_default():
     assert str(ThingSpec.parse("bare").complete) == "bare"
 
 
+def test_one_object_of_each_spec_is_built_for_its_values(monkeypatch):
+    built = []
+    monkeypatch.setattr(Thing, "__post_init__", lambda self: built.append(self))
+    for _ in range(3):
+        spec = ThingSpec.parse("thing[size=7.25,word=once]")
+        assert spec.values["size"] == 7.25
+        assert spec.complete.complete == spec.complete
+    assert len(built) == 2  # of the spec, and of the one with its defaults written out
+
+
+def test_values_are_those_of_what_the_name_stands_for_now(monkeypatch):
+    @dataclass
+    class Newer(Thing):
+        size: float = 99.0
+
+    assert ThingSpec("thing").values["size"] == 1.5
+    monkeypatch.setattr(ThingSpec, "found", lambda self: Newer)
+    assert ThingSpec("thing").values["size"] == 99.0
+
+
+def test_a_whole_number_is_kept_as_it_was_given():
+    assert str(ThingSpec("thing", (("size", 4.0),)).complete) == str(ThingSpec.parse("thing[size=4]").complete)
+    assert "size=4," in str(ThingSpec("thing", (("size", 4),)).complete)
+
+
 def test_given_replaces_and_adds():
     spec = ThingSpec.parse("thing[size=2,word=b]").given(size=3.0, late=0.5)
     assert str(spec) == "thing[late=0.5,size=3.0,word=b]"

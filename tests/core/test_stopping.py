@@ -22,6 +22,13 @@ def untouched():
         signal.signal(number, handler)
 
 
+# What runs in the background has inherited that Ctrl-C and HUP are ignored.
+OWN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+"""
 RAISED = """
 import os, signal, sys, time
 from quambench.core.stopping import {block}, code_of
@@ -37,7 +44,10 @@ except KeyboardInterrupt as stopped:
 
 def ended(block: str, number: int) -> tuple[int, str, str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", RAISED.format(block=block)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWN + RAISED.format(block=block)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
@@ -103,12 +113,12 @@ print("after", flush=True)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_comes_when_the_work_is_done_ends_the_process_behind_it(number):
-    made = subprocess.run([sys.executable, "-c", DONE.format(number=int(number))], capture_output=True, text=True)
+    made = subprocess.run([sys.executable, "-c", OWN + DONE.format(number=int(number))], capture_output=True, text=True)
     assert (made.returncode, made.stdout, made.stderr) == (-number, "shown\n", "")
 
 
 def test_ctrl_c_when_the_work_is_done_costs_nothing():
-    made = subprocess.run([sys.executable, "-c", DONE.format(number=2)], capture_output=True, text=True)
+    made = subprocess.run([sys.executable, "-c", OWN + DONE.format(number=2)], capture_output=True, text=True)
     assert (made.returncode, made.stdout, made.stderr) == (0, "shown\nafter\n", "")
 
 

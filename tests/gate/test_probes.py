@@ -9,6 +9,7 @@ import pytest
 import torch
 from quambench_kernels import dispatch
 
+from quambench.calibration.refine import REFINEMENTS
 from quambench.case import Case
 from quambench.core.errors import BadArtefact
 from quambench.gate import probes
@@ -16,9 +17,11 @@ from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, in_turn, 
 from quambench.gate.probes.base import Probe
 from quambench.gate.probes.models import BARE, CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
+from quambench.grouping.cluster import METHODS
 from quambench.int8 import model
 from quambench.int8.site_grid import AsymmetricGrid
 from quambench.observers import OBSERVERS
+from quambench.policy import POLICIES
 from quambench.selftest.faults import FAULTS
 from quambench.selftest.faults.base import BOTH
 from quambench.selftest.selftest import OBSERVER
@@ -86,14 +89,14 @@ def test_a_tie_is_seen_by_the_margin(monkeypatch):
     from safetensors.torch import load_file
 
     streams = load_file(STREAMS)
-    original = model._Block.enter
+    original = model.QuantizedBlock.enter
 
     def on_a_tie(self, into, x, tap):
         x = x.clone()
         x.flatten()[0] = -127.5 * into.parts[0][1].scale
         return original(self, into, x, tap)
 
-    monkeypatch.setattr(model._Block, "enter", on_a_tie)
+    monkeypatch.setattr(model.QuantizedBlock, "enter", on_a_tie)
     assert tie_margin(streams, "mamba") < 1e-7
 
 
@@ -210,8 +213,8 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
     [
         ("grid/half_even", True),
         ("hadamard/12", True),
-        ("observer/percentile[alpha=1.0]", True),
-        ("observer/other", False),
+        ("observer/percentile[alpha=0.9]", True),
+        ("observer/mse", False),
         ("policy/quamba/mamba2", True),
         ("policy/quamba/mamba", False),
         ("step/mamba", False),
@@ -224,7 +227,6 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
         ("fuse/mamba2-options", True),
         ("fuse/mamba", False),
         ("calibration/mamba2-options/running_max", True),
-        ("calibration/mamba2-options/other", False),
         ("calibration/mamba/running_max", False),
         ("calibration/mamba2/running_max/finest", False),
         ("site/asymmetric", False),
@@ -269,6 +271,7 @@ def test_a_case_rests_on_its_own_parts(name, rests):
         ("w4", "percentile/w4a8/weights=group"),
         ("gptq", "percentile/w4a8/gptq"),
         ("gptq/fed", "percentile/w4a8/gptq"),
+        ("gptq/groups", "percentile/w4a8/gptq"),
         ("sensitivity/mamba2", "percentile/sensitivity"),
         ("cluster/statistics/fed", "running_max/4x4/quamba2"),
         ("export/mamba2/groups", "running_max/4x4/quamba2"),
@@ -276,13 +279,34 @@ def test_a_case_rests_on_its_own_parts(name, rests):
         ("granularity/mamba2/head", "percentile/head"),
         ("granularity/mamba2/channel_state", "percentile/sensitivity"),
         ("observer/mse", "percentile/weights=mse@channel"),
-        ("observer/mse[low=0.8,steps=20.0]", "mse"),
-        ("policy/first_middle_last[first=0.9]/mamba2", "percentile/first_middle_last"),
+        ("observer/mse[low=0.8,steps=20]", "mse"),
+        ("policy/first_middle_last[first=0.9,middle=0.8,last=0.7]/mamba2", "percentile/first_middle_last"),
     ],
 )
 def test_a_case_of_another_kind_rests_on_what_it_is_made_of(name, text):
     assert rests_on(name, "mamba2", Case.parse("m", text))
     assert not rests_on(name, "mamba2", Case.parse("m", "percentile"))
+
+
+# Cases that between them go through everything.
+EVERYTHING = (
+    *(name for name in OBSERVERS),
+    *(f"percentile/{policy}" for policy in POLICIES if not POLICIES[policy].groups),
+    *(f"percentile/{refinement}" for refinement in REFINEMENTS),
+    *(f"running_max/4x4[method={method}]/quamba2" for method in METHODS),
+    *(f"running_max/adaptive[rule={rule}]/quamba2" for rule in ("error", "variance")),
+    *(f"percentile/{finer}" for finer in ("1x1/quamba2", "head/quamba2", "channel/quamba2", "w8a8-asymmetric/channel")),
+    *(f"percentile/weights={granularity}" for granularity in ("tensor", "split", "channel")),
+    *(f"percentile/weights=mse@{granularity}" for granularity in ("tensor", "split", "channel")), "mse/2x2/quamba2",
+    "percentile/w4a8/weights=group", "percentile/w4a8/weights=mse@group", "percentile/w4a8/gptq",
+)  # fmt: skip
+
+
+def test_no_probe_is_nobodys():
+    """A probe that no case rests on can answer what it likes."""
+    cases = [Case.parse("m", text) for text in EVERYTHING]
+    idle = [p.name for p in probes.all_probes() if not any(p.rests(kind, case) for kind in BOTH for case in cases)]
+    assert not idle
 
 
 def test_no_unit_stands_before_one_that_it_goes_through():

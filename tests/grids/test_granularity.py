@@ -7,7 +7,7 @@ import torch
 
 from quambench.grids.granularity import GRANULARITIES, Layout, layout
 from quambench.models import ModelConfig
-from quambench.models.sites import SITES
+from quambench.models.sites import ARCHITECTURES
 
 MAMBA = ModelConfig(architecture="mamba", d_model=4, n_layers=1, vocab_size=8, d_state=3, dt_rank=2)
 MAMBA2 = ModelConfig(
@@ -16,7 +16,7 @@ MAMBA2 = ModelConfig(
 ALLOWED = [
     pytest.param(config, site.name, name, id=f"{config.architecture}-{site.name}-{name}")
     for config in (MAMBA, MAMBA2)
-    for site in SITES[config.architecture]
+    for site in ARCHITECTURES[config.architecture].sites
     for name in site.allowed
 ]
 
@@ -126,7 +126,7 @@ def test_coarse_comes_before_fine():
     names = [
         name
         for name in GRANULARITIES
-        if name in {g for s in SITES["mamba2"] if s.name == "ssm_state" for g in s.allowed}
+        if name in {g for s in ARCHITECTURES["mamba2"].sites if s.name == "ssm_state" for g in s.allowed}
     ]
     counts = [layout(name, "ssm_state", MAMBA2).lay_out(x)[0].shape[1:-1].numel() for name in names]
     assert counts == sorted(counts) == [1, 4, 8, 24]

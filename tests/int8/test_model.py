@@ -19,7 +19,8 @@ from quambench.calibration.collect import Task, calibrate
 from quambench.core.errors import BadParameter
 from quambench.grids.hadamard import hadamard_matrix
 from quambench.grouping import GroupingSpec
-from quambench.int8 import model as runtime
+from quambench.int8 import mamba as runtime_of_mamba
+from quambench.int8 import mamba2 as runtime_of_mamba2
 from quambench.int8.fuse import prepare
 from quambench.int8.model import Precision, QuantizedModel
 from quambench.models import ModelConfig, build
@@ -387,7 +388,7 @@ def test_decoding_without_its_past_is_noticed(setting, lost):
 
 
 def test_reading_y_from_the_rounded_state_is_noticed(setting, monkeypatch):
-    mamba, mamba2 = runtime.int8_selective_scan, runtime.int8_ssd
+    mamba, mamba2 = runtime_of_mamba.int8_selective_scan, runtime_of_mamba2.int8_ssd
 
     def wrong_mamba(*args, **kw):
         y, kept = mamba(*args, **kw)
@@ -405,8 +406,8 @@ def test_reading_y_from_the_rounded_state_is_noticed(setting, monkeypatch):
         h, C = kept * args[-1], C.repeat_interleave(x.shape[2] // C.shape[2], 2)
         return with_skip((h @ C[:, 0, ..., None])[:, None, ..., 0], x, D), kept
 
-    monkeypatch.setattr(runtime, "int8_selective_scan", wrong_mamba)
-    monkeypatch.setattr(runtime, "int8_ssd", wrong_mamba2)
+    monkeypatch.setattr(runtime_of_mamba, "int8_selective_scan", wrong_mamba)
+    monkeypatch.setattr(runtime_of_mamba2, "int8_ssd", wrong_mamba2)
     with pytest.raises(AssertionError, match="out_proj:input"):
         assert_decodes_by_the_recipe(setting, setting.model)
 

@@ -21,7 +21,7 @@ from quambench.grouping import GroupingSpec
 from quambench.interchange.quamba import from_act_scales, to_act_scales
 from quambench.models import ModelConfig
 from quambench.models.checkpoint import _read_recall
-from quambench.models.sites import SITES, sites_of
+from quambench.models.sites import architecture_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.run.runner import saved_model
 
@@ -165,7 +165,7 @@ def test_a_calibration_without_its_digest_is_one_line(tmp_path):
 
 def test_every_sites_tensor_has_a_shape():
     for config in (MAMBA, MAMBA2):
-        assert len(sites_of(config)) == config.n_layers * len(SITES[config.architecture]) + 1
+        assert len(sites_of(config)) == config.n_layers * len(architecture_of(config).sites) + 1
         assert all(scale_shape("tensor", site, config) == () for site in sites_of(config))
 
 

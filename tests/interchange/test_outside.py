@@ -18,8 +18,9 @@ from quambench.gate.probes import all_probes, rests_on
 from quambench.grouping import GroupingSpec
 from quambench.int8.fuse import prepare
 from quambench.interchange.outside import FloatModel, find_calibration
-from quambench.interchange.quamba import HEAD_KEY, KEYS, from_act_scales
+from quambench.interchange.quamba import HEAD_KEY, from_act_scales
 from quambench.models import ModelConfig, build
+from quambench.models.sites import ARCHITECTURES
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
 from quambench.run.runner import ModelRun
@@ -72,7 +73,7 @@ def one_argument(model):
 
 def test_the_hook_sees_every_activation_that_quamba_has_a_scale_for(model):
     given = FloatModel.of(prepare(model), {})
-    keys = {key for of_site in KEYS[given.architecture].values() for key in of_site}
+    keys = {key for of_site in ARCHITECTURES[given.architecture].quamba_keys.values() for key in of_site}
     seen = {}
     logits = given(DATA[0], lambda layer, key, x: seen.setdefault((layer, key), []).append(x))
     assert set(seen) == {(i, key) for i in range(given.n_layers) for key in keys} | {(-1, HEAD_KEY)}

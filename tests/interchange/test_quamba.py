@@ -22,9 +22,9 @@ from quambench.int8.fuse import prepare
 from quambench.int8.reorder import reorder
 from quambench.int8.site_grid import site_grid
 from quambench.interchange import quamba
-from quambench.interchange.quamba import KEYS, from_act_scales, to_act_scales
+from quambench.interchange.quamba import from_act_scales, to_act_scales
 from quambench.models import ModelConfig, build
-from quambench.models.sites import SITES, layer_of, sites_of
+from quambench.models.sites import ARCHITECTURES, layer_of, sites_of
 from quambench.observers import ObserverSpec
 from quambench.policy.base import granularity_in_groups
 from quambench.policy.quamba import Quamba
@@ -100,8 +100,8 @@ def i(values):
 
 
 def test_every_site_has_its_keys_in_forward_order():
-    assert {architecture: list(of) for architecture, of in KEYS.items()} == {
-        architecture: [site.name for site in sites] for architecture, sites in SITES.items()
+    assert {architecture: list(kind.quamba_keys) for architecture, kind in ARCHITECTURES.items()} == {
+        architecture: [site.name for site in kind.sites] for architecture, kind in ARCHITECTURES.items()
     }
 
 
@@ -209,7 +209,7 @@ def test_a_mamba_model_by_hand():
 
 
 def c_as_b(patch):
-    table = KEYS["mamba2"]
+    table = ARCHITECTURES["mamba2"].quamba_keys
     patch.setitem(table, "B_conv_out", ("C_conv_out:input",))
     patch.setitem(table, "C_conv_out", ("B_conv_out:input",))
 

@@ -156,11 +156,12 @@ def run(command: Command, situation: Situation, project: Path, usual: float, cha
     stop_after = command.endless or None
     if situation.signal:
         stop_after = chance.uniform(0.4, 0.95) * (usual or command.endless)
+    environment = os.environ | {"TMPDIR": str(scratch_of(project))} | command.env | situation.env
     with (project / "said").open("w+b") as said, situation.around(project / command.place):
         begun = time.monotonic()
         process = subprocess.Popen(
             command.line, cwd=project, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-            env=os.environ | command.env | situation.env, start_new_session=True,
+            env=environment, start_new_session=True, preexec_fn=_as_at_a_terminal,
         )  # fmt: skip
         try:
             process.wait(stop_after)
@@ -170,6 +171,12 @@ def run(command: Command, situation: Situation, project: Path, usual: float, cha
         seconds = time.monotonic() - begun
         said.seek(0)
         return Ended(process.returncode, said.read().decode("utf-8", "backslashreplace"), seconds)
+
+
+def _as_at_a_terminal() -> None:
+    """What runs in the background has inherited that Ctrl-C and HUP are ignored, and would ignore them."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def judge(command: Command, situation: Situation, ended: Ended, project: Path) -> list[str]:
@@ -183,11 +190,14 @@ def judge(command: Command, situation: Situation, ended: Ended, project: Path) -
         wrong.append("no line names the path")
     if not situation.fails and ended.code == 0 and not (place / command.target).exists():
         wrong.append(f"{command.place}/{command.target} is not there")
-    return wrong + [f"left over: {path}" for path in left_over(place)] + unreadable(place)
+    left_over = [*place.rglob(".quambench*"), *scratch_of(project).glob(SCRATCH)]
+    return wrong + [f"left over: {path.name}" for path in left_over] + unreadable(place)
 
 
-def left_over(place: Path) -> list[Path]:
-    return [*place.rglob(".quambench*"), *Path(tempfile.gettempdir()).glob(SCRATCH)]
+def scratch_of(project: Path) -> Path:
+    """The temporary folder of the commands, which others on this machine do not share."""
+    (project.parent / "tmp").mkdir(exist_ok=True)
+    return project.parent / "tmp"
 
 
 def unreadable(place: Path) -> list[str]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import resource
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from quambench.core.errors import NotWritten
 
 
 def module(file: str, name: str) -> ModuleType:
@@ -29,6 +33,30 @@ def test_a_killed_writer_leaves_what_was_there_or_what_was_to_come(name):
     kind, kills, old, new, *faults, _ = run.kill_one(name, 10, seed=1)
     assert (kind, kills, old + new) == (name, 10, 10)
     assert faults == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if "init" not in name])  # that is a command: situations.py
+def test_what_the_system_refuses_of_any_writer_is_one_line_and_costs_nothing_that_was_there(name, tmp_path):
+    """As on a full disk, which takes rights to have: no file may grow beyond a few bytes."""
+    writer, told, into = WRITERS[name], *os.pipe()
+    writer.write(tmp_path, 1)
+
+    def refused():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+        try:
+            writer.write(tmp_path, 2)
+        except NotWritten as error:
+            os.write(into, str(error).encode())
+
+    assert run.ended(run.forked(refused)) == 0
+    os.close(into)
+    with os.fdopen(told) as reader:
+        said = reader.read()
+    assert said.count("\n") == 0
+    assert "File too large" in said
+    assert str(tmp_path) in said
+    assert writer.read(tmp_path) == 1
+    assert run.left_over(writer, tmp_path) == 0
 
 
 @pytest.mark.parametrize("n_writers", [2, 4])

@@ -118,7 +118,7 @@ def _tensors(value, where="block"):
     elif isinstance(value, QuantizedTensor) or type(value).__name__ == "SymmetricGrid":
         for name in value.__slots__:
             yield from _tensors(getattr(value, name), f"{where}.{name}")
-    elif type(value).__name__ in ("Span", "QuantizedLinear", "_MambaBlock", "_Mamba2Block"):
+    elif type(value).__name__ in ("Span", "QuantizedLinear", "QuantizedMamba", "QuantizedMamba2"):
         for name, v in vars(value).items():
             yield from _tensors(v, f"{where}.{name}")
 

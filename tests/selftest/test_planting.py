@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from quambench.gate import findings, probes
 from quambench.grids import grid
 from quambench.int8 import site_grid, weights
 from quambench.observers import kl
@@ -40,6 +41,12 @@ def test_a_constant_is_spoilt_for_all_that_import_it():
     with planted(grid, "MIN_SCALE", 0.5):
         assert {m.MIN_SCALE for m in (grid, site_grid, weights) if hasattr(m, "MIN_SCALE")} == {0.5}
     assert grid.MIN_SCALE != 0.5
+
+
+def test_a_constant_of_the_same_name_and_value_elsewhere_is_another_one():
+    assert findings.MAX_SCALE_ULP is probes.MAX_SCALE_ULP
+    with planted(findings, "MAX_SCALE_ULP", 500_000):
+        assert (findings.MAX_SCALE_ULP, probes.MAX_SCALE_ULP) == (500_000, 1)
 
 
 def test_a_method_is_spoilt_in_its_class():

@@ -1,6 +1,6 @@
 """causal_conv1d in Triton: float32, or 16 bits wide with sums in float32."""
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # Triton reads the annotations of kernels, and knows constexpr alone.
 
 from __future__ import annotations
@@ -93,4 +93,5 @@ def tiling(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
 
 def grid_blocks(x: Tensor, tile: dict[str, Any]) -> int:
     """Blocks of positions in a sequence."""
-    return -(-x.shape[1] // tile["BT"])
+    positions: int = tile["BT"]
+    return -(-x.shape[1] // positions)

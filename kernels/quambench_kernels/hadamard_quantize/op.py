@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -49,4 +51,5 @@ def hadamard_quantize(x: Tensor, scale: Tensor, base: Tensor, *, q_max: int = 12
     lambda x, scale, base, q_max, impl: x.new_empty(x.shape, dtype=torch.int8),
 )
 def _run(x: Tensor, scale: Tensor, base: Tensor, q_max: int, impl: str) -> Tensor:
-    return resolve(OP, impl, x.device, x.dtype)(x, scale, base, q_max)
+    run: Callable[..., Tensor] = resolve(OP, impl, x.device, x.dtype)
+    return run(x, scale, base, q_max)

@@ -27,9 +27,10 @@ def rotated(x: Tensor, base: Tensor) -> Tensor:
     doublings = inner.bit_length() - 1
     # Factors m 2^i and 2^(k-i) whose sum is smallest: the fewest operations.
     inside = min(range(doublings + 1), key=lambda i: (base.shape[0] << i) + (inner >> i))
-    left = torch.kron(base.to(x.dtype), sylvester(1 << inside, x.dtype, x.device)) * x.shape[-1] ** -0.5
+    entry: float = x.shape[-1] ** -0.5
+    left = torch.kron(base.to(x.dtype), sylvester(1 << inside, x.dtype, x.device)) * entry
     right = sylvester(inner >> inside, x.dtype, x.device)
-    blocks = x.unflatten(-1, (left.shape[0], right.shape[0]))
+    blocks: Tensor = x.unflatten(-1, (left.shape[0], right.shape[0]))
     return (left @ (blocks @ right)).flatten(-2)
 
 

@@ -1,6 +1,6 @@
 """int8_causal_conv1d in Triton, and its form that walks the ranges of groups."""
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # Triton reads the annotations of kernels, and knows constexpr alone.
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -49,4 +51,5 @@ def _run(tokens: Tensor, table_q: Tensor, scale: Tensor, impl: str) -> Tensor:
         and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(table_q)
     ):
         raise IndexError(f"{OP}: tokens must be from 0 to {len(table_q) - 1}")
-    return resolve(OP, impl, tokens.device)(tokens, table_q, scale)
+    run: Callable[..., Tensor] = resolve(OP, impl, tokens.device)
+    return run(tokens, table_q, scale)

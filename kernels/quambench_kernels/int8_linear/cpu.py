@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ctypes import c_float, c_int64
 from functools import cache
 from pathlib import Path
@@ -45,7 +45,7 @@ def chunked_float32(x_q: Tensor, w_q: Tensor) -> Tensor:
     Exact on any machine, and also where float32 products are lowered to bfloat16 or TF32: int8
     fits both, and their sums are taken in float32.
     """
-    chunks = zip(x_q.split(CHUNK, dim=1), w_q.split(CHUNK, dim=1), strict=True)
+    chunks: Iterable[tuple[Tensor, Tensor]] = zip(x_q.split(CHUNK, dim=1), w_q.split(CHUNK, dim=1), strict=True)
     total, *rest = ((x.float() @ w.float().t()).to(torch.int32) for x, w in chunks)
     for more in rest:
         total += more

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -77,14 +79,15 @@ def _dtype(scale: Tensor | None, out_scale: Tensor | None) -> torch.dtype:
 def _run(x_q: Tensor, w_q: Tensor, scale: Tensor | None, bias: Tensor | None, out_scale: Tensor | None, q_max: int,
          impl: str) -> Tensor:  # fmt: skip
     x = x_q.reshape(-1, x_q.shape[-1])
-    product = resolve(OP, impl, x_q.device, size=x.shape[0])
-    fused = getattr(product, "fused", None)  # the product and what follows it in one kernel
+    product: Callable[..., Tensor] = resolve(OP, impl, x_q.device, size=x.shape[0])
+    # The product and what follows it in one kernel.
+    fused: Callable[..., Tensor] | None = getattr(product, "fused", None)
     if scale is None:
         y = product(x, w_q)
     elif fused is not None:
         y = fused(x, w_q, scale, bias, out_scale, q_max)
     else:
-        finish = resolve(FINISH, "reference" if impl == "reference" else "auto", x_q.device)
+        finish: Callable[..., Tensor] = resolve(FINISH, "reference" if impl == "reference" else "auto", x_q.device)
         y = finish(product(x, w_q), scale, bias, out_scale, q_max)
     return y.view(*x_q.shape[:-1], w_q.shape[0])
 

@@ -1,6 +1,6 @@
 """int8_linear in Triton: the integer product, or with all that follows it in the same kernel."""
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # Triton reads the annotations of kernels, and knows constexpr alone.
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -126,7 +128,7 @@ def _empty(x: Tensor, scale: Tensor | None) -> Tensor:
 def _plain(
     x: Tensor, gain: Tensor | None, eps: float, n_groups: int, scale: Tensor | None, q_max: int, impl: str
 ) -> Tensor:
-    run = resolve(OP, impl, x.device, x.dtype)
+    run: Callable[..., tuple[Tensor, Tensor | None]] = resolve(OP, impl, x.device, x.dtype)
     return run(x, None, None, None, False, gain, eps, n_groups, scale, q_max)[0]
 
 
@@ -138,7 +140,7 @@ def _plain(
 def _added(
     x: Tensor, residual: Tensor, gain: Tensor | None, eps: float, scale: Tensor | None, q_max: int, impl: str
 ) -> tuple[Tensor, Tensor]:
-    run = resolve(OP, impl, x.device, x.dtype)
+    run: Callable[..., tuple[Tensor, Tensor]] = resolve(OP, impl, x.device, x.dtype)
     return run(x, residual, None, None, False, gain, eps, 1, scale, q_max)
 
 
@@ -149,5 +151,5 @@ def _added(
 )
 def _gated(x: Tensor, z: Tensor, z_scale: Tensor | None, norm_before_gate: bool, gain: Tensor | None, eps: float,
            n_groups: int, scale: Tensor | None, q_max: int, impl: str) -> Tensor:  # fmt: skip
-    run = resolve(OP, impl, x.device, x.dtype)
+    run: Callable[..., tuple[Tensor, Tensor | None]] = resolve(OP, impl, x.device, x.dtype)
     return run(x, None, z, z_scale, norm_before_gate, gain, eps, n_groups, scale, q_max)[0]

@@ -14,7 +14,7 @@ def rms_norm_ref(x: Tensor, gain: Tensor | None, eps: float, n_groups: int = 1) 
 
     x (..., n) floating; gain (n), or None for 1
     """
-    parts = x.unflatten(-1, (n_groups, -1))
+    parts: Tensor = x.unflatten(-1, (n_groups, -1))
     parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)
     return parts.flatten(-2) if gain is None else parts.flatten(-2) * gain
 

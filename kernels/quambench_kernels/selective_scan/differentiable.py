@@ -59,7 +59,7 @@ def differentiable(
         part = slice(start, start + CHUNK)
         decay = torch.exp(dt[:, part, :, None] * A)
         drive = drive_u[:, part, :, None] * B[:, part, None, :]
-        states = _LinearRecurrence.apply(decay, drive, state)
+        states = _LinearRecurrence.apply(decay, drive, state)  # type: ignore[no-untyped-call]
         ys.append((states @ C[:, part, :, None])[..., 0])
         state = states[:, -1]
     return gated(torch.addcmul(torch.cat(ys, dim=1), u, D), z), state

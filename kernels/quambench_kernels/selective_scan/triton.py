@@ -1,6 +1,6 @@
 """selective_scan in Triton, from floats or from integers: int8_selective_scan is the same kernel with scales."""
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # Triton reads the annotations of kernels, and knows constexpr alone.
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from quambench.int8.model import QuantizedModel
 from quambench.int8.site_grid import SymmetricGrid, rounding_at, site_grids
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.config import ModelConfig
-from quambench.models.mamba2 import Mamba2Mixer
+from quambench.models.sites import architecture_of
 from quambench.observers.base import whole_number
 
 EVERY = 4  # of that many sequences the first validates
@@ -115,8 +115,9 @@ def taught(prepared: LanguageModel, quantized: QuantizedModel) -> LanguageModel:
     """
     model = copy.deepcopy(prepared).float()
     for block in model.blocks:
-        if isinstance(block.mixer, Mamba2Mixer):
-            block.mixer.dt_bias.copy_(block.mixer.dt_bias.half())
+        for name in architecture_of(model.config).half:
+            parameter = block.mixer.get_parameter(name)
+            parameter.copy_(parameter.half())
     parameters = dict(model.named_parameters())
     for name, weight in quantized.weights().items():
         layer, _, own = name.removeprefix("layers.").partition(".")

@@ -10,7 +10,6 @@ unit, need no model and no corpus, and take a second or two.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,6 @@ from quambench.gate.probes import (
     units,
 )
 from quambench.gate.probes.base import Answer, Probe
-from quambench.grouping import GroupingSpec
-from quambench.policy.base import PER_TENSOR
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent
@@ -124,70 +121,8 @@ def in_turn(
 
 
 def rests_on(name: str, architecture: str, case: Case) -> bool:
-    """Whether a case depends on the unit that the probe of this name asks."""
-    unit, _, variant = name.partition("/")
-    observers = {case.observer.name, case.weights.observer.name, "running_max"}  # weights and sites keep the last
-    if case.calibration and unit in ("policy", "granularity", "calibration"):
-        return False  # its scales are somebody else's
-    finer = case.grouping != PER_TENSOR or case.policy.found().measures
-    if name == "checkpoint/config":
-        return True
-    if unit == "sensitivity":
-        return case.policy.found().measures and variant == architecture
-    if unit == "calibration" and variant.endswith(("/fed", "/run")):
-        return _architecture(variant.partition("/")[0]) == architecture
-    if unit in ("cluster", "adaptive"):
-        return case.groups_by is not None and _clusters_by(case.groups_by, unit, variant)
-    if unit == "reorder" or name.endswith("/groups"):
-        kind = variant.split("/")[0]
-        if case.groups_by is None or _architecture(kind) != architecture:
-            return False
-        observed = [part.split("[")[0] for part in variant.split("/")[1:-1]]
-        return unit != "calibration" or observed[0] in observers
-    if unit == "kernel":
-        return kernels.rests_on(variant, architecture, case.refinement is not None)
-    if unit == "observer":
-        return re.split(r"[\[/]", variant)[0] in observers
-    if name.startswith("weights/recipe/"):
-        _, granularity, observer = variant.split("/")
-        return granularity == case.weights.granularity and observer.split("[")[0] in observers
-    if unit == "policy":
-        policy, _, kind = variant.rpartition("/")
-        return policy.split("[")[0] == case.policy.name and kind == architecture
-    if unit in ("w4", "gptq"):
-        return case.weights.granularity == "group" and (unit == "w4" or case.weights.gptq)
-    if unit == "refine":
-        name, _, kind = variant.rpartition("/")
-        return case.refinement is not None and name.split("[")[0] == case.refinement.name and kind == architecture
-    if name.endswith("/asymmetric") and case.precision.symmetric:
-        return False
-    if unit == "granularity":
-        kind, _, granularity = variant.partition("/")
-        return kind == architecture and (granularity == "tensor" or finer)
-    if unit == "calibration":
-        kind, observer, *way = variant.split("/")
-        right = _architecture(kind) == architecture and observer.split("[")[0] in observers
-        return right and (finer or way != ["finest"])
-    if unit in ("float", "fuse", "step", "checkpoint", "saved", "export"):
-        return _architecture(variant.partition("/")[0]) == architecture
-    if name.startswith("evaluation/reference/"):
-        return _architecture(variant.partition("/")[2]) == architecture
-    return True
-
-
-def _clusters_by(grouping: GroupingSpec, unit: str, variant: str) -> bool:
-    """Whether a grouping is made by a method or a rule."""
-    made = grouping.build()
-    if variant in ("statistics", "statistics/fed"):
-        return bool(made.looks)
-    if not made.looks:
-        return grouping.name == variant
-    return variant == getattr(made, "method" if unit == "cluster" else "rule", None)
-
-
-def _architecture(kind: str) -> str:
-    """Of one of models.CONFIGS, or of one that was among them when its answers were stored."""
-    return kind.partition("-")[0]
+    """Whether a case depends on the unit that the probe of this name asks. raises KeyError where there is none"""
+    return {probe.name: probe for probe in all_probes()}[name].rests(architecture, case)
 
 
 def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = STREAMS) -> Path:
@@ -337,7 +272,8 @@ def _read(path: Path) -> Stored:
     for name, answers in document["probes"].items():
         if not isinstance(answers, dict) or not all(map(_is_answer, answers.values())):
             raise _unreadable(path, f"the answers of {shown(name)} must be lists of numbers, or of strings")
-    return document["probes"]
+    stored: Stored = document["probes"]
+    return stored
 
 
 def _is_answer(stored: Any) -> bool:

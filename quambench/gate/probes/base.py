@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quambench.gate.probes.resting import Rests, every_case
+
 Streams = Mapping[str, Tensor]
 Answer = Mapping[str, Tensor | list[str]]
 """Name -> integers or float32 scales of any shape, or words."""
@@ -20,6 +22,7 @@ class Probe:
     shares  the name that the stored answer has, where several probes must answer alike; "" for the probe's own
     defines whether its answer is the one that is stored for all that share it
     partial whether it may leave a part of what is stored unanswered
+    rests   whether a case depends on the unit
     """
 
     name: str
@@ -27,6 +30,7 @@ class Probe:
     shares: str = ""
     defines: bool = True
     partial: bool = False
+    rests: Rests = every_case
 
     @property
     def stored_as(self) -> str:

@@ -31,6 +31,7 @@ from quambench.evaluation.reference import FloatAnswers
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.metrics import told
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, FixedScales, model_of
+from quambench.gate.probes.resting import asymmetric, of_kind
 from quambench.int8.site_grid import AsymmetricGrid, SymmetricGrid, Unquantized
 from quambench.models.backbone import LayerState, Tap, no_tap
 from quambench.models.sites import sites_of
@@ -66,12 +67,13 @@ def probes() -> Iterator[Probe]:
     yield Probe("evaluation/float", lambda _: _float())
     yield Probe("evaluation/float/inside", lambda _: _inside())
     for kind in ARCHITECTURES:
-        yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k))  # type: ignore[misc]
+        yield Probe(f"evaluation/reference/{kind}", lambda s, k=kind: _reference(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for name, arrays in ARRAYS.items():
         yield Probe(f"evaluation/{name}", lambda _, a=arrays: _told(a))  # type: ignore[misc]
     yield Probe(
         "evaluation/sites/asymmetric",
         lambda _: _told(ARRAYS["sites"], LookUp(int8_table(), exact=False, asymmetric=True)),
+        rests=asymmetric,
     )
     yield Probe("evaluation/second_look", lambda _: _second_look())
     yield Probe("evaluation/refused", lambda _: _refused())
@@ -185,7 +187,7 @@ def models() -> tuple[LookUp, LookUp]:
 
 
 @cache
-def data(recall: bool = True) -> evaluation.EvalData:
+def data(recall: bool = True) -> EvalData:
     """Windows of few documents, whose labels are no range; items of one to three tokens; two recall tasks."""
     text = _chains(WINDOWS + 12, PREFIX + STEPS)
     asked = {"one": _recalled(text[:5], every=2), "two": _recalled(text[7:10], every=3)}
@@ -201,7 +203,7 @@ def data(recall: bool = True) -> evaluation.EvalData:
     )
 
 
-def answers(of: evaluation.EvalData) -> evaluation.FloatAnswers:
+def answers(of: EvalData) -> FloatAnswers:
     """The float model's, not asked but made: numbers that are exact."""
     log_probs = LookUp(float_log_probs(), exact=True)
     return FloatAnswers(

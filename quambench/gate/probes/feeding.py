@@ -21,6 +21,7 @@ from quambench.case import Case, Protocol
 from quambench.data.tokenizer import Tokenizer
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import ARCHITECTURES, model_of
+from quambench.gate.probes.resting import all_of, by_gptq, calibrated_here, in_groups_that_look, measuring, of_kind
 from quambench.gate.probes.units import CONFIGS, shape_of
 from quambench.grids.precision import Precision
 from quambench.models.backbone import Tap, no_tap
@@ -41,11 +42,23 @@ CASES = {"running_max": "running_max", "fading": FADING, "gptq": "running_max/w4
 
 def probes() -> Iterator[Probe]:
     for kind in ARCHITECTURES:
-        yield Probe(f"calibration/{kind}/fed", lambda _, k=kind: _calibrated(CONFIGS[k]))  # type: ignore[misc]
-        yield Probe(f"sensitivity/{kind}", lambda _, k=kind: _weighed(CONFIGS[k]))  # type: ignore[misc]
-        yield Probe(f"calibration/{kind}/run", lambda s, k=kind: _run(s, k))  # type: ignore[misc]
-    yield Probe("cluster/statistics/fed", lambda _: _looked_at(CONFIGS["mamba2"]))
-    yield Probe("gptq/fed", lambda _: _multiplied(CONFIGS["mamba"]))
+        yield Probe(
+            f"calibration/{kind}/fed",
+            lambda _, k=kind: _calibrated(CONFIGS[k]),  # type: ignore[misc]
+            rests=all_of(calibrated_here, of_kind(kind)),
+        )
+        yield Probe(
+            f"sensitivity/{kind}",
+            lambda _, k=kind: _weighed(CONFIGS[k]),  # type: ignore[misc]
+            rests=all_of(measuring, of_kind(kind)),
+        )
+        yield Probe(
+            f"calibration/{kind}/run",
+            lambda s, k=kind: _run(s, k),  # type: ignore[misc]
+            rests=all_of(calibrated_here, of_kind(kind)),
+        )
+    yield Probe("cluster/statistics/fed", lambda _: _looked_at(CONFIGS["mamba2"]), rests=in_groups_that_look)
+    yield Probe("gptq/fed", lambda _: _multiplied(CONFIGS["mamba"]), rests=by_gptq)
 
 
 @dataclass

@@ -16,7 +16,9 @@ from quambench.gate.probes.base import Answer, Probe, Streams, told
 from quambench.gate.probes.feeding import checkpoint_of
 from quambench.gate.probes.groups import fixed_in_groups
 from quambench.gate.probes.models import ARCHITECTURES, CONFIGS, LOGITS, FixedScales, model_of, scales_of
+from quambench.gate.probes.resting import all_of, asymmetric, in_groups, of_kind
 from quambench.grids.granularity import UNQUANTIZED
+from quambench.grids.precision import Precision
 from quambench.int8 import fuse
 from quambench.int8 import model as quantized
 from quambench.int8.site_grid import SymmetricGrid
@@ -49,13 +51,29 @@ RAW: dict[str, dict[str, Any]] = {
 def probes() -> Iterator[Probe]:
     yield Probe("checkpoint/config", lambda _: {name: [str(ModelConfig.from_json(raw))] for name, raw in RAW.items()})
     for kind in CONFIGS:
-        yield Probe(f"checkpoint/{kind}", lambda s, k=kind: _checkpoint(s, k))  # type: ignore[misc]
+        yield Probe(f"checkpoint/{kind}", lambda s, k=kind: _checkpoint(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in ARCHITECTURES:
-        yield Probe(f"saved/{kind}", lambda s, k=kind: _saved(s, k))  # type: ignore[misc]
-        yield Probe(f"saved/{kind}/asymmetric", lambda s, k=kind: _saved_asymmetric(s, k))  # type: ignore[misc]
-        yield Probe(f"export/{kind}", lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))))  # type: ignore[misc]
-    yield Probe("saved/mamba2/groups", lambda s: _again(_calibration(fixed_in_groups(s, "mamba2"))))
-    yield Probe("export/mamba2/groups", lambda s: _exported(s, "mamba2", _calibration(fixed_in_groups(s, "mamba2"))))
+        yield Probe(f"saved/{kind}", lambda s, k=kind: _saved(s, k), rests=of_kind(kind))  # type: ignore[misc]
+        yield Probe(
+            f"saved/{kind}/asymmetric",
+            lambda s, k=kind: _saved_asymmetric(s, k),  # type: ignore[misc]
+            rests=all_of(of_kind(kind), asymmetric),
+        )
+        yield Probe(
+            f"export/{kind}",
+            lambda s, k=kind: _exported(s, k, _calibration(scales_of(s, k))),  # type: ignore[misc]
+            rests=of_kind(kind),
+        )
+    yield Probe(
+        "saved/mamba2/groups",
+        lambda s: _again(_calibration(fixed_in_groups(s, "mamba2"))),
+        rests=all_of(of_kind("mamba2"), in_groups),
+    )
+    yield Probe(
+        "export/mamba2/groups",
+        lambda s: _exported(s, "mamba2", _calibration(fixed_in_groups(s, "mamba2"))),
+        rests=all_of(of_kind("mamba2"), in_groups),
+    )
 
 
 def _calibration(fixed: FixedScales, **changes: Any) -> Calibration:
@@ -114,7 +132,7 @@ def _made_again(streams: Streams, kind: str, name: str, made: Calibration) -> di
     tokens, eighths = streams["sequences"][:1], SymmetricGrid(LOGITS, 8)
     checkpoint = checkpoint_of(streams, kind)
     _, model = runner.saved_model(checkpoint, replace(made, model_digest=checkpoint.digest))
-    precision = quantized.Precision(act_bits=made.act_bits, symmetric=made.symmetric)
+    precision = Precision(act_bits=made.act_bits, symmetric=made.symmetric)
     same = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), made, precision)
     with torch.inference_mode():
         differ = eighths.quantize(model(tokens)[0]) != eighths.quantize(same(tokens)[0])

@@ -12,6 +12,16 @@ from quambench.calibration import channels as arranging
 from quambench.calibration import collect as calibrating
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.models import CONFIGS, USUAL, FixedScales, model_of, scales_of, stepped
+from quambench.gate.probes.resting import (
+    all_of,
+    calibrated_here,
+    clustered_by,
+    divided_by,
+    in_groups,
+    in_groups_that_look,
+    observed_by,
+    of_kind,
+)
 from quambench.grids.granularity import GROUPS, layout
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups, cluster
 from quambench.int8 import fuse
@@ -35,20 +45,38 @@ OBSERVERS = ("running_max", "percentile[alpha=0.95,sigma=0.2]", "mse")
 
 def probes() -> Iterator[Probe]:
     for method in cluster.METHODS:
-        yield Probe(f"cluster/{method}", lambda _, m=method: _clustered([f"{n}[method={m}]" for n in NUMBERS]))  # type: ignore[misc]
+        yield Probe(
+            f"cluster/{method}",
+            lambda _, m=method: _clustered([f"{n}[method={m}]" for n in NUMBERS]),  # type: ignore[misc]
+            rests=clustered_by(method),
+        )
     for rule in ("error", "variance"):
-        yield Probe(f"adaptive/{rule}", lambda _, r=rule: _clustered([f"adaptive[rule={r},base={b}]" for b in (2, 4)]))  # type: ignore[misc]
+        yield Probe(
+            f"adaptive/{rule}",
+            lambda _, r=rule: _clustered([f"adaptive[rule={r},base={b}]" for b in (2, 4)]),  # type: ignore[misc]
+            rests=divided_by(rule),
+        )
     for name in ("1x1", "head", "channel"):
-        yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]))  # type: ignore[misc]
-    yield Probe("cluster/statistics", _statistics)
-    yield Probe("granularity/mamba2/groups", lambda _: _lay_out())
-    yield Probe("reorder/mamba2/tensors", lambda _: _moved())
+        yield Probe(f"cluster/{name}", lambda _, n=name: _clustered([n]), rests=clustered_by(name))  # type: ignore[misc]
+    yield Probe("cluster/statistics", _statistics, rests=in_groups_that_look)
+    yield Probe(
+        "granularity/mamba2/groups", lambda _: _lay_out(), rests=all_of(calibrated_here, of_kind("mamba2"), in_groups)
+    )
+    yield Probe("reorder/mamba2/tensors", lambda _: _moved(), rests=all_of(of_kind("mamba2"), in_groups))
     for kind in KINDS:
-        yield Probe(f"reorder/{kind}", lambda s, k=kind: _reordered(s, k))  # type: ignore[misc]
+        yield Probe(f"reorder/{kind}", lambda s, k=kind: _reordered(s, k), rests=all_of(of_kind(kind), in_groups))  # type: ignore[misc]
     for observer in OBSERVERS:
-        yield Probe(f"calibration/mamba2/{observer}/groups", lambda s, o=observer: _calibrated(s, o))  # type: ignore[misc]
+        yield Probe(
+            f"calibration/mamba2/{observer}/groups",
+            lambda s, o=observer: _calibrated(s, o),  # type: ignore[misc]
+            rests=all_of(calibrated_here, of_kind("mamba2"), in_groups, observed_by(observer)),
+        )
     for kind in KINDS:
-        yield Probe(f"step/{kind}/groups", lambda s, k=kind: stepped(s, k, scales=fixed_in_groups(s, k)))  # type: ignore[misc]
+        yield Probe(
+            f"step/{kind}/groups",
+            lambda s, k=kind: stepped(s, k, scales=fixed_in_groups(s, k)),  # type: ignore[misc]
+            rests=all_of(of_kind(kind), in_groups),
+        )
 
 
 def statistics(layer: int) -> ChannelStatistics:

@@ -21,7 +21,7 @@ from typing import Any
 
 import quambench_kernels
 import torch
-from quambench_kernels import kept
+from quambench_kernels import dispatch, kept
 
 from quambench.core import processes
 from quambench.core.reading import shown
@@ -50,7 +50,8 @@ def answer(op: str) -> Answer:
 def _told(key: str) -> Told:
     name = f"triton-answers-{key}.json"
     if (text := kept.read(name)) is not None:
-        return json.loads(text)
+        stored: Told = json.loads(text)
+        return stored
     found = _ask_elsewhere()
     if not any("error" in answers for answers in found.values()):
         kept.keep(name, json.dumps(found).encode())
@@ -62,7 +63,8 @@ def _ask_elsewhere() -> Told:
     try:
         environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
         done = processes.run([sys.executable, "-m", __name__], timeout=PATIENCE, env=environment)
-        return json.loads(done.stdout.splitlines()[-1])
+        told: Told = json.loads(done.stdout.splitlines()[-1])
+        return told
     except subprocess.TimeoutExpired:
         why = f"it did not end within {PATIENCE} s"
     except (IndexError, ValueError):
@@ -98,4 +100,4 @@ def _entry(op: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        print(json.dumps({op: _entry(op) for op in QUESTIONS if TRITON in operators.dispatch.implementations(op)}))
+        print(json.dumps({op: _entry(op) for op in QUESTIONS if TRITON in dispatch.implementations(op)}))

@@ -17,6 +17,7 @@ from quambench_kernels.lazy import why_not
 from quambench.gate.probes import interpreted
 from quambench.gate.probes.base import Answer, Probe, Streams
 from quambench.gate.probes.operators import QUESTIONS, Differentiable, Implementation, Question, gradients
+from quambench.gate.probes.resting import all_of, every_case, of_kind, refined
 
 TRITON, REFERENCE = "triton", "reference"
 GRADIENT = "gradient"
@@ -25,12 +26,15 @@ GRADIENT = "gradient"
 def probes() -> Iterator[Probe]:
     for op, question in QUESTIONS.items():
         shares = f"kernel/{op}"
+        own = of_kind(question.architecture) if question.architecture else every_case
         for ask in _implementations(op):
-            yield Probe(f"{shares}/{ask.name}", partial(_asked, question, ask), shares, ask.name == REFERENCE)
+            yield Probe(
+                f"{shares}/{ask.name}", partial(_asked, question, ask), shares, ask.name == REFERENCE, rests=own
+            )
         if TRITON in dispatch.implementations(op) and not torch.cuda.is_available() and why_not() is None:
-            yield Probe(f"{shares}/{TRITON}", partial(_interpreted, op), shares, defines=False, partial=True)
+            yield Probe(f"{shares}/{TRITON}", partial(_interpreted, op), shares, defines=False, partial=True, rests=own)
         if question.gradients:
-            yield Probe(f"{shares}/{GRADIENT}", partial(_gradients, op))
+            yield Probe(f"{shares}/{GRADIENT}", partial(_gradients, op), rests=all_of(own, refined))
 
 
 def _asked(question: Question, ask: Implementation, streams: Streams) -> Answer:
@@ -56,12 +60,3 @@ def _implementations(op: str) -> Iterator[Implementation]:
                     break
     if QUESTIONS[op].gradients:
         yield Differentiable(op, "differentiable")
-
-
-def rests_on(variant: str, architecture: str, trains: bool) -> bool:
-    """Whether a model of an architecture, whose scales may be trained, depends on the operator that is asked.
-
-    variant  "<operator>/<implementation>", of a probe's name
-    """
-    op, _, implementation = variant.partition("/")
-    return QUESTIONS[op].architecture in ("", architecture) and (trains or implementation != GRADIENT)

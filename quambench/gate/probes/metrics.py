@@ -170,12 +170,12 @@ def _terms() -> Answer:
 def _tasks() -> Answer:
     """Which metrics there are, which decide, and each one's number."""
     made = task_evidence()
-    found = measuring.task_metrics(made)
+    found = asked_tasks.task_metrics(made)
     answer: dict[str, Tensor | list[str]] = {
         "tasks": asked_tasks.tasks_in(made),
         "decide": list(asked_tasks.gated_tasks(made)),
         "beside the others": sorted(set(measuring.metrics_of(evidence() | made)) - set(measuring.METRICS)),
-        "none without tasks": sorted(measuring.task_metrics(evidence())),
+        "none without tasks": sorted(asked_tasks.task_metrics(evidence())),
     }
     for name, metric in found.items():
         answer |= {f"{name}, {what}": value for what, value in _asked(metric, {"number": made}).items()}

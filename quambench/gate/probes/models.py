@@ -23,10 +23,24 @@ from torch import Tensor
 from quambench.calibration import collect as calibrating
 from quambench.calibration.refine import RefinementSpec
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.gate.probes.resting import (
+    Rests,
+    all_of,
+    asymmetric,
+    calibrated_here,
+    every_case,
+    finer,
+    observed_by,
+    of_kind,
+    refined_by,
+    under_policy,
+)
 from quambench.grids.granularity import GROUPS, groups_at, layout
+from quambench.grids.precision import Precision
 from quambench.grouping import Groups
 from quambench.int8 import fuse
 from quambench.int8 import model as quantized
+from quambench.int8.ops import Disturb, undisturbed
 from quambench.int8.site_grid import SymmetricGrid
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import Tap, no_tap
@@ -57,13 +71,14 @@ OBSERVERS = ("percentile[alpha=0.95,sigma=0.2]", "running_max")
 VARIANTS = ("first_middle_last[first=0.9,middle=0.8,last=0.7]", "scale_multiplier[factor=0.5,layers=last]",
             "sensitivity[budget=3,floats=1]")  # fmt: skip
 # Which of calibration's ways: per tensor, as fine as sites allow, asymmetric.
-CALIBRATIONS = ("", "/finest", "/asymmetric")
+ON_SCALES: dict[str, Rests] = {"": every_case, "/finest": finer, "/asymmetric": asymmetric}
+CALIBRATIONS = tuple(ON_SCALES)
 REFINED = ("learned[steps=6,every=2,piece=3]", "learned[loss=nll,steps=6,every=2,piece=3]", "adaround[steps=6,every=2]")
 PREFIX, STEPS = 5, 3  # tokens of prefill, then of decoding
 PIECES = (1, 2, 3, 1)  # tokens of calls that go on from one another; fewer than the convolution looks back, and more
-USUAL = quantized.Precision()
+USUAL = Precision()
 # Bits that are nobody's default; embedding and lm_head stay float, so that their float branches are asked.
-LOW = quantized.Precision(weight_bits=4, act_bits=4, embedding=False, lm_head=False)
+LOW = Precision(weight_bits=4, act_bits=4, embedding=False, lm_head=False)
 LOW_STEPS = 1
 LOGITS = torch.tensor(0.125)  # logits are told in eighths: the quotient is exact
 
@@ -71,30 +86,42 @@ LOGITS = torch.tensor(0.125)  # logits are told in eighths: the quotient is exac
 def probes() -> Iterator[Probe]:
     for policy in (*POLICIES, *VARIANTS):
         for kind in ARCHITECTURES if not PolicySpec.parse(policy).found().groups else ("mamba2",):
-            yield Probe(f"policy/{policy}/{kind}", lambda s, p=policy, k=kind: _plan(p, k))  # type: ignore[misc]
+            yield Probe(
+                f"policy/{policy}/{kind}",
+                lambda s, p=policy, k=kind: _plan(p, k),  # type: ignore[misc]
+                rests=all_of(calibrated_here, under_policy(policy), of_kind(kind)),
+            )
     for kind in CONFIGS:
-        yield Probe(f"float/{kind}", lambda s, k=kind: _float(s, k))  # type: ignore[misc]
+        yield Probe(f"float/{kind}", lambda s, k=kind: _float(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k))  # type: ignore[misc]
+        yield Probe(f"fuse/{kind}", lambda s, k=kind: _fused(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
         for observer in OBSERVERS[1:] if kind in BARE else OBSERVERS:
             for variant in CALIBRATIONS[:1] if kind in BARE else CALIBRATIONS:
                 name = f"calibration/{kind}/{observer}{variant}"
-                yield Probe(name, lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v))  # type: ignore[misc]
+                yield Probe(
+                    name,
+                    lambda s, k=kind, o=observer, v=variant: _calibrated(s, k, o, v),  # type: ignore[misc]
+                    rests=all_of(calibrated_here, of_kind(kind), observed_by(observer), ON_SCALES[variant]),
+                )
     for kind in ARCHITECTURES:
         for name in REFINED:
-            yield Probe(f"refine/{name}/{kind}", lambda s, k=kind, n=name: _refined(s, k, n))  # type: ignore[misc]
+            yield Probe(
+                f"refine/{name}/{kind}",
+                lambda s, k=kind, n=name: _refined(s, k, n),  # type: ignore[misc]
+                rests=all_of(refined_by(name), of_kind(kind)),
+            )
     for kind in ARCHITECTURES:
-        yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/state", lambda s, k=kind: _state(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"step/{kind}/parameters", lambda s, k=kind: _parameters(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/parameters", lambda s, k=kind: _parameters(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in CONFIGS:
-        yield Probe(f"step/{kind}", lambda s, k=kind: stepped(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}", lambda s, k=kind: stepped(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in BARE:
-        yield Probe(f"step/{kind}/pieces", lambda s, k=kind: in_pieces(s, k))  # type: ignore[misc]
+        yield Probe(f"step/{kind}/pieces", lambda s, k=kind: in_pieces(s, k), rests=of_kind(kind))  # type: ignore[misc]
     for kind in ARCHITECTURES:
         name = f"step/{kind}/{LOW.id}"
-        yield Probe(name, lambda s, k=kind: stepped(s, k, LOW, LOW_STEPS))  # type: ignore[misc]
+        yield Probe(name, lambda s, k=kind: stepped(s, k, LOW, LOW_STEPS), rests=of_kind(kind))  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +183,7 @@ def _fused(streams: Streams, kind: str) -> Answer:
     answer: dict[str, Tensor | list[str]] = {"logits, moved by": (moved * 1e6).round().int()}
     for name, weight in made.weights().items():
         answer[f"{name} scale"], answer[name] = weight.scale.flatten(), weight.q
-    low = quantized.QuantizedModel(prepared, scales_of(streams, kind), quantized.Precision(weight_bits=4))
+    low = quantized.QuantizedModel(prepared, scales_of(streams, kind), Precision(weight_bits=4))
     return answer | {f"4 bits, {name} scale": weight.scale.flatten() for name, weight in low.weights().items()}
 
 
@@ -175,7 +202,7 @@ def _refined(streams: Streams, kind: str, name: str) -> Answer:
     tokens = streams["sequences"]
     task = calibrating.Task(plan, 4)
     start = calibrating.calibrate(prepared, tokens, {"": task}, "probe")[""]
-    model = quantized.QuantizedModel(prepared, start, quantized.Precision(act_bits=4))
+    model = quantized.QuantizedModel(prepared, start, Precision(act_bits=4))
     found = RefinementSpec.parse(name).build().refine(prepared, model, start, tokens)
     return {**found.calibration.scales, "best step": torch.tensor(found.best_step)}
 
@@ -198,10 +225,10 @@ def _state(streams: Streams, kind: str) -> Answer:
     every = torch.arange(-128, 128).to(torch.int8).view(1, *ties.shape[1:-2], -1, 1)
     answer: dict[str, Tensor | list[str]] = {}
     for bits in (8, 4):
-        block = quantized.QuantizedModel(prepared, halves, quantized.Precision(act_bits=bits)).blocks[1]
+        block = quantized.QuantizedModel(prepared, halves, Precision(act_bits=bits)).blocks[1]
         answer[f"{bits} bits, stored"] = block.store_state(ties, no_tap)
         answer[f"{bits} bits, read"] = block.read_state(every)
-    block = quantized.QuantizedModel(prepared, halves, quantized.Precision(ssm_state=False)).blocks[1]
+    block = quantized.QuantizedModel(prepared, halves, Precision(ssm_state=False)).blocks[1]
     carried = block.read_state(block.store_state(ties, no_tap))
     answer["float, values that changed"] = (carried != ties).sum()
     return answer
@@ -210,10 +237,10 @@ def _state(streams: Streams, kind: str) -> Answer:
 def stepped(
     streams: Streams,
     kind: str,
-    precision: quantized.Precision = USUAL,
+    precision: Precision = USUAL,
     steps: int = STEPS,
     scales: FixedScales | None = None,
-    disturb: quantized.Disturb = quantized.undisturbed,
+    disturb: Disturb = undisturbed,
 ) -> Answer:
     """Integers at every site, of a prefill and of each decoding step after it, and the logits in eighths.
 
@@ -243,7 +270,7 @@ def stepped(
     return answer
 
 
-def in_pieces(streams: Streams, kind: str, disturb: quantized.Disturb = quantized.undisturbed) -> Answer:
+def in_pieces(streams: Streams, kind: str, disturb: Disturb = undisturbed) -> Answer:
     """The INT8 model's logits in eighths, and the state that is carried, call after call."""
     scales = scales_of(streams, kind)
     made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, USUAL, disturb)

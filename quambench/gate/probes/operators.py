@@ -54,10 +54,12 @@ class Implementation:
         """Those that it is asked."""
         return sizes[:: self.every]
 
-    def __call__(self, run: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    def __call__(self, run: Callable[..., T], *args: Any, **named: Any) -> T:
         """What `run`, one of the operator's functions, returns, on the host."""
-        found = run(*map(self._there, args), **{k: self._there(v) for k, v in named.items()}, impl=self.name)
-        return tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
+        found: Any = run(*map(self._there, args), **{k: self._there(v) for k, v in named.items()}, impl=self.name)
+        found = tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
+        here: T = found
+        return here
 
     def computes(self, dtype: torch.dtype) -> bool:
         """Whether it takes floats of this kind."""
@@ -73,11 +75,13 @@ class Implementation:
 class Differentiable(Implementation):
     """The form that runs where autograd records."""
 
-    def __call__(self, run: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    def __call__(self, run: Callable[..., T], *args: Any, **named: Any) -> T:
         first, *rest = args
         with torch.enable_grad():
-            found = run(first.clone().requires_grad_(), *rest, **named)
-        return tuple(x.detach() for x in found) if isinstance(found, tuple) else found.detach()
+            found: Any = run(first.clone().requires_grad_(), *rest, **named)
+        found = tuple(x.detach() for x in found) if isinstance(found, tuple) else found.detach()
+        bare: T = found
+        return bare
 
     def computes(self, dtype: torch.dtype) -> bool:
         return True

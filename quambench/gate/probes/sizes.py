@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quambench.core.errors import BadParameter
 from quambench.gate.probes.base import Answer, Probe, floats, told
+from quambench.gate.probes.resting import all_of, by_gptq, observed_by, of_weights
 from quambench.grids.precision import Bits
 from quambench.int8 import gptq
 from quambench.int8.recipe import GRANULARITIES, WeightQuantizer, WeightRecipe
@@ -34,11 +35,15 @@ INPUTS, SPLITS = 300, (1, 4, 2, 5)
 
 def probes() -> Iterator[Probe]:
     for name in OBSERVERS:
-        yield Probe(f"observer/{name}/sizes", lambda _, n=name: _sizes(n))  # type: ignore[misc]
-        yield Probe(f"observer/{name}/halves", lambda _, n=name: _halves(n))  # type: ignore[misc]
+        yield Probe(f"observer/{name}/sizes", lambda _, n=name: _sizes(n), rests=observed_by(name))  # type: ignore[misc]
+        yield Probe(f"observer/{name}/halves", lambda _, n=name: _halves(n), rests=observed_by(name))  # type: ignore[misc]
     for granularity, observer in product(GRANULARITIES, SEARCHES):
-        yield Probe(f"weights/recipe/{granularity}/{observer}", lambda _, g=granularity, o=observer: _weights(g, o))  # type: ignore[misc]
-    yield Probe("gptq/groups", lambda _: _gptq())
+        yield Probe(
+            f"weights/recipe/{granularity}/{observer}",
+            lambda _, g=granularity, o=observer: _weights(g, o),  # type: ignore[misc]
+            rests=all_of(of_weights(granularity), observed_by(observer)),
+        )
+    yield Probe("gptq/groups", lambda _: _gptq(), rests=by_gptq)
 
 
 def _sizes(name: str) -> Answer:

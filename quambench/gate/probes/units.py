@@ -10,15 +10,27 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from quambench_kernels.int8_linear import int8_linear
 from torch import Tensor
 
 from quambench.core.errors import NonFinite, SiteUnseen
 from quambench.gate.probes.base import Answer, Probe, Streams
+from quambench.gate.probes.resting import (
+    all_of,
+    asymmetric,
+    by_gptq,
+    calibrated_here,
+    every_case,
+    finer,
+    observed_by,
+    of_four_bits,
+    of_kind,
+)
 from quambench.grids import grid, hadamard
 from quambench.grids.granularity import GRANULARITIES, layout
 from quambench.int8 import gptq, site_grid, w4, weights
 from quambench.models.config import ModelConfig
-from quambench.models.sites import SITES
+from quambench.models.sites import ARCHITECTURES, architecture_of
 from quambench.observers import OBSERVERS, ObserverSpec
 
 BITS = (8, 6, 4, 2)
@@ -59,20 +71,26 @@ def probes() -> Iterator[Probe]:
         "weights/splits",
         lambda s: _weight(lambda *bits: weights.quantize_splits(s["weights"], (1, 4, 2, 5), *bits)),
     )
-    yield Probe("grid/asymmetric", _asymmetric)
-    yield Probe("w4", lambda s: _four_bits(lambda w: w4.round_to_nearest(w, group=4)))
-    yield Probe("gptq", lambda s: _four_bits(lambda w: gptq.gptq(w, _second_moments(w.shape[1]), group=4)))
+    yield Probe("grid/asymmetric", _asymmetric, rests=asymmetric)
+    yield Probe("w4", lambda s: _four_bits(lambda w: w4.round_to_nearest(w, group=4)), rests=of_four_bits)
+    yield Probe(
+        "gptq", lambda s: _four_bits(lambda w: gptq.gptq(w, _second_moments(w.shape[1]), group=4)), rests=by_gptq
+    )
     for kind, config in CONFIGS.items():
         for name in GRANULARITIES:
-            if any(name in site.allowed for site in SITES[kind]):
-                yield Probe(f"granularity/{kind}/{name}", lambda _, n=name, c=config: _lay_out(n, c))  # type: ignore[misc]
+            if any(name in site.allowed for site in ARCHITECTURES[kind].sites):
+                yield Probe(
+                    f"granularity/{kind}/{name}",
+                    lambda _, n=name, c=config: _lay_out(n, c),  # type: ignore[misc]
+                    rests=all_of(calibrated_here, of_kind(kind), every_case if name == "tensor" else finer),
+                )
     yield Probe("site", _site)
-    yield Probe("site/asymmetric", _asymmetric_site)
+    yield Probe("site/asymmetric", _asymmetric_site, rests=asymmetric)
     for name in OBSERVERS:
         for spec in (name, *VARIANTS.get(name, ())):
-            yield Probe(f"observer/{spec}", lambda streams, spec=spec: _observe(streams, spec))  # type: ignore[misc]
+            yield Probe(f"observer/{spec}", lambda streams, spec=spec: _observe(streams, spec), rests=observed_by(spec))  # type: ignore[misc]
     yield Probe("int8_linear", _product)
-    yield Probe("int8_linear/asymmetric", _asymmetric_product)
+    yield Probe("int8_linear/asymmetric", _asymmetric_product, rests=asymmetric)
 
 
 def _scale(streams: Streams) -> Answer:
@@ -149,7 +167,7 @@ def _second_moments(n: int) -> Tensor:
 def _lay_out(name: str, config: ModelConfig) -> Answer:
     """Which value goes where, by values that say where they came from; and which scale meets which value."""
     answer: dict[str, Tensor | list[str]] = {}
-    for site in SITES[config.architecture]:
+    for site in architecture_of(config).sites:
         if name not in site.allowed:
             continue
         x = torch.arange(torch.Size(shape_of(site.name, config)).numel()).view(shape_of(site.name, config))
@@ -266,9 +284,9 @@ def _product(streams: Streams) -> Answer:
     (x, w), one = _factors(), torch.tensor(1.0)
     extreme = torch.full((1, 192), -128, dtype=torch.int8)
     return {
-        "rows": site_grid.int8_linear(x, w),
-        "one row": site_grid.int8_linear(x[:1], w),
-        "extremes": site_grid.int8_linear(extreme, torch.cat([extreme, -1 - extreme])),
+        "rows": int8_linear(x, w),
+        "one row": int8_linear(x[:1], w),
+        "extremes": int8_linear(extreme, torch.cat([extreme, -1 - extreme])),
         "site": site_grid.SymmetricGrid(one, 8).product(x, weights.QuantizedTensor(w, one)).int(),
         "float": site_grid.Unquantized().product(x.float(), weights.QuantizedTensor(w, one)).int(),
     }

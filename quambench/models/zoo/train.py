@@ -6,6 +6,7 @@ so do the dropout masks, so a resumed run sees what an unbroken one would have s
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quambench.core.files import making, write
+from quambench.core.files import write
 from quambench.data.corpus import Corpus
 from quambench.models import LanguageModel, build
 from quambench.models.backbone import Tap
@@ -127,8 +128,9 @@ def _save(
 ) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     state |= {"seconds": seconds, "recipe": json.dumps(asdict(recipe))}
-    with making(path) as partial:
-        torch.save(state, partial)
+    content = io.BytesIO()  # torch says of a full disk that a position is unexpected
+    torch.save(state, content)
+    write(path, content.getvalue())
 
 
 def _resume(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[int, float]:

@@ -32,6 +32,7 @@ from quambench.metrics import METRICS, Measurement, Terms
 from quambench.metrics import sites as inside
 from quambench.metrics.base import Evidence
 from quambench.models.backbone import LanguageModel, Tap, no_tap
+from quambench.models.sites import sites_of
 from quambench.run import runner
 from quambench.selftest.faults.base import ONE, OTHER, fault
 from quambench.selftest.faults.planting import planted, wrapped
@@ -58,7 +59,9 @@ def without(**parts: Any) -> AbstractContextManager[Any]:
 def compared(change: Callable[[Found, Windows], Mapping[str, Tensor]]) -> AbstractContextManager[Any]:
     """What a comparison with the float model finds, by names without the phase, is changed."""
 
-    def spoilt(original: Any, phase: str, logits: Any, float_log_probs: Tensor, of: Windows, skip: int = 0) -> Found:
+    def spoilt(
+        original: Callable[..., Found], phase: str, logits: Any, float_log_probs: Tensor, of: Windows, skip: int = 0
+    ) -> Found:
         found = original(phase, logits, float_log_probs, of, skip)
         bare = {name.removeprefix(f"{phase}."): x for name, x in found.items()}
         return found | {f"{phase}.{name}": x for name, x in change(bare, of).items()}
@@ -91,9 +94,9 @@ def decoded(spoilt: Callable[..., Tensor]) -> AbstractContextManager[Any]:
 def of_sites(change: Callable[[Found, Mapping[str, Tensor], Any], Mapping[str, Tensor]]) -> AbstractContextManager[Any]:
     """change(what is told of each site alone, the sites, the model)"""
 
-    def spoilt(original: Any, sites: Mapping[str, Tensor], model: Any) -> Found:
+    def spoilt(original: Callable[..., Found], sites: Mapping[str, Tensor], model: Any) -> Found:
         found = original(sites, model)
-        return found | change(found, sites, model)
+        return {**found, **change(found, sites, model)}
 
     return wrapped(evaluation, "_local_errors", spoilt)
 
@@ -206,7 +209,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("decoding's loss of the tokens before", "evaluation/loss", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    def late(original: Any, phase: str, logits: Any, truth: Tensor, of: Windows, skip: int = 0) -> Found:
+    def late(
+        original: Callable[..., Found], phase: str, logits: Any, truth: Tensor, of: Windows, skip: int = 0
+    ) -> Found:
         shifted = replace(of, targets=of.targets.roll(1, 1)) if skip else of
         return original(phase, logits, truth, shifted, skip)
 
@@ -215,7 +220,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("loss of the likeliest token", "evaluation/loss", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def likeliest(original: Any, phase: str, logits: Any, truth: Tensor, of: Windows, skip: int = 0) -> Found:
+    def likeliest(
+        original: Callable[..., Found], phase: str, logits: Any, truth: Tensor, of: Windows, skip: int = 0
+    ) -> Found:
         best = torch.cat([of.targets[:, :skip], truth.argmax(-1)], dim=1)
         return original(phase, logits, truth, replace(of, targets=best), skip)
 
@@ -234,7 +241,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("logits that are no numbers made numbers", "evaluation/refused", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    def tame(original: Any, phase: str, logits: Iterable[Tensor], *rest: Any, **more: Any) -> Found:
+    def tame(original: Callable[..., Found], phase: str, logits: Iterable[Tensor], *rest: Any, **more: Any) -> Found:
         return original(phase, (piece.nan_to_num() for piece in logits), *rest, **more)
 
     return wrapped(evaluation, "_compare", tame)
@@ -338,7 +345,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("an item is right by its first token", "evaluation/(float|items)", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def first(original: Any, model: Any, items: LastWordItems) -> Tensor:
+    def first(original: Callable[..., Tensor], model: Any, items: LastWordItems) -> Tensor:
         later = (items.targets >= 0).cumsum(1) > 1
         return original(model, replace(items, targets=items.targets.masked_fill(later, -1)))
 
@@ -347,7 +354,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("items told by document, not by length", "evaluation/(float|items)", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    def by_document(original: Any, model: Any, items: LastWordItems) -> Tensor:
+    def by_document(original: Callable[..., Tensor], model: Any, items: LastWordItems) -> Tensor:
         return original(model, items)[items.documents.argsort(stable=True)]
 
     return wrapped(reference, "last_word_correct", by_document)
@@ -371,7 +378,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("decoding starts one token early", "evaluation/decoding", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    def early(original: Any, model: Any, tokens: Tensor, prefix: int, last_tap: Tap) -> Tensor:
+    def early(original: Callable[..., Tensor], model: Any, tokens: Tensor, prefix: int, last_tap: Tap) -> Tensor:
         return original(model, tokens[:, :-1], prefix - 1, last_tap) if prefix > 1 else original(model, tokens, prefix)
 
     return decoded(early)
@@ -390,7 +397,8 @@ def _() -> AbstractContextManager[Any]:
 def _() -> AbstractContextManager[Any]:
     def at_once(original: Any, model: Any, tokens: Tensor, prefix: int, last_tap: Tap) -> Tensor:
         original(model, tokens, prefix, last_tap)
-        return model(tokens)[0][:, prefix:]
+        logits: Tensor = model(tokens)[0]
+        return logits[:, prefix:]
 
     return decoded(at_once)
 
@@ -413,7 +421,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the gap of decoding by window, not by step", "evaluation/decode_gap", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def by_window(original: Any, model: Any, logits: Tensor, data: EvalData) -> Found:
+    def by_window(original: Callable[..., Found], model: Any, logits: Tensor, data: EvalData) -> Found:
         found = original(model, logits, data)
         return found | {"decode.kl_by_step": found["decode.kl_prefill"] / logits.shape[1]}
 
@@ -445,9 +453,7 @@ def _() -> AbstractContextManager[Any]:
 @fault("the range used by positive values alone", "evaluation/sites", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
     def positive(found: Found, sites: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
-        each = [
-            model.calibrated[s].double().position(sites[s].double()).amax() for s in evaluation.sites_of(model.config)
-        ]
+        each = [model.calibrated[s].double().position(sites[s].double()).amax() for s in sites_of(model.config)]
         return {"sites.range_used": torch.stack(each)}
 
     return of_sites(positive)

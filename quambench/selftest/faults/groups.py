@@ -71,7 +71,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("heads stay where they are", "cluster/kmeans", X, **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    def in_place(original: Any, vectors: Tensor, n: int) -> Tensor:
+    def in_place(original: Callable[..., Tensor], vectors: Tensor, n: int) -> Tensor:
         return original(vectors, n).sort().values
 
     return wrapped(cluster, "_ward", in_place)
@@ -110,7 +110,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("group ranges off by one", "cluster/kmeans", X, **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    def shifted(original: Any, *args: Any) -> Groups:
+    def shifted(original: Callable[..., Groups], *args: Any) -> Groups:
         groups = original(*args)
         sizes = groups.dim_sizes.clone()
         widest, other = sizes.argmax(-1, keepdim=True), sizes.argmin(-1, keepdim=True)
@@ -171,7 +171,9 @@ for _name, _place in (
 
 @fault("A_log moved the other way", "reorder", "layers.0.A_log", **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    def inverted(original: Any, *args: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    def inverted(
+        original: Callable[..., dict[str, tuple[Tensor, Tensor]]], *args: Any
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         found = original(*args)
         tensor, index = found["A_log"]
         return found | {"A_log": (tensor, index.argsort())}
@@ -181,7 +183,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("channels moved the other way", "reorder", "layers.0.*", **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    def inverted(original: Any, mixer: Any, order: Groups) -> dict[str, tuple[Tensor, Tensor]]:
+    def inverted(
+        original: Callable[..., dict[str, tuple[Tensor, Tensor]]], mixer: Any, order: Groups
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         spoilt = copy(order)
         object.__setattr__(spoilt, "channel_index", order.channel_index.argsort())
         return original(mixer, spoilt)
@@ -210,7 +214,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("one group's scale for all n of the state", "calibration", "layers.0.ssm_state", **GROUPED)
 def _() -> AbstractContextManager[Any]:
-    def flat(original: Any, self: Groups, per_channel: Tensor) -> Tensor:
+    def flat(original: Callable[..., Tensor], self: Groups, per_channel: Tensor) -> Tensor:
         found = original(self, per_channel)
         return found if per_channel.ndim == 1 else found.amax(-1, keepdim=True).expand_as(found).contiguous()
 
@@ -232,7 +236,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the next layer's groups", "", X, **BY_PERCENTILE)
 def _() -> AbstractContextManager[Any]:
-    def neighbour(original: Any, site: str, assignment: Any, task: Any) -> Groups | None:
+    def neighbour(original: Callable[..., Groups | None], site: str, assignment: Any, task: Any) -> Groups | None:
         n = len(task.groups)
         turned = {(layer + 1) % n: groups for layer, groups in task.groups.items()}
         return original(site, assignment, replace(task, groups=turned))

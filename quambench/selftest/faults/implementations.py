@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +14,7 @@ import torch
 from quambench_kernels.dispatch import around
 from quambench_kernels.int8_linear import cpu
 from quambench_kernels.selective_scan import op as scanning
-from quambench_kernels.selective_scan.differentiable import CHUNK
+from quambench_kernels.selective_scan.differentiable import CHUNK, differentiable
 from torch import Tensor
 
 from quambench.core.scratch import scratch
@@ -47,7 +47,7 @@ def edited(file: str, old: str, new: str) -> Iterator[None]:
 
 @fault("few_rows leaves out the columns that fours leave over", "kernel/int8_linear/few_rows")
 def _() -> AbstractContextManager[Any]:
-    def whole_fours(run: Any, x: Tensor, w: Tensor) -> Tensor:
+    def whole_fours(run: Callable[..., Tensor], x: Tensor, w: Tensor) -> Tensor:
         sums = run(x, w)
         sums[:, len(w) // 4 * 4 :] = 0
         return sums
@@ -62,7 +62,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("chunked_float32 forgets its last chunk", "kernel/int8_linear/chunked_float32")
 def _() -> AbstractContextManager[Any]:
-    def whole_chunks(run: Any, x: Tensor, w: Tensor) -> Tensor:
+    def whole_chunks(run: Callable[..., Tensor], x: Tensor, w: Tensor) -> Tensor:
         whole = x.shape[1] // cpu.CHUNK * cpu.CHUNK or x.shape[1]
         return run(x[:, :whole], w[:, :whole])
 
@@ -71,7 +71,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the reference adds a bias to what stays float alone", "kernel/int8_linear.finish/reference")
 def _() -> AbstractContextManager[Any]:
-    def without(run: Any, sums: Tensor, scale: Tensor, bias: Any, out: Any, q_max: int) -> Tensor:
+    def without(run: Callable[..., Tensor], sums: Tensor, scale: Tensor, bias: Any, out: Any, q_max: int) -> Tensor:
         return run(sums, scale, bias if out is None else None, out, q_max)
 
     return around("int8_linear.finish", without, "reference")
@@ -79,7 +79,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the finish in C++ knows 8 bits alone", "kernel/int8_linear.finish/native")
 def _() -> AbstractContextManager[Any]:
-    def wide(run: Any, *args: Any) -> Tensor:
+    def wide(run: Callable[..., Tensor], *args: Any) -> Tensor:
         return run(*args[:-1], 127)
 
     return around("int8_linear.finish", wide, "native")
@@ -130,7 +130,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the reference's convolution knows no history", "kernel/int8_causal_conv1d/reference")
 def _() -> AbstractContextManager[Any]:
-    def forgetful(run: Any, x: Tensor, s: Tensor, w: Tensor, b: Any, history: Tensor, *rest: Any) -> Tensor:
+    def forgetful(
+        run: Callable[..., Tensor], x: Tensor, s: Tensor, w: Tensor, b: Any, history: Tensor, *rest: Any
+    ) -> Tensor:
         return run(x, s, w, b, torch.zeros_like(history), *rest)
 
     return around("int8_causal_conv1d", forgetful, "reference")
@@ -138,7 +140,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("runs of channels are walked from the end", "kernel/int8_causal_conv1d_walking/native", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def backwards(run: Any, *args: Any) -> Tensor:
+    def backwards(run: Callable[..., Tensor], *args: Any) -> Tensor:
         return run(*args[:6], args[6].flip(-1), *args[7:])
 
     return around("int8_causal_conv1d_walking", backwards, "native")
@@ -190,7 +192,7 @@ def _() -> AbstractContextManager[Any]:
     architectures=ONE,
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
-    right = scanning.differentiable
+    right = differentiable
 
     def restarted(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, *rest: Any) -> Any:
         bias, z = rest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -39,7 +39,9 @@ def both(spoil: Any) -> AbstractContextManager[Any]:
     return plant()
 
 
-def rounding(op: str, module: Any, ref: Any, rounded: Any) -> AbstractContextManager[Any]:
+def rounding(
+    op: str, module: Any, ref: Callable[..., Any], rounded: Callable[[Tensor], Tensor]
+) -> AbstractContextManager[Any]:
     """An operator's reference in place of all implementations, its quotients rounded so."""
 
     def quantize(x: Tensor, scale: Tensor, q_max: int) -> Tensor:
@@ -76,7 +78,7 @@ def _() -> AbstractContextManager[Any]:
 def _() -> AbstractContextManager[Any]:
     """Where one C++ kernel serves them, in that kernel alone; else in whatever multiplies."""
 
-    def short(run: Any, x: Tensor, *rest: Any) -> Tensor:
+    def short(run: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
         few = x.shape[0] <= cpu.FEW
         return run(torch.cat([x[:, :-1], torch.zeros_like(x[:, -1:])], dim=1) if few else x, *rest)
 
@@ -92,7 +94,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("a projection's outputs are all on the first one's grid", "kernel/int8_linear")
 def _() -> AbstractContextManager[Any]:
-    def first(run: Any, sums: Tensor, scale: Tensor, bias: Any, out: Tensor | None, q_max: int) -> Tensor:
+    def first(
+        run: Callable[..., Tensor], sums: Tensor, scale: Tensor, bias: Any, out: Tensor | None, q_max: int
+    ) -> Tensor:
         return run(sums, scale, bias, out if out is None or out.ndim == 0 else out[:1].expand_as(out), q_max)
 
     return after_the_product(around("int8_linear.finish", first))
@@ -138,7 +142,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("state reset between steps", SCANS, "layers.0.ssm_state")
 def _() -> AbstractContextManager[Any]:
-    def reset(run: Any, args: list[Any], at: int) -> tuple[Tensor, Tensor]:
+    def reset(run: Callable[..., tuple[Tensor, Tensor]], args: list[Any], at: int) -> tuple[Tensor, Tensor]:
         args[at] = torch.zeros_like(args[at])
         return run(*args)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -638,12 +639,10 @@ def _neighbour(site: str, others: dict[str, str]) -> str:
 
 @fault("scales lose their last digits when saved", "", "", error=True)
 def _() -> AbstractContextManager[Any]:
-    original = storing.save
-
-    def lossy(tensors: dict[str, Tensor]) -> bytes:
+    def lossy(original: Callable[..., bytes], tensors: dict[str, Tensor]) -> bytes:
         return original({n: t.half().float() for n, t in tensors.items()})
 
-    return planted(storing, "save", lossy)
+    return wrapped(storing, "save", lossy)
 
 
 # --- changes that change nothing ------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -48,7 +50,18 @@ def _those_who_call(owner: Any, name: str) -> list[Any]:
     if not isinstance(owner, ModuleType) or (is_named and original.__module__ != owner.__name__):
         return [owner]
     ours = [m for module, m in sys.modules.items() if module.split(".")[0] in ("quambench", "quambench_kernels")]
-    return [m for m in ours if vars(m).get(name) is original]
+    holders = [m for m in ours if vars(m).get(name) is original]
+    return [m for m in holders if is_named or m is owner or _imports(m, owner, name)]
+
+
+def _imports(module: ModuleType, owner: ModuleType, name: str) -> bool:
+    """Whether a module has a constant from there: another's own 1 is the same object."""
+    statements = ast.walk(ast.parse(inspect.getsource(module)))
+    return any(
+        owner.__name__.startswith(f"{one.module}") and any(alias.name == name for alias in one.names)
+        for one in statements
+        if isinstance(one, ast.ImportFrom)
+    )
 
 
 def wrapped(owner: Any, name: str, spoil: Callable[..., Any]) -> AbstractContextManager[Any]:
@@ -155,12 +168,11 @@ def update(spoilt: Callable[[Any, Any, Tensor, int], None]) -> AbstractContextMa
 
 def scales(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> AbstractContextManager[Any]:
     """Change what `calibrate` returns."""
-    original = runner.calibrate
 
-    def spoilt(*args: Any, **kw: Any) -> Mapping[Any, Calibration]:
+    def spoilt(original: Callable[..., Mapping[Any, Calibration]], *args: Any, **kw: Any) -> Mapping[Any, Calibration]:
         return {k: replace(c, scales=change(dict(c.scales))) for k, c in original(*args, **kw).items()}
 
-    return planted(runner, "calibrate", spoilt)
+    return wrapped(runner, "calibrate", spoilt)
 
 
 def spoilt_batch(value: float) -> AbstractContextManager[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from quambench.grids.precision import Bits, Precision
 from quambench.int8 import w4
-from quambench.int8.model import QuantizedLinear, _Block
+from quambench.int8.block import QuantizedBlock
+from quambench.int8.ops import QuantizedLinear
 from quambench.int8.recipe import WeightQuantizer
 from quambench.int8.weights import quantize_rows
 from quambench.selftest.faults.base import ONE, OTHER, fault
@@ -27,7 +28,7 @@ ENDS = "percentile/mix[w8a8,w8a16*2,w8a8]"
 
 @fault("a mix read one layer off", "", "layers.0.in_proj.weight", case=OF_FOUR, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def next_one(original: Any, self: Precision, layer: int | None) -> Bits:
+    def next_one(original: Callable[..., Bits], self: Precision, layer: int | None) -> Bits:
         return original(self, layer if layer is None or not self.layers else (layer + 1) % len(self.layers))
 
     return wrapped(Precision, "of", next_one)
@@ -74,11 +75,11 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("w4a16 carries a state of integers", "", "layers.0.ssm_state", case=W4A16, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def rounded(original: Any, self: _Block, ssm: Tensor, tap: Any) -> Tensor:
+    def rounded(original: Callable[..., Tensor], self: QuantizedBlock, ssm: Tensor, tap: Any) -> Tensor:
         step = ssm.abs().amax() / 127
         return original(self, (ssm / step).round() * step, tap)
 
-    return wrapped(_Block, "store_state", rounded)
+    return wrapped(QuantizedBlock, "store_state", rounded)
 
 
 @fault(

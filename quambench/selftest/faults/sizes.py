@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,10 +20,13 @@ from quambench.calibration import hessians as moments
 from quambench.calibration.collect import FORWARD_BATCH
 from quambench.calibration.scales import Calibration
 from quambench.int8 import fuse
-from quambench.int8 import model as quantized
+from quambench.int8.block import QuantizedBlock
+from quambench.int8.mamba import QuantizedMamba
+from quambench.int8.mamba2 import QuantizedMamba2
 from quambench.interchange import quamba
 from quambench.models import checkpoint as checkpoints
 from quambench.models.backbone import LanguageModel
+from quambench.models.sites import ARCHITECTURES
 from quambench.observers import aciq, batch, entropy, histogram, tail
 from quambench.observers.base import Observer
 from quambench.observers.binned import Binned
@@ -41,7 +44,7 @@ GROUPED: dict[str, Any] = {"case": "running_max/4x4/quamba2", "architectures": O
 
 @fault("inputs that eights leave over are not multiplied", "kernel/int8_linear")
 def _() -> AbstractContextManager[Any]:
-    def whole(run: Any, x: Tensor, w: Tensor) -> Tensor:
+    def whole(run: Callable[..., Tensor], x: Tensor, w: Tensor) -> Tensor:
         k = x.shape[1] // 8 * 8 if x.shape[1] > 16 else x.shape[1]
         return run(x[:, :k].contiguous(), w[:, :k].contiguous())
 
@@ -50,7 +53,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("channels that eights leave over are not convolved", "kernel/int8_causal_conv1d")
 def _() -> AbstractContextManager[Any]:
-    def whole(run: Any, *args: Any) -> Tensor:
+    def whole(run: Callable[..., Tensor], *args: Any) -> Tensor:
         q = run(*args)
         q[..., q.shape[-1] // 8 * 8 :] = 0
         return q
@@ -97,7 +100,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("what blocks leave over is in no tail", "observer/percentile")
 def _() -> AbstractContextManager[Any]:
-    def whole(original: Any, x: Tensor, n: int) -> Tensor:
+    def whole(original: Callable[..., Tensor], x: Tensor, n: int) -> Tensor:
         block = tail._block_length(x.shape[-1], n)
         return original(x[..., : x.shape[-1] // block * block] if block else x, n)
 
@@ -111,7 +114,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("sums of whole chunks alone", "observer/.*/sizes", case=ACIQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def whole(original: Any, x: Tensor) -> Tensor:
+    def whole(original: Callable[..., Tensor], x: Tensor) -> Tensor:
         n = aciq._CHUNK // max(x[0].numel(), 1)
         return original(x[: len(x) // n * n] if len(x) > n > 0 else x)
 
@@ -120,7 +123,7 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("entropy searched for the first ten scales", "observer/entropy/sizes", case=ENTROPY, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    def ten(original: Any, *args: Any) -> Tensor:
+    def ten(original: Callable[..., Tensor], *args: Any) -> Tensor:
         found = original(*args)
         found[10:] = 0
         return found
@@ -159,7 +162,7 @@ def _() -> AbstractContextManager[Any]:
         weight, _ = original(self, mixer, splits)
         return weight, self.quantizer.other(mixer.conv1d.bias, splits).dequantize()
 
-    return wrapped(quantized._Block, "conv", with_bias)
+    return wrapped(QuantizedBlock, "conv", with_bias)
 
 
 @fault("every head is taken to be tied", "fuse/.*-bare")
@@ -184,7 +187,7 @@ def _() -> AbstractContextManager[Any]:
         original(self, mixer, parts)
         self.dt_bias = mixer.dt_bias.detach().float()
 
-    return wrapped(quantized._Mamba2Block, "__init__", single)
+    return wrapped(QuantizedMamba2, "__init__", single)
 
 
 @fault("Mamba's dt_bias in half precision", "step/mamba.*/parameters", architectures=ONE)
@@ -193,12 +196,12 @@ def _() -> AbstractContextManager[Any]:
         original(self, mixer, parts)
         self.dt_bias = self.dt_bias.half().float()
 
-    return wrapped(quantized._MambaBlock, "__init__", half)
+    return wrapped(QuantizedMamba, "__init__", half)
 
 
 @fault("history of a call shorter than the convolution looks back is lost", "kernel/causal_conv1d")
 def _() -> AbstractContextManager[Any]:
-    def lost(original: Any, x: Tensor, history: Tensor) -> Tensor:
+    def lost(original: Callable[..., Tensor], x: Tensor, history: Tensor) -> Tensor:
         return original(x, history if x.shape[1] in (1, *range(history.shape[1], 10**6)) else torch.zeros_like(history))
 
     return wrapped(float_conv, "next_history", lost)
@@ -274,9 +277,10 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("the file for Quamba exchanges B and C", "export/mamba2", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    keys = quamba.KEYS["mamba2"]
-    spoilt = keys | {"B_conv_out": keys["C_conv_out"], "C_conv_out": keys["B_conv_out"]}
-    return patch.dict(quamba.KEYS, mamba2=spoilt)
+    right = ARCHITECTURES["mamba2"]
+    keys = right.quamba_keys
+    exchanged = dict(keys) | {"B_conv_out": keys["C_conv_out"], "C_conv_out": keys["B_conv_out"]}
+    return patch.dict(ARCHITECTURES._entries, mamba2=replace(right, quamba_keys=exchanged))
 
 
 @fault("the file for Quamba has heads where channels belong", "export/mamba2/groups", **GROUPED)

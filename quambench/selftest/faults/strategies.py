@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from quambench.calibration import collect as calibration
 from quambench.calibration import hessians as moments
 from quambench.calibration.refine import adaround, learned, training
 from quambench.grids.granularity import UNQUANTIZED
-from quambench.int8 import gptq, recipe, site_grid, w4
+from quambench.int8 import gptq, recipe, site_grid, w4, weights
 from quambench.observers import Batch, ObserverSpec, aciq, binned, dynamic, entropy, kl, mse
 from quambench.observers import base as observing
 from quambench.observers.aciq import Aciq, TwoAndAHalfSigma
@@ -72,14 +73,12 @@ def _() -> AbstractContextManager[Any]:
     case=DYNAMIC, architectures=ONE,
 )  # fmt: skip
 def _() -> AbstractContextManager[Any]:
-    original = dynamic.upper_quantile
-    return planted(dynamic, "upper_quantile", lambda batch, alpha: original(batch, 0.999))
+    return wrapped(dynamic, "upper_quantile", lambda original, batch, alpha: original(batch, 0.999))
 
 
 @fault("candidates are weighed at four bits", "observer/dynamic_percentile", SCAN, case=DYNAMIC, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = dynamic.best
-    return planted(dynamic, "best", lambda histogram, thresholds, bits: original(histogram, thresholds, 4))
+    return wrapped(dynamic, "best", lambda original, histogram, thresholds, bits: original(histogram, thresholds, 4))
 
 
 # --- histograms, and what searches them ----------------------------------------------------------------
@@ -212,19 +211,16 @@ BY_CHANNEL = "percentile/weights=percentile[alpha=0.99]@channel"
 
 @fault("weights per input channel", "", "embedding.weight", case=BY_CHANNEL, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = recipe.quantize_rows
-
-    def columns(weight: Tensor, *more: Any) -> Any:
+    def columns(original: Callable[..., weights.QuantizedTensor], weight: Tensor, *more: Any) -> Any:
         found = original(weight.T.contiguous(), *more)
         return replace(found, q=found.q.T.contiguous(), scale=found.scale.mean().expand(len(weight), 1))
 
-    return planted(recipe, "quantize_rows", columns)
+    return wrapped(recipe, "quantize_rows", columns)
 
 
 @fault("weights' observer ignored", "", "layers.0.in_proj.weight", case=BY_CHANNEL, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = recipe.quantize_rows
-    return planted(recipe, "quantize_rows", lambda weight, bits=8, observer=None: original(weight, bits))
+    return wrapped(recipe, "quantize_rows", lambda original, weight, bits=8, observer=None: original(weight, bits))
 
 
 GPTQ = "percentile/w4a8/gptq"
@@ -233,7 +229,7 @@ GROUPS = "percentile/w4a8/weights=group"
 
 @fault("groups of 64 in place of 128", "", "layers.0.in_proj.weight", case=GROUPS, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = recipe.w4.round_to_nearest
+    original = w4.round_to_nearest
     return planted(w4, "round_to_nearest", lambda weight, group=128, threshold=None: original(weight, group // 2))
 
 
@@ -247,14 +243,12 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("GPTQ with a Hessian of other inputs", "", "layers.0.out_proj.weight", case=GPTQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    original = runner.gather_hessians
-
-    def exchanged(*args: Any) -> dict[str, Tensor]:
+    def exchanged(original: Callable[..., dict[str, Tensor]], *args: Any) -> dict[str, Tensor]:
         found = original(*args)
         a, b = "layers.0.out_proj.weight", "layers.1.out_proj.weight"
         return found | {a: found[b], b: found[a]}
 
-    return planted(runner, "gather_hessians", exchanged)
+    return wrapped(runner, "gather_hessians", exchanged)
 
 
 @fault("GPTQ without damping", "gptq", "layers.0.in_proj.weight|lm_head.weight", case=GPTQ, architectures=OTHER)
@@ -265,8 +259,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("second moments of the first batch alone", "", "layers.0.in_proj.weight", case=GPTQ, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    original = moments.accumulate
-    return planted(moments, "accumulate", lambda hessian, x: hessian if hessian.any() else original(hessian, x))
+    return wrapped(
+        moments, "accumulate", lambda original, hessian, x: hessian if hessian.any() else original(hessian, x)
+    )
 
 
 # --- asymmetric grid ------------------------------------------------------------------------------------
@@ -276,16 +271,14 @@ ASYMMETRIC = "percentile/w8a8-asymmetric"
 
 @fault("zero point dropped", "grid/asymmetric|site|int8_linear", "", case=ASYMMETRIC, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    original = site_grid.dequantize_asymmetric
-    return planted(
-        site_grid, "dequantize_asymmetric", lambda q, scale, zero: original(q, scale, torch.zeros_like(zero))
+    return wrapped(
+        site_grid, "dequantize_asymmetric", lambda original, q, scale, zero: original(q, scale, torch.zeros_like(zero))
     )
 
 
 @fault("low and high ends exchanged", "calibration", "layers.0.in_proj:input", case=ASYMMETRIC, architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    original = calibration.asymmetric_scale
-    return planted(calibration, "asymmetric_scale", lambda low, high, bits: original(-high, -low, bits))
+    return wrapped(calibration, "asymmetric_scale", lambda original, low, high, bits: original(-high, -low, bits))
 
 
 @fault("zero point left out of the product", "int8_linear", "", case=ASYMMETRIC, architectures=OTHER)
@@ -422,9 +415,8 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("a scale's gradient inside the grid left out", "refine/learned", "layers.0.*", case=LEARNED, architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    original = learned.straight_through
-    return planted(learned, "straight_through", lambda x, scale, bits: original(x, scale.detach() * 1.0, bits)
-                        + (scale - scale.detach()) * x.sign())  # fmt: skip
+    return wrapped(learned, "straight_through", lambda original, x, scale, bits:
+                   original(x, scale.detach() * 1.0, bits) + (scale - scale.detach()) * x.sign())  # fmt: skip
 
 
 @fault("blocks' scales go uphill", "refine/adaround", "layers.0.*", case=ROUNDED, architectures=OTHER)
