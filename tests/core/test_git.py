@@ -18,7 +18,7 @@ from quambench.core.git import State
 # What a hook runs: the files of HEAD, and the state; told beside the repository.
 HOOK = f"""#!{sys.executable}
 from pathlib import Path
-from quambench import git
+from quambench.core import git
 with git.revision(Path.cwd(), "HEAD") as (root, tree):
     told = [root, (tree / "file").read_text().strip(), (root / "file").read_text().strip()]
 print(*told, git.state(Path.cwd()).dirty, file=open({{told!r}}, "a"))

@@ -16,7 +16,7 @@ from quambench.core import processes
 # Starts a child that hears no signal but KILL and never looks at its input, and that has a child of its own.
 PARENT = """
 import signal, subprocess, sys, time
-from quambench.{module} import {maker}
+from quambench.core.{module} import {maker}
 for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(s, signal.SIG_DFL)  # whoever started the tests
 CHILD = '''
 import os, signal, subprocess, sys, time

@@ -29,9 +29,9 @@ case.Protocol.__init__.__kwdefaults__.update(dataclasses.asdict(small))
 {fault}
 pytest_plugins = ["quambench.pytest_plugin"]
 """
-Q_MAX = "from quambench.quant import grid; grid.q_max = lambda bits: 126"
-TRUNCATE = "from quambench.quant import grid; import torch; grid.ROUNDINGS['half_even'] = torch.trunc"
-HALF_UP = "from quambench.quant import grid; import torch; grid.ROUNDINGS['half_even'] = lambda x: torch.floor(x + 0.5)"
+Q_MAX = "from quambench.grids import grid; grid.q_max = lambda bits: 126"
+TRUNCATE = "from quambench.grids import grid; import torch; grid.ROUNDINGS['half_even'] = torch.trunc"
+HALF_UP = "from quambench.grids import grid; import torch; grid.ROUNDINGS['half_even'] = lambda x: torch.floor(x + 0.5)"
 COMPLEMENT = (
     "from quambench.observers import percentile as p; q = p.upper_quantile; "
     "p.upper_quantile = lambda x, alpha: q(x, 1 - alpha)"
@@ -154,7 +154,7 @@ def test_probes_are_rows_of_their_own_and_an_update_of_them_is_asked_for(run, py
 
 
 def test_a_floor_that_cannot_be_measured_elsewhere_loses_no_result(run, pytester):
-    fault = "from quambench.gate import rerun; rerun.sys.executable = '/bin/false'"
+    fault = "from quambench.session import rerun; rerun.sys.executable = '/bin/false'"
     result = run("--qb-new-only", fault=fault)
     assert result.ret == 0
     assert "its noise floor is the disturbed repetition's alone" in text(result)
@@ -445,9 +445,9 @@ def test_recipes_of_every_kind_are_the_same_again(recipes):
 @pytest.mark.parametrize(
     ("fault", "recipe", "place"),
     [
-        ("from quambench.quant import gptq, recipe; recipe.gptq = lambda w, h: gptq.gptq(w, h.flip(0, 1))", "gptq",
+        ("from quambench.int8 import gptq, recipe; recipe.gptq = lambda w, h: gptq.gptq(w, h.flip(0, 1))", "gptq",
          "layers.0.in_proj.weight"),
-        ("from quambench.quant import site_grid as g; old = g.AsymmetricGrid.dequantize; "
+        ("from quambench.int8 import site_grid as g; old = g.AsymmetricGrid.dequantize; "
          "g.AsymmetricGrid.dequantize = lambda self, q: old(self, q) + self.scale", "asymmetric", "layers.0.in_proj"),
         ("from quambench.observers import entropy as e; e.quantized_entropy = lambda h, t, b: t", "entropy",
          "layers.0.in_proj:input"),
