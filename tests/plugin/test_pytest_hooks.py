@@ -71,6 +71,7 @@ def config_of(**more) -> SimpleNamespace:
     state = SimpleNamespace(verdicts=[], notes=["before"], to_write={("a", "m"): [1]}, device="cpu")
     state.keep = lambda verdicts: state.verdicts.extend(verdicts)
     stash = {plugin.SESSION: state, plugin.COLLECTED: Collected(), plugin.MISUSED: [], plugin.RAN: []}
+    stash[plugin.DONE] = lambda: None
     return SimpleNamespace(stash=stash, **more)
 
 
