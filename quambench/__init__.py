@@ -17,8 +17,9 @@ def __getattr__(name: str) -> str:
 def _version() -> str:
     """The version of the checkout that this folder lies in, else of the installed distribution, else "unknown"."""
     import tomllib
-    from importlib import metadata
     from pathlib import Path
+
+    from quambench.core.version import installed
 
     # A checkout may lie on the path beside an older installation: what its own pyproject.toml says wins.
     try:
@@ -28,7 +29,4 @@ def _version() -> str:
             return str(project["version"])
     except (OSError, ValueError, LookupError, TypeError):
         pass  # an installed package has none beside it, and that of a stranger is none of ours
-    try:
-        return metadata.version(__name__)
-    except metadata.PackageNotFoundError:  # a copy on the path
-        return "unknown"
+    return installed()

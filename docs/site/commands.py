@@ -58,7 +58,7 @@ class _Wide(argparse.HelpFormatter):
 
 
 class _Recorder:
-    """What pytest_addoption is given in pytest's place."""
+    """A stand-in for the parser that pytest hands to pytest_addoption."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str]] = []

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one case asks of calibration."""
+    """A case's request: which observer stands at which site, on which grid."""
 
     plan: Plan
     act_bits: int
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """One site under one observer, granularity and grid: equal ones are observed once."""
+    """A site under an observer, a granularity and a grid. Equal ones are observed once."""
 
     site: str
     observer: ObserverSpec
@@ -67,7 +67,7 @@ class _Watcher:
         self._failed: Exception | None = None
 
     def update(self, parts: Sequence[Batch], sequence: int) -> None:
-        """What goes wrong is kept for whoever asks for the scale: other watchers have nothing to do with it."""
+        """Show the parts of one sequence to the observers. An error is kept for whoever asks for this scale."""
         if self._failed:
             return
         try:
@@ -110,7 +110,7 @@ class _Watcher:
         return self._layout.join(found)
 
     def lay_out(self, x: Tensor) -> list[Batch]:
-        """What an asymmetric grid asks is how far values reach on either side: two scales for each one."""
+        """Lay a tensor out. An asymmetric grid needs two scales: how far values reach on either side."""
         parts = self._layout.lay_out(x)
         if self.of.symmetric:
             return [Batch(part) for part in parts]

@@ -46,9 +46,10 @@ def run(options: argparse.Namespace) -> int:
         raise BadArtefact(f"{options.baselines} holds no baseline of {what}; pytest suites/ --qb-update writes them")
     with progress_bars() as progress:
         sections = _sections(_sources(shelves, [] if options.stored else given, progress))
-    text = "" if options.out else terminal(sections)
     if options.json:
         text = json.dumps(document(sections), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    else:
+        text = "" if options.out else terminal(sections)
     show(text, lambda: _write(options.out, sections, list(shelves)) if options.out else None)
     if options.out and not options.json:
         print(f"written: {plain(str(options.out))}")

@@ -104,7 +104,7 @@ def check_out(path: Path | None) -> None:
 
 
 def show(text: str, written: Callable[[], None]) -> None:
-    """Prints what was found and then writes it; neither costs the other: a reader may be gone, a disk may be full."""
+    """Print what was found, and then write it; neither costs the other: a reader may be gone, a disk may be full."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

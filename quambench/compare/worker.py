@@ -30,7 +30,7 @@ from quambench.gate.baselines import write_baseline
 from quambench.gate.comparisons import gated
 from quambench.gate.noise import disturbance, spread
 from quambench.gate.record import record_of
-from quambench.models.checkpoint import Checkpoint, load_checkpoint
+from quambench.models.checkpoint import load_checkpoint
 from quambench.run.runner import ModelRun
 
 
@@ -81,13 +81,7 @@ def _measure(work: ModelRun, number: int, out: Path) -> dict[str, Any]:
     disturbed = work.measure_again(case, disturb=disturbance(seed=0))
     path = out / str(number) / f"{case.model}.json"
     write_baseline(path, {case.id: replace(record, noise=spread(record.evidence, disturbed, gated(record.evidence)))})
-    return {"file": str(path), "rests_on": _rests_on(case, work.checkpoint)}
-
-
-def _rests_on(case: Case, checkpoint: Checkpoint) -> list[str]:
-    """The probes of the units that a case is made of."""
-    architecture = checkpoint.config.architecture
-    return [probe.name for probe in probes.all_probes() if probe.rests(architecture, case)]
+    return {"file": str(path), "rests_on": probes.rested_on(work.checkpoint.config.architecture, case)}
 
 
 def _answer_probes(request: dict[str, str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import platform
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from quambench_kernels.dispatch import chosen
 
 from quambench.core import git
 from quambench.core.plugins import sources
+from quambench.core.version import installed
 
 _PACKAGE = Path(__file__).parents[1]
 # Environment variables that change which float code runs.
@@ -98,14 +98,7 @@ def quambench_itself() -> dict[str, Any]:
     """
     top = _PACKAGE.parent
     if not git.holds(top, "pyproject.toml", f"{_PACKAGE.name}/core/{Path(__file__).name}"):
-        return {"quambench_version": _installed()}
+        return {"quambench_version": installed()}
     own = git.state(top)
     written = tomllib.loads((top / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     return {"quambench_version": written, "quambench_commit": own.commit, "quambench_dirty": own.dirty}
-
-
-def _installed() -> str:
-    try:
-        return version(_PACKAGE.name)
-    except PackageNotFoundError:  # a copy on the path
-        return "unknown"

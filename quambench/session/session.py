@@ -250,7 +250,7 @@ class Session:
 
     def _rested_on(self, case: Case) -> Iterator[ProbeResult]:
         architecture = self.checkpoints[case.model].config.architecture
-        return self._asked([p.name for p in probes.all_probes() if p.rests(architecture, case)])
+        return self._asked(probes.rested_on(architecture, case))
 
     def _untold(self, record: Record, probe: Finding) -> Verdict:
         """Where what judges may find everything the same, the probe of itself too: it is not asked."""

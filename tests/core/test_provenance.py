@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from argparse import Namespace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_a_repository_around_the_environment_says_nothing_of_quambench(package, 
     if committed:
         git("add", "--force", ".")
         git("commit", "-qm", "an environment")
-    assert told() == {"quambench_version": module.version("quambench")}
+    assert told() == {"quambench_version": metadata.version("quambench")}
 
 
 def test_a_checkout_of_its_own_says_its_commit(package, project):
@@ -159,9 +160,9 @@ def test_a_copy_without_an_installation_has_no_version(package, monkeypatch):
     package("vendored")
 
     def nothing(name):
-        raise module.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(module, "version", nothing)
+    monkeypatch.setattr(metadata, "version", nothing)
     assert told() == {"quambench_version": "unknown"}
 
 

@@ -17,10 +17,12 @@ from quambench_kernels.dispatch import around
 
 from quambench.case import Case
 from quambench.gate import probes
-from quambench.gate.probes import base, check, interpreted, kernels, operators, record, rests_on
+from quambench.gate.probes import base, check, interpreted, kernels, operators, record
 from quambench.gate.probes.operators import QUESTIONS, Implementation
 from quambench.gate.probes.streams import TIE_MARGIN
 from quambench.selftest.faults.implementations import edited
+
+PROBES = {probe.name: probe for probe in probes.all_probes()}
 
 USUAL = Case.parse("m", "percentile")
 IN_PROCESS = [(op, ask.name) for op in QUESTIONS for ask in kernels._implementations(op)]
@@ -195,8 +197,8 @@ def test_recording_one_implementation_stores_what_the_reference_answers(tmp_path
     ],
 )
 def test_a_case_rests_on_implementations_that_are_not_chosen(name, architectures):
-    assert tuple(kind for kind in ("mamba", "mamba2") if rests_on(name, kind, USUAL)) == architectures
+    assert tuple(kind for kind in ("mamba", "mamba2") if PROBES[name].rests(kind, USUAL)) == architectures
 
 
 def test_gradients_are_for_who_trains():
-    assert rests_on("kernel/ssd/gradient", "mamba2", Case.parse("m", "percentile/w8a4/learned[steps=8]"))
+    assert PROBES["kernel/ssd/gradient"].rests("mamba2", Case.parse("m", "percentile/w8a4/learned[steps=8]"))

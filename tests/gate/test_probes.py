@@ -13,7 +13,7 @@ from quambench.calibration.refine import REFINEMENTS
 from quambench.case import Case
 from quambench.core.errors import BadArtefact
 from quambench.gate import probes
-from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, in_turn, record, rests_on
+from quambench.gate.probes import EXPECTED, MEASURING, STREAMS, check, in_turn, record
 from quambench.gate.probes.base import Probe
 from quambench.gate.probes.models import BARE, CONFIGS, stepped
 from quambench.gate.probes.streams import TIE_MARGIN, make_streams, tie_margin
@@ -25,6 +25,8 @@ from quambench.policy import POLICIES
 from quambench.selftest.faults import FAULTS
 from quambench.selftest.faults.base import BOTH
 from quambench.selftest.selftest import OBSERVER
+
+PROBES = {probe.name: probe for probe in probes.all_probes()}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def asked_by(fault):
     """The probes that a case with this fault in it rests on, whichever the architecture."""
     case = Case.parse("m", fault.case or OBSERVER)
     kinds = fault.architectures
-    return {p.name for p in probes.all_probes() if any(rests_on(p.name, kind, case) for kind in kinds)}
+    return {p.name for p in probes.all_probes() if any(p.rests(kind, case) for kind in kinds)}
 
 
 # The others: test_probes_evaluation.py, test_probes_judge.py
@@ -135,7 +137,7 @@ def test_a_case_rests_on_no_observer_and_no_grid_that_it_has_not(monkeypatch):
     for method in ("quantize", "dequantize"):
         monkeypatch.setattr(AsymmetricGrid, method, broken)
     case = Case.parse("m", "running_max")
-    of_the_case = {p.name for p in probes.all_probes() for kind in BOTH if rests_on(p.name, kind, case)}
+    of_the_case = {p.name for p in probes.all_probes() for kind in BOTH if p.rests(kind, case)}
     assert [r for r in check(only=of_the_case) if r.status != "same"] == []
 
 
@@ -258,7 +260,7 @@ def test_questions_that_cannot_be_read_are_one_line(tmp_path):
     ],
 )
 def test_a_case_rests_on_its_own_parts(name, rests):
-    assert rests_on(name, "mamba2", Case.parse("m", "percentile")) == rests
+    assert PROBES[name].rests("mamba2", Case.parse("m", "percentile")) == rests
 
 
 @pytest.mark.parametrize(
@@ -284,8 +286,8 @@ def test_a_case_rests_on_its_own_parts(name, rests):
     ],
 )
 def test_a_case_of_another_kind_rests_on_what_it_is_made_of(name, text):
-    assert rests_on(name, "mamba2", Case.parse("m", text))
-    assert not rests_on(name, "mamba2", Case.parse("m", "percentile"))
+    assert PROBES[name].rests("mamba2", Case.parse("m", text))
+    assert not PROBES[name].rests("mamba2", Case.parse("m", "percentile"))
 
 
 # Cases that between them go through everything.

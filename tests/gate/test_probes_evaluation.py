@@ -12,13 +12,15 @@ from quambench.case import Case
 from quambench.evaluation import evidence as evaluation
 from quambench.evaluation import reference
 from quambench.gate import probes
-from quambench.gate.probes import MEASURING, all_probes, check, rests_on, sampling
+from quambench.gate.probes import MEASURING, all_probes, check, sampling
 from quambench.gate.probes import evaluation as asking
 from quambench.gate.probes import metrics as measuring
 from quambench.metrics import METRICS, Measurement, Metric
 from quambench.metrics.base import add_mean
 from quambench.selftest.faults import FAULTS
 from quambench.selftest.selftest import OBSERVER
+
+PROBES = {probe.name: probe for probe in all_probes()}
 
 NAMES = [p.name for p in all_probes() if p.name.split("/")[0] in MEASURING]
 PLANTED = [f for f in FAULTS if f.unit.startswith(MEASURING)]
@@ -47,7 +49,7 @@ def test_the_unit_at_fault_is_named_first(fault):
 def test_together_they_leave_what_is_asked_before_them_alone_and_go_away_again(kind):
     case, order = Case.parse("m", OBSERVER), [p.name for p in all_probes()]
     first = next(i for i, name in enumerate(order) if unit(name) == kind)
-    before = [name for name in order[:first] if rests_on(name, "mamba2", case)]
+    before = [name for name in order[:first] if PROBES[name].rests("mamba2", case)]
     with ExitStack() as stack:
         for fault in PLANTED:
             if unit(fault.unit) == kind:
@@ -61,7 +63,7 @@ def test_together_they_leave_what_is_asked_before_them_alone_and_go_away_again(k
 @pytest.mark.parametrize("text", ["percentile", "mse/w4a8", "running_max/channel"])
 def test_every_case_rests_on_what_it_is_measured_by(architecture, text):
     references = {f"evaluation/reference/{kind}" for kind in ("mamba", "mamba2")}
-    left_out = {name for name in NAMES if not rests_on(name, architecture, Case.parse("m", text))}
+    left_out = {name for name in NAMES if not PROBES[name].rests(architecture, Case.parse("m", text))}
     assert left_out == references - {f"evaluation/reference/{architecture}"} | {"evaluation/sites/asymmetric"}
 
 

@@ -14,7 +14,7 @@ from quambench.case import Case, check_fit
 from quambench.core import plugins
 from quambench.core.errors import BadParameter, UnknownName
 from quambench.core.provenance import provenance
-from quambench.gate.probes import all_probes, rests_on
+from quambench.gate.probes import all_probes
 from quambench.grouping import GroupingSpec
 from quambench.int8.fuse import prepare
 from quambench.interchange.outside import FloatModel, find_calibration
@@ -24,6 +24,8 @@ from quambench.models.sites import ARCHITECTURES
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES
 from quambench.run.runner import ModelRun
+
+PROBES = {probe.name: probe for probe in all_probes()}
 
 CONFIGS = {
     "mamba": ModelConfig(architecture="mamba", d_model=16, n_layers=2, vocab_size=24, d_state=4, dt_rank=2),
@@ -158,10 +160,10 @@ def test_probes_of_our_own_calibration_say_nothing_of_theirs():
     theirs = Case.parse("m", f"calibration={HERE}:largest_over_127")
     ours = Case.parse("m", "running_max/uniform")
     names = [probe.name for probe in all_probes()]
-    units = {name.split("/")[0] for name in names if rests_on(name, "mamba2", theirs)}
+    units = {name.split("/")[0] for name in names if PROBES[name].rests("mamba2", theirs)}
     assert units.isdisjoint({"policy", "granularity", "calibration"})
     assert {"fuse", "step", "kernel"} <= units
-    assert {"policy", "calibration"} <= {name.split("/")[0] for name in names if rests_on(name, "mamba2", ours)}
+    assert {"policy", "calibration"} <= {name.split("/")[0] for name in names if PROBES[name].rests("mamba2", ours)}
 
 
 def test_a_planted_fault_shows(model):

@@ -120,9 +120,9 @@ def in_turn(
             yield ProbeResult(name, "gone", "no probe has this name any more")
 
 
-def rests_on(name: str, architecture: str, case: Case) -> bool:
-    """Whether a case depends on the unit that the probe of this name asks. raises KeyError where there is none"""
-    return {probe.name: probe for probe in all_probes()}[name].rests(architecture, case)
+def rested_on(architecture: str, case: Case) -> list[str]:
+    """Return the names of the probes whose units a case depends on, in order of dependence."""
+    return [probe.name for probe in all_probes() if probe.rests(architecture, case)]
 
 
 def record(names: Collection[str], expected: Path = EXPECTED, streams: Path = STREAMS) -> Path:

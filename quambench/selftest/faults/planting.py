@@ -58,7 +58,7 @@ def _imports(module: ModuleType, owner: ModuleType, name: str) -> bool:
     """Whether a module has a constant from there: another's own 1 is the same object."""
     statements = ast.walk(ast.parse(inspect.getsource(module)))
     return any(
-        owner.__name__.startswith(f"{one.module}") and any(alias.name == name for alias in one.names)
+        f"{owner.__name__}.".startswith(f"{one.module}.") and any(alias.name == name for alias in one.names)
         for one in statements
         if isinstance(one, ast.ImportFrom)
     )
