@@ -33,8 +33,9 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
     Sylvester's doubling of a base: 1, Paley's matrix of order 12, or twice Paley's of order 20.
     """
+    signs = _signs(n).double()  # first: it refuses a size that there is not
     entry: float = n**-0.5
-    return (_signs(n).double() * entry).to(dtype)
+    return (signs * entry).to(dtype)
 
 
 def rotate(x: Tensor) -> Tensor:
