@@ -44,6 +44,16 @@ class LayerState:
     ssm: Tensor
 
 
+def parameter(shape: tuple[int, ...], values: Callable[[], Tensor]) -> nn.Parameter:
+    """A parameter of this shape that begins with values(); on the meta device, which holds none, without values.
+
+    Most of what computes an initial value (normal_, arange, clamp) imports torch's decompositions on the meta device,
+    which takes two seconds: a checkpoint is loaded without that.
+    """
+    empty = torch.empty(shape)
+    return nn.Parameter(empty if empty.is_meta else values())
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * gain, the mean over each of n_groups equal parts of the last axis."""
 
@@ -114,7 +124,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig, make_mixer: Callable[[ModelConfig], Mixer]) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        rows, width = config.vocab_size, config.d_model
+        drawn = parameter((rows, width), lambda: torch.randn(rows, width))  # nn.Embedding's own initialisation
+        self.embedding = nn.Embedding.from_pretrained(drawn, freeze=False)
         self.layers = nn.ModuleList(Block(config, make_mixer(config)) for _ in range(config.n_layers))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
 

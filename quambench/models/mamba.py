@@ -13,7 +13,7 @@ from quambench_kernels.selective_scan import selective_scan
 from torch import Tensor, nn
 
 from quambench.models.architecture import ARCHITECTURES, FLOAT, PRODUCT, Architecture, Site
-from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, Tap
+from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, Tap, parameter
 from quambench.models.config import ModelConfig
 
 
@@ -27,11 +27,11 @@ class MambaMixer(Mixer):
         self.conv1d = DepthwiseConv(d_inner, config.conv_width, config.conv_bias)
         self.x_proj = nn.Linear(d_inner, rank + 2 * n, bias=False)
         self.dt_proj = nn.Linear(rank, d_inner)
-        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, n + 1)).repeat(d_inner, 1))
+        self.A_log = parameter((d_inner, n), lambda: torch.log(torch.arange(1.0, n + 1)).repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.proj_bias)
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        self.dt_proj.bias.data = initial_dt_bias(d_inner)
+        self.dt_proj.bias = parameter((d_inner,), lambda: initial_dt_bias(d_inner))
 
     def empty_state(self, batch: int) -> LayerState:
         c = self.config

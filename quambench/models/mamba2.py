@@ -13,7 +13,7 @@ from quambench_kernels.ssd import ssd
 from torch import Tensor, nn
 
 from quambench.models.architecture import ARCHITECTURES, FLOAT, PRODUCT, Architecture, Site
-from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, RMSNorm, Tap
+from quambench.models.backbone import DepthwiseConv, LayerState, Mixer, RMSNorm, Tap, parameter
 from quambench.models.config import ModelConfig
 from quambench.models.mamba import initial_dt_bias
 
@@ -26,8 +26,8 @@ class Mamba2Mixer(Mixer):
         d_inner, heads = config.d_inner, config.n_heads
         self.in_proj = nn.Linear(config.d_model, sum(self.splits), bias=config.proj_bias)
         self.conv1d = DepthwiseConv(config.conv_channels, config.conv_width, config.conv_bias)
-        self.dt_bias = nn.Parameter(initial_dt_bias(heads))
-        self.A_log = nn.Parameter(torch.log(torch.empty(heads).uniform_(1, 16)))
+        self.dt_bias = parameter((heads,), lambda: initial_dt_bias(heads))
+        self.A_log = parameter((heads,), lambda: torch.log(torch.empty(heads).uniform_(1, 16)))
         self.D = nn.Parameter(torch.ones(d_inner if config.d_per_channel else heads))
         self.norm = RMSNorm(d_inner, config.norm_eps, config.n_groups)
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.proj_bias)

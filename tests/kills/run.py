@@ -30,6 +30,7 @@ from writers import WRITERS, Writer, baseline_ids, put_baseline
 from quambench.core.files import LOCK
 
 HEADINGS = ["writer", "kills", "old", "new", "unreadable", "lost", "left over", "ms a write"]
+PAUSE = 0.002  # seconds between two readings beside writers, who would else wait for the reader's core
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -111,6 +112,7 @@ def at_once(n_writers: int, n_rounds: int) -> list[object]:
                     counted["unreadable"] += 1
                     print(f"{n_writers} writers, round {turn}: {error}", file=sys.stderr)
                 left -= {child for child in left if os.waitpid(child, os.WNOHANG)[0]}
+                time.sleep(PAUSE)
             counted["lost"] += len({f"m/{i}/1x1" for i in ids} - baseline_ids(folder))
             counted["left over"] += left_over(writer, folder)
             if turn % 20 == 19:  # a file of hundreds of cases is slow to write
