@@ -15,7 +15,7 @@ from quambench.bench.interleave import Call
 from quambench.grids.grid import symmetric_scale
 from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
-from quambench.int8.model import QuantizedModel
+from quambench.int8.model import QuantizedModel, quantize_model
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.sites import sites_of
 
@@ -90,7 +90,7 @@ def pair(name: str) -> Pair:
         prepared.float()(tokens[:, :32], tap=watch)
     scales = {site: scale.clone() for site, scale in scales.items()}
     fixed = _Largest(scales, dict.fromkeys(sites_of(config), "tensor"), {})
-    return Pair(config, floating, QuantizedModel(prepared, fixed, Precision()), tokens)
+    return Pair(config, floating, quantize_model(prepared, fixed, Precision()), tokens)
 
 
 def transformers_model(config: ModelConfig) -> Callable[[Tensor], Any] | None:

@@ -22,7 +22,7 @@ from quambench.data.corpus import load_corpus
 from quambench.data.windows import spread_windows
 from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
-from quambench.int8.model import QuantizedModel
+from quambench.int8.model import quantize_model
 from quambench.models.backbone import LanguageModel, Tap
 from quambench.models.checkpoint import Checkpoint, load_checkpoint
 from quambench.models.sites import sites_of
@@ -158,7 +158,7 @@ class Fresh:
     def learning_seconds(self) -> float:
         """CPU seconds of training scales, after calibration: one run of `learned` at its defaults."""
         start, sequences = self._calibrated[0], self.sequences("calibration")
-        model = QuantizedModel(self.prepared, start, Precision())
+        model = quantize_model(self.prepared, start, Precision())
         learned = RefinementSpec.parse("learned").build()
         report = self._report("training scales")
         return _cpu_seconds(lambda: learned.refine(self.prepared, model, start, sequences, report))

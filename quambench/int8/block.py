@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from quambench_kernels.causal_conv1d import causal_conv1d, next_history
 from quambench_kernels.int8_causal_conv1d import int8_causal_conv1d
-from torch import Tensor
+from torch import Tensor, nn
 
-from quambench.grids.precision import FLOAT_BITS
+from quambench.int8.held import Held
 from quambench.int8.ops import Disturb, QuantizedLinear, Runtime, Span
-from quambench.int8.recipe import WeightQuantizer
 from quambench.int8.site_grid import SiteGrid
+from quambench.int8.source import WeightSource
 from quambench.int8.weights import Weight
 from quambench.models.backbone import LayerState, Tap, no_tap
 from quambench.models.config import ModelConfig
-from quambench.models.mamba import MambaMixer
-from quambench.models.mamba2 import Mamba2Mixer
 from quambench.models.sites import architecture_of
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a block is built from beside its mixer."""
+    """What a block is built from, beside its model's config."""
 
     grids: Mapping[str, SiteGrid]  # by the site's name in its block
-    weights: WeightQuantizer
-    prefix: str  # "layers.3.", as Hessians name weights
+    source: WeightSource
+    prefix: str  # "layers.3.", as the source names weights
+    of_integers: bool  # whether weights are rounded to integers at all
     disturb: Disturb
 
 
@@ -43,38 +41,71 @@ class QuantizedBlock(Runtime):
     conv_weight: Tensor
     conv_bias: Tensor | None
     A: Tensor
+    D: Tensor
     conv_in: Span
     conv_out: Span
 
-    def __init__(self, mixer: MambaMixer | Mamba2Mixer, parts: Parts) -> None:
+    def __init__(self, config: ModelConfig, parts: Parts) -> None:
         super().__init__(parts.grids, parts.disturb)
-        self.by_kernels &= parts.weights.bits.weights < FLOAT_BITS
-        self.config: ModelConfig = mixer.config
-        self.quantizer, self.prefix = parts.weights, parts.prefix
-        self.weights: dict[str, Weight] = {}  # in forward order
-        self.entry = self.span(("in_proj:input", mixer.config.d_model))
-        self.exit = self.span(("out_proj:input", mixer.config.d_inner))
+        self.by_kernels &= parts.of_integers
+        self.config = config
+        self._source, self._prefix = parts.source, parts.prefix
+        self._rounded: dict[str, Held[Weight]] = {}  # in forward order
+        self._plain: dict[str, Held[Weight]] = {}
+        self._held = nn.ModuleList()  # what moves them
+        self.entry = self.span(("in_proj:input", config.d_model))
+        self.exit = self.span(("out_proj:input", config.d_inner))
 
-    def keep(self, name: str, weight: Weight) -> Weight:
-        """Enter a weight under the name that artefacts and reports use."""
-        self.weights[name] = weight
-        return weight
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """What a precision speaks of, by the names that artefacts and reports use, in forward order."""
+        return {name: held.value for name, held in self._rounded.items()}
 
-    def projection(
-        self, name: str, linear: torch.nn.Linear, splits: Sequence[int] = (), usual: bool = False
-    ) -> QuantizedLinear:
-        weight = self.quantizer.projection(f"{self.prefix}{name}.weight", linear.weight.detach(), splits, usual)
-        bias = None if linear.bias is None else linear.bias.detach().float()
+    @property
+    def plain(self) -> dict[str, Weight]:
+        """What is never rounded to a grid: other biases, a norm's gain."""
+        return {name: held.value for name, held in self._plain.items()}
+
+    def keep(self, name: str, weight: Weight) -> Held[Weight]:
+        """Enter a weight under its name."""
+        return self._enter(self._rounded, name, weight)
+
+    def keep_plain(self, name: str) -> Tensor:
+        """float32"""
+        return self._enter(self._plain, name, self._source.plain(f"{self._prefix}{name}")).value.q
+
+    def _enter(self, into: dict[str, Held[Weight]], name: str, weight: Weight) -> Held[Weight]:
+        held = into[name] = Held(weight)
+        self._held.append(held)
+        return held
+
+    def derive(self, **tensors: Tensor | None) -> None:
+        """Set tensors that are computed from weights: they move with the block and are not stored."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def built(self) -> None:
+        """Let go of the weights that this block was made of."""
+        del self._source
+
+    def projection(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> QuantizedLinear:
+        weight = self._source.projection(f"{self._prefix}{name}.weight", splits, usual)
+        has_bias = self._source.has(f"{self._prefix}{name}.bias")
+        bias = self.keep_plain(f"{name}.bias") if has_bias else None
         return QuantizedLinear(self.keep(f"{name}.weight", weight), bias, self.grids[f"{name}:input"])
 
-    def conv(self, mixer: MambaMixer | Mamba2Mixer, splits: Sequence[int] = ()) -> tuple[Tensor, Tensor | None]:
+    def narrow(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Held[Weight]:
+        return self.keep(name, self._source.narrow(f"{self._prefix}{name}", splits, usual))
+
+    def other(self, name: str, splits: Sequence[int] = ()) -> Tensor:
+        """float32, as the integers have it."""
+        return self.keep(name, self._source.other(f"{self._prefix}{name}", splits)).value.dequantize()
+
+    def conv(self, splits: Sequence[int] = ()) -> tuple[Tensor, Tensor | None]:
         """The convolution's weight (C, K) and bias, as the integers have them."""
-        weight = self.quantizer.narrow(mixer.conv1d.weight[:, 0], splits, usual=True)
-        weight = self.keep("conv1d.weight", weight)
-        if mixer.conv1d.bias is None:
-            return weight.dequantize(), None
-        bias = self.keep("conv1d.bias", self.quantizer.other(mixer.conv1d.bias, splits))
-        return weight.dequantize(), bias.dequantize()
+        weight = self.narrow("conv1d.weight", splits, usual=True).value.dequantize()
+        has_bias = self._source.has(f"{self._prefix}conv1d.bias")
+        return weight, self.other("conv1d.bias", splits) if has_bias else None
 
     def empty_state(self, batch: int) -> LayerState:
         """Zeros, as each site's grid writes them."""

@@ -8,34 +8,37 @@ from quambench_kernels.selective_scan import selective_scan
 from torch import Tensor
 
 from quambench.int8.block import Parts, QuantizedBlock
+from quambench.int8.held import Grids
 from quambench.int8.ops import QuantizedLinear, Span, scale_of
 from quambench.models.backbone import LayerState, Tap
-from quambench.models.mamba import MambaMixer
+from quambench.models.config import ModelConfig
 
 
 class QuantizedMamba(QuantizedBlock):
-    def __init__(self, mixer: MambaMixer, parts: Parts) -> None:
-        super().__init__(mixer, parts)
-        c, quantizer, g = mixer.config, self.quantizer, self.grids
-        self.in_proj = self.projection("in_proj", mixer.in_proj, (c.d_inner, c.d_inner))
-        self.conv_weight, self.conv_bias = self.conv(mixer)
-        x_weight = quantizer.narrow(mixer.x_proj.weight.detach(), (c.dt_rank, c.d_state, c.d_state))
-        self.x_proj = QuantizedLinear(self.keep("x_proj.weight", x_weight), None, g["x_proj:input"])
-        dt_weight = self.keep("dt_proj.weight", quantizer.narrow(mixer.dt_proj.weight.detach()))
+    dt_bias: Tensor
+
+    def __init__(self, config: ModelConfig, parts: Parts) -> None:
+        super().__init__(config, parts)
+        c, g = config, self.grids
+        self.in_proj = self.projection("in_proj", (c.d_inner, c.d_inner))
+        weight, bias = self.conv()
+        self.derive(conv_weight=weight, conv_bias=bias)
+        x_weight = self.narrow("x_proj.weight", (c.dt_rank, c.d_state, c.d_state))
+        self.x_proj = QuantizedLinear(x_weight, None, g["x_proj:input"])
+        dt_weight = self.narrow("dt_proj.weight")
         dt_grid = g["x_proj:output"].channels(0, 1)  # all of Δ_low has one scale
         self.dt_proj = QuantizedLinear(dt_weight, None, dt_grid)  # its bias is added after dt_proj:output
-        self.dt_bias = self.keep("dt_proj.bias", quantizer.other(mixer.dt_proj.bias)).dequantize()
-        self.A = -torch.exp(self.keep("A_log", quantizer.other(mixer.A_log)).dequantize())
-        self.D = self.keep("D", quantizer.other(mixer.D)).dequantize()
-        self.out_proj = self.projection("out_proj", mixer.out_proj)
+        self.derive(dt_bias=self.other("dt_proj.bias"), A=-torch.exp(self.other("A_log")), D=self.other("D"))
+        self.out_proj = self.projection("out_proj")
+        self.built()
         self.xz = self.span(("in_proj:output", 2 * c.d_inner))
         x_grid = g["in_proj:output"].channels(0, c.d_inner)
         self.conv_in = Span([("in_proj:output", x_grid, c.d_inner)])
         self.conv_out = self.span(("x_proj:input", c.d_inner))
         self.low = self.span(("x_proj:output", c.dt_rank + 2 * c.d_state))
         self.dt = self.span(("dt_proj:output", c.d_inner))
-        self.grid_of_z = g["in_proj:output"].channels(c.d_inner, c.d_inner)
-        self.grids_of_BC = [g["x_proj:output"].channels(c.dt_rank + i * c.d_state, 1) for i in (0, 1)]
+        BC = [g["x_proj:output"].channels(c.dt_rank + i * c.d_state, 1) for i in (0, 1)]
+        self.parts = Grids({"z": g["in_proj:output"].channels(c.d_inner, c.d_inner), "B": BC[0], "C": BC[1]})
 
     def mix(self, q: Tensor, before: LayerState, tap: Tap) -> tuple[Tensor, LayerState]:
         c = self.config
@@ -52,10 +55,10 @@ class QuantizedMamba(QuantizedBlock):
         self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, state: Tensor, tap: Tap
     ) -> tuple[Tensor, Tensor]:
         """All as they are kept -> gated y float, and the state as it is carried."""
-        g, (of_B, of_C) = self.grids, self.grids_of_BC
+        g, grid_of_z, of_B, of_C = self.grids, self.parts["z"], self.parts["B"], self.parts["C"]
         if self.by_kernels:
             of_u, of_dt, of_z, of_state = (
-                scale_of(m) for m in (g["x_proj:input"], g["dt_proj:output"], self.grid_of_z, g["ssm_state"])
+                scale_of(m) for m in (g["x_proj:input"], g["dt_proj:output"], grid_of_z, g["ssm_state"])
             )
             y, ssm = int8_selective_scan(
                 u, of_u, dt, of_dt, self.A, B, scale_of(of_B), C, scale_of(of_C), self.D, self.dt_bias, z, of_z,
@@ -63,7 +66,7 @@ class QuantizedMamba(QuantizedBlock):
             )  # fmt: skip
             self.show_state(ssm, tap)
             return y, ssm
-        u, dt, z = g["x_proj:input"].dequantize(u), g["dt_proj:output"].dequantize(dt), self.grid_of_z.dequantize(z)
+        u, dt, z = g["x_proj:input"].dequantize(u), g["dt_proj:output"].dequantize(dt), grid_of_z.dequantize(z)
         B, C = of_B.dequantize(B), of_C.dequantize(C)
         state = self.read_state(state)
         y, ssm = selective_scan(u, dt, self.A, B, C, self.D, state, dt_bias=self.dt_bias, z=z)

@@ -13,20 +13,24 @@ from torch import Tensor
 from quambench.int8.block import Parts, QuantizedBlock
 from quambench.int8.ops import scale_of
 from quambench.models.backbone import LayerState, Tap
-from quambench.models.mamba2 import Mamba2Mixer
+from quambench.models.config import ModelConfig
+from quambench.models.mamba2 import projected_widths
 
 
 class QuantizedMamba2(QuantizedBlock):
-    def __init__(self, mixer: Mamba2Mixer, parts: Parts) -> None:
-        super().__init__(mixer, parts)
-        splits = mixer.splits
-        self.in_proj = self.projection("in_proj", mixer.in_proj, splits, usual=True)
-        self.conv_weight, self.conv_bias = self.conv(mixer, splits[1:4])
-        self.dt_bias = mixer.dt_bias.detach().half().float()  # stays half precision
-        self.A = -torch.exp(self.keep("A_log", self.quantizer.other(mixer.A_log)).dequantize())
-        self.D = self.keep("D", self.quantizer.other(mixer.D)).dequantize()
-        self.norm_gain = mixer.norm.weight.detach().float()
-        self.out_proj = self.projection("out_proj", mixer.out_proj)
+    dt_bias: Tensor
+    norm_gain: Tensor
+
+    def __init__(self, config: ModelConfig, parts: Parts) -> None:
+        super().__init__(config, parts)
+        splits = projected_widths(config)
+        self.in_proj = self.projection("in_proj", splits, usual=True)
+        weight, bias = self.conv(splits[1:4])
+        self.derive(conv_weight=weight, conv_bias=bias)
+        self.derive(dt_bias=self.keep_plain("dt_bias").half().float())  # stays half precision
+        self.derive(A=-torch.exp(self.other("A_log")), D=self.other("D"), norm_gain=self.keep_plain("norm.weight"))
+        self.out_proj = self.projection("out_proj")
+        self.built()
         names = ("z", "x_conv_in", "B_conv_in", "C_conv_in", "dt")
         self.projected = self.span(*zip(names, splits, strict=True))
         self.conv_in = self.span(*zip(names[1:4], splits[1:4], strict=True))
@@ -54,7 +58,7 @@ class QuantizedMamba2(QuantizedBlock):
 
         if self.by_kernels:
             x, B, C = parts(xBC)
-            of_x, of_B, of_C = (scale_of(grid) for _, grid, _ in self.conv_out.parts)
+            of_x, of_B, of_C = (scale_of(grid) for grid in self.conv_out.grids)
             y, ssm = int8_ssd(
                 x, of_x, dt, scale_of(g["dt"]), self.A, B, of_B, C, of_C, D, self.dt_bias, state,
                 scale_of(g["ssm_state"]), q_max=self.q_max, **limits,

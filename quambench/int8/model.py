@@ -9,136 +9,135 @@ The forward signature is `LanguageModel`'s, so that both are evaluated by the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import cast
 
 import torch
 from quambench_kernels.int8_embedding import int8_embedding
 from quambench_kernels.rms_norm_quantize import rms_norm_quantize
-from torch import Tensor
+from torch import Tensor, nn
 
 from quambench.core.errors import BadParameter
-from quambench.grids.precision import Precision
+from quambench.grids.precision import FLOAT_BITS, Precision
 from quambench.int8.block import Parts, QuantizedBlock
+from quambench.int8.held import Held, on_cpu
 from quambench.int8.mamba import QuantizedMamba
 from quambench.int8.mamba2 import QuantizedMamba2
-from quambench.int8.ops import Disturb, QuantizedLinear, Runtime, Span, undisturbed
-from quambench.int8.recipe import WeightQuantizer, WeightRecipe
-from quambench.int8.site_grid import AsymmetricGrid, SiteScales, SymmetricGrid, Unquantized, site_grids
-from quambench.int8.weights import FloatWeight, QuantizedTensor, Weight
+from quambench.int8.ops import Disturb, QuantizedLinear, Runtime, undisturbed
+from quambench.int8.recipe import WeightRecipe
+from quambench.int8.site_grid import SiteScales, Unquantized, site_grids
+from quambench.int8.source import FloatModel, WeightSource
+from quambench.int8.weights import QuantizedTensor, Weight
 from quambench.models.backbone import LanguageModel, LayerState, Tap, in_layer, no_tap
+from quambench.models.config import ModelConfig
 from quambench.models.sites import sites_of
 
 HEAD = "lm_head:input"
 
+BLOCKS: Mapping[str, Callable[[ModelConfig, Parts], QuantizedBlock]] = {
+    "mamba": QuantizedMamba,
+    "mamba2": QuantizedMamba2,
+}
+"""The INT8 block of each architecture."""
 
-BLOCKS: Mapping[str, Callable[..., QuantizedBlock]] = {"mamba": QuantizedMamba, "mamba2": QuantizedMamba2}
-"""Of each architecture its INT8 block."""
 
+@torch.no_grad()
+def quantize_model(
+    prepared: LanguageModel,
+    calibration: SiteScales,
+    precision: Precision,
+    disturb: Disturb = undisturbed,
+    recipe: WeightRecipe = WeightRecipe(),  # noqa: B008  (frozen)
+    hessians: Mapping[str, Tensor] | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
+) -> QuantizedModel:
+    """Round a prepared float model (int8/fuse.py) to integers by the scales of its calibration.
 
-V = TypeVar("V")
+    prepared, calibration  on the CPU, where everything is made: integers are the same wherever the model then runs
+    hessians               weight name -> (in, in), where the recipe asks for GPTQ
+    device                 where the model runs
 
-
-def _moved(value: V, device: torch.device, done: dict[int, tuple[Tensor, Tensor]]) -> V:
-    """Every tensor of a block on a device; each once, so that what is shared stays so.
-
-    done  id of a tensor -> it and its copy
+    raises BadParameter
     """
-    found: Any = value
-    if isinstance(value, Tensor):
-        found = done.setdefault(id(value), (value, value.to(device)))[1]
-    elif isinstance(value, dict):
-        found = {key: _moved(v, device, done) for key, v in value.items()}
-    elif isinstance(value, list | tuple):
-        found = type(value)(_moved(v, device, done) for v in value)
-    elif isinstance(value, SymmetricGrid | AsymmetricGrid | QuantizedTensor | FloatWeight):
-        parts = {f.name: _moved(getattr(value, f.name), device, done) for f in fields(value)}
-        found = replace(value, **parts)
-    elif isinstance(value, Span | QuantizedLinear | Runtime):
-        for name, v in vars(value).items():
-            setattr(value, name, _moved(v, device, done))
-    moved: V = found
-    return moved
+    precision.check_layers(prepared.config.n_layers)
+    source = FloatModel(prepared, precision, recipe, hessians or {})
+    return QuantizedModel(prepared.config, calibration, precision, source, disturb).to(device)
 
 
-class QuantizedModel:
-    """INT8 language model built from a prepared float model (int8/fuse.py) and its scales.
-
-    It is made on the CPU, so that its integers are the same wherever it then runs.
-    """
+class QuantizedModel(nn.Module):
+    """INT8 language model of the weights of a source and of a calibration's scales."""
 
     @torch.no_grad()
     def __init__(
         self,
-        prepared: LanguageModel,
+        config: ModelConfig,
         calibration: SiteScales,
         precision: Precision,
+        source: WeightSource,
         disturb: Disturb = undisturbed,
-        recipe: WeightRecipe = WeightRecipe(),  # noqa: B008  (frozen)
-        hessians: Mapping[str, Tensor] | None = None,
-        device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
     ) -> None:
-        """prepared, calibration: on the CPU; device: where it runs
-
-        hessians  weight name -> (in, in), where the recipe asks for GPTQ
-        raises BadParameter
-        """
-        config = self.config = prepared.config
-        precision.check_layers(config.n_layers)
+        """raises BadParameter where a site has no scale, or what the source raises"""
+        super().__init__()
+        self.config, self.precision = config, precision
         missing = [s for s in sites_of(config) if s not in calibration.scales]
         if missing:
             raise BadParameter(f"the calibration has no scale for {missing[0]} ({len(missing)} sites missing)")
-        # Each site's grid, also where a site of few bits is kept float.
+        # Each site's grid, also where a site of few bits is kept float; on the CPU, for whoever compares there.
         grids = site_grids(calibration, config, precision.grid_bits, precision.symmetric)
         self.calibrated = {s: grid if precision.has_grid(s) else Unquantized() for s, grid in grids.items()}
         self.grids = {s: grid if precision.quantizes(s) else Unquantized() for s, grid in self.calibrated.items()}
-
-        def quantizer(layer: int | None) -> WeightQuantizer:
-            bits = precision.of(layer)
-            own = recipe.at(bits.weights) if precision.layers else recipe
-            return WeightQuantizer(own, bits, hessians or {})
-
-        self.device = device
-        embedding, head = prepared.backbone.embedding.weight.detach(), prepared.lm_head.weight.detach()
-        self.top_weights: dict[str, Weight] = {}
-        self.embedding: Tensor | QuantizedTensor = embedding.float()
-        self.lm_head: Tensor | QuantizedLinear = head.float()
         self.top = Runtime({HEAD: self.grids[HEAD]}, disturb)
         self.exit = self.top.span((HEAD, config.d_model))
-        if precision.embedding:
-            rows = self.top_weights["embedding.weight"] = quantizer(None).rows(embedding, precision.embedding_bits)
-            self.embedding = rows if isinstance(rows, QuantizedTensor) else rows.dequantize()
-        if precision.lm_head:
-            self.top_weights["lm_head.weight"] = quantizer(None).projection("lm_head.weight", head)
-            self.lm_head = QuantizedLinear(self.top_weights["lm_head.weight"], None, self.grids[HEAD])
-        self.blocks: list[QuantizedBlock] = []
-        for i, block in enumerate(prepared.blocks):
-            prefix = f"layers.{i}."
-            local = {s.removeprefix(prefix): g for s, g in self.grids.items() if s.startswith(prefix)}
-            mixer = block.mixer
-            made = BLOCKS[config.architecture](mixer, Parts(local, quantizer(i), prefix, disturb))
-            self.blocks.append(self._placed(made))
-        self.embedding, self.lm_head = self._placed(self.embedding), self._placed(self.lm_head)
-        self.top, self.exit = self._placed(self.top), self._placed(self.exit)
+        self._embedding = Held(_embedding(source, precision))
+        self._head: Held[Weight] = Held(_head(source, precision))
+        self._head_linear = QuantizedLinear(self._head, None, self.grids[HEAD]) if precision.lm_head else None
+        self.layers = nn.ModuleList(self._block(i, source, disturb) for i in range(config.n_layers))
 
-    def _placed(self, part: V) -> V:
-        return part if self.device.type == "cpu" else _moved(part, self.device, {})
+    def _block(self, i: int, source: WeightSource, disturb: Disturb) -> QuantizedBlock:
+        prefix = f"layers.{i}."
+        local = {s.removeprefix(prefix): g for s, g in self.grids.items() if s.startswith(prefix)}
+        of_integers = self.precision.of(i).weights < FLOAT_BITS
+        return BLOCKS[self.config.architecture](self.config, Parts(local, source, prefix, of_integers, disturb))
+
+    @property
+    def blocks(self) -> list[QuantizedBlock]:
+        """The blocks, first to last."""
+        return cast(list[QuantizedBlock], list(self.layers))
+
+    @property
+    def embedding(self) -> Tensor | QuantizedTensor:
+        """(vocab_size, D): integers with a scale a row, or floats."""
+        held = self._embedding.value
+        return held if isinstance(held, QuantizedTensor) else held.dequantize()
+
+    @property
+    def lm_head(self) -> Tensor | QuantizedLinear:
+        """A product of integers; or float weights (vocab_size, D)."""
+        return self._head.value.dequantize() if self._head_linear is None else self._head_linear
 
     def weights(self) -> dict[str, Weight]:
-        """All weights that a precision speaks of by name, embedding first and lm_head last."""
-        named = dict(self.top_weights)
-        head = named.pop("lm_head.weight", None)
+        """All weights that a precision speaks of by name, embedding first and lm_head last; on the CPU."""
+        named = {"embedding.weight": self._embedding.value} if self.precision.embedding else {}
         for i, block in enumerate(self.blocks):
-            own = block.weights if self.device.type == "cpu" else _moved(block.weights, torch.device("cpu"), {})
-            named |= {f"layers.{i}.{name}": weight for name, weight in own.items()}
-        return named if head is None else named | {"lm_head.weight": head}
+            named |= {f"layers.{i}.{name}": weight for name, weight in block.weights.items()}
+        if self.precision.lm_head:
+            named["lm_head.weight"] = self._head.value
+        return {name: on_cpu(weight) for name, weight in named.items()}
+
+    def plain_weights(self) -> dict[str, Weight]:
+        """The rest, in float32, which no precision rounds; on the CPU."""
+        named = {} if self.precision.embedding else {"embedding.weight": self._embedding.value}
+        for i, block in enumerate(self.blocks):
+            named |= {f"layers.{i}.{name}": weight for name, weight in block.plain.items()}
+        if not self.precision.lm_head:
+            named["lm_head.weight"] = self._head.value
+        return {name: on_cpu(weight) for name, weight in named.items()}
 
     @property
     def n_bytes(self) -> int:
         """What `weights` take, at their own bits, with their scales."""
         return sum(w.n_bytes for w in self.weights().values())
 
-    def __call__(
+    def forward(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
     ) -> tuple[Tensor, list[LayerState]]:
         """`LanguageModel.forward`: tokens (B, L) -> logits (B, L, vocab_size), states (INT8)."""
@@ -158,14 +157,26 @@ class QuantizedModel:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (...) -> (..., D) float32."""
-        if isinstance(self.embedding, Tensor):
-            return self.embedding[tokens]
-        return int8_embedding(tokens, self.embedding.q, self.embedding.scale.flatten())
+        table = self.embedding
+        if isinstance(table, Tensor):
+            return table[tokens]
+        return int8_embedding(tokens, table.q, table.scale.flatten())
 
     def head(self, hidden: Tensor, tap: Tap = no_tap) -> Tensor:
         """Residual stream (..., D) -> logits (..., vocab_size). The norms' gains are fused into what follows."""
-        eps = self.config.norm_eps
-        if isinstance(self.lm_head, Tensor):
-            return rms_norm_quantize(hidden, None, eps, None) @ self.lm_head.T
+        eps, head = self.config.norm_eps, self.lm_head
+        if isinstance(head, Tensor):
+            return rms_norm_quantize(hidden, None, eps, None) @ head.T
         q, _ = self.top.norm_into(self.exit, hidden, None, eps, tap)
-        return self.lm_head(q)
+        logits: Tensor = head(q)
+        return logits
+
+
+def _embedding(source: WeightSource, precision: Precision) -> Weight:
+    name = "embedding.weight"
+    return source.rows(name, precision.embedding_bits) if precision.embedding else source.plain(name)
+
+
+def _head(source: WeightSource, precision: Precision) -> Weight:
+    name = "lm_head.weight"
+    return source.projection(name) if precision.lm_head else source.plain(name)

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from quambench_kernels.hadamard_quantize import hadamard_quantize
 from quambench_kernels.int8_linear import int8_linear
 from quambench_kernels.rms_norm_quantize import add_rms_norm_quantize, rms_norm_quantize
-from torch import Tensor
+from torch import Tensor, nn
 
 from quambench.grids.grid import q_max
 from quambench.grids.hadamard import base_signs, rotate
+from quambench.int8.held import Grids, Held
 from quambench.int8.site_grid import SiteGrid, SymmetricGrid
 from quambench.int8.weights import QuantizedTensor, Weight
 from quambench.models.backbone import Tap, no_tap
@@ -26,21 +27,31 @@ def undisturbed(x: Tensor) -> Tensor:
     return x
 
 
-class Span:
+class Span(nn.Module):
     """Sites side by side on the last axis of one tensor: name, grid and width of each.
 
     widths  of the sites
     scale   () where one scale serves all, else the table (C) that a kernel reads; None where some site has no scale
     """
 
+    scale: Tensor | None
+
     def __init__(self, parts: Sequence[tuple[str, SiteGrid, int]]) -> None:
-        self.parts = tuple(parts)
+        super().__init__()
+        self.sites = [site for site, _, _ in parts]
         self.widths = [width for _, _, width in parts]
-        self.scale = self._scale()
+        self._held = [Held(grid, kept=False) for _, grid, _ in parts]
+        self._grids = nn.ModuleList(self._held)  # what moves them
+        self.register_buffer("scale", self._scale(), persistent=False)
+
+    @property
+    def grids(self) -> list[SiteGrid]:
+        """Of the sites."""
+        return [held.value for held in self._held]
 
     def _scale(self) -> Tensor | None:
-        scales = [grid.scale for _, grid, _ in self.parts if isinstance(grid, SymmetricGrid)]
-        if len(scales) < len(self.parts):
+        scales = [grid.scale for grid in self.grids if isinstance(grid, SymmetricGrid)]
+        if len(scales) < len(self.grids):
             return None
         if len(scales) == 1:
             return scales[0]
@@ -48,18 +59,18 @@ class Span:
 
     def quantize(self, x: Tensor) -> Tensor:
         """Float (..., C) -> integers, or themselves where a site stays float."""
-        parts = zip(self.parts, x.split(self.widths, dim=-1), strict=True)
-        return _joined([grid.quantize(part) for (_, grid, _), part in parts])
+        parts = zip(self.grids, x.split(self.widths, dim=-1), strict=True)
+        return _joined([grid.quantize(part) for grid, part in parts])
 
     def dequantize(self, q: Tensor) -> Tensor:
         """What was kept (..., C) -> float32."""
-        parts = zip(self.parts, q.split(self.widths, dim=-1), strict=True)
-        return _joined([grid.dequantize(part) for (_, grid, _), part in parts])
+        parts = zip(self.grids, q.split(self.widths, dim=-1), strict=True)
+        return _joined([grid.dequantize(part) for grid, part in parts])
 
     def show(self, q: Tensor, tap: Tap) -> None:
         """What is kept, to whoever watches the sites."""
         if tap is not no_tap:
-            for (site, grid, _), part in zip(self.parts, q.split(self.widths, dim=-1), strict=True):
+            for site, grid, part in zip(self.sites, self.grids, q.split(self.widths, dim=-1), strict=True):
                 tap(site, grid.dequantize(part))
 
 
@@ -67,22 +78,37 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-class QuantizedLinear:
+class QuantizedLinear(nn.Module):
     """A weight, INT8 with scale () or (out, 1) or as floats; bias float32 or None; its input's grid, with one scale ().
 
     A product of integers where input and weight are integers, else one of float32.
     """
 
-    def __init__(self, weight: Weight, bias: Tensor | None, grid: SiteGrid) -> None:
-        self.weight, self.bias, self.grid = weight, bias, grid
-        self.scale: Tensor | None = None  # (out): what one step of input times one of each row stands for
-        self.floats: Tensor | None = None  # (out, in): of a weight that no INT8 product takes
-        if not isinstance(weight, QuantizedTensor):
-            self.floats = weight.dequantize()
-        elif isinstance(grid, SymmetricGrid):
-            self.scale = (grid.scale * weight.scale.flatten()).expand(weight.q.shape[0]).contiguous()
+    bias: Tensor | None
+    scale: Tensor | None  # (out): what one step of input times one of each row stands for
+    floats: Tensor | None  # (out, in): of a weight that no INT8 product takes
 
-    def __call__(self, x_q: Tensor) -> Tensor:
+    def __init__(self, weight: Held[Weight], bias: Tensor | None, grid: SiteGrid) -> None:
+        super().__init__()
+        self._weight, self._grid = weight, Held(grid, kept=False)
+        scale = floats = None
+        if not isinstance(weight.value, QuantizedTensor):
+            floats = weight.value.dequantize()
+        elif isinstance(grid, SymmetricGrid):
+            scale = (grid.scale * weight.value.scale.flatten()).expand(weight.value.q.shape[0]).contiguous()
+        for name, tensor in (("bias", bias), ("scale", scale), ("floats", floats)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def weight(self) -> Weight:
+        return self._weight.value
+
+    @property
+    def grid(self) -> SiteGrid:
+        """Its input's."""
+        return self._grid.value
+
+    def forward(self, x_q: Tensor) -> Tensor:
         """x_q (..., in) -> (..., out) float32."""
         if self.scale is not None:
             return int8_linear(x_q, self.weight.q, self.scale, self.bias)
@@ -93,7 +119,7 @@ class QuantizedLinear:
         return y if self.bias is None else y + self.bias
 
 
-class Runtime:
+class Runtime(nn.Module):
     """A model's sites, and what the runtime does between them; of one block, or of what follows the last.
 
     Each verb takes what one site keeps to what the next keeps: by the INT8 kernel where all sites are symmetric
@@ -102,7 +128,8 @@ class Runtime:
     """
 
     def __init__(self, grids: Mapping[str, SiteGrid], disturb: Disturb) -> None:
-        self.grids, self.disturb = grids, disturb
+        super().__init__()
+        self.grids, self.disturb = Grids(grids), disturb
         self.by_kernels = disturb is undisturbed and all(isinstance(g, SymmetricGrid) for g in grids.values())
         bits = {g.bits for g in grids.values() if isinstance(g, SymmetricGrid)}
         self.q_max = q_max(max(bits, default=8))

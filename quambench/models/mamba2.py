@@ -35,9 +35,7 @@ class Mamba2Mixer(Mixer):
     @property
     def splits(self) -> tuple[int, int, int, int, int]:
         """Rows of in_proj for z, x, B, C and Δ."""
-        c = self.config
-        bc = c.n_groups * c.d_state
-        return c.d_inner, c.d_inner, bc, bc, c.n_heads
+        return projected_widths(self.config)
 
     def empty_state(self, batch: int) -> LayerState:
         c = self.config
@@ -70,6 +68,12 @@ class Mamba2Mixer(Mixer):
         """RMSNorm over each SSD group's channels, the gate SiLU(z) before it or after it."""
         n, before = self.norm, self.config.norm_before_gate
         return gated_rms_norm_quantize(y, z, None, n.weight, n.eps, None, n_groups=n.n_groups, norm_before_gate=before)
+
+
+def projected_widths(config: ModelConfig) -> tuple[int, int, int, int, int]:
+    """Rows of in_proj for z, x, B, C and Δ."""
+    bc = config.n_groups * config.d_state
+    return config.d_inner, config.d_inner, bc, bc, config.n_heads
 
 
 def _shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:

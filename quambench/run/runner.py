@@ -34,7 +34,7 @@ from quambench.grids.granularity import UNQUANTIZED
 from quambench.grids.precision import Precision
 from quambench.grouping import ChannelStatistics, GroupingSpec, Groups
 from quambench.int8.fuse import prepare
-from quambench.int8.model import QuantizedModel
+from quambench.int8.model import QuantizedModel, quantize_model
 from quambench.int8.ops import Disturb, undisturbed
 from quambench.interchange.outside import FloatModel, find_calibration
 from quambench.interchange.quamba import from_act_scales, reorder_params_of
@@ -369,7 +369,7 @@ class ModelRun:
 
     def _quantize(self, case: Case, calibration: Calibration, disturb: Disturb = undisturbed) -> QuantizedModel:
         hessians = self.hessians(case) if case.weights.gptq else None
-        return QuantizedModel(
+        return quantize_model(
             self.prepared(case), calibration, case.precision, disturb, case.weights, hessians, self.device
         )
 
@@ -456,7 +456,7 @@ def saved_model(
     check_calibration(calibration, checkpoint.config)
     prepared = prepare(checkpoint.model, calibration.groups)
     precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
-    return prepared, QuantizedModel(prepared, calibration, precision, device=device)
+    return prepared, quantize_model(prepared, calibration, precision, device=device)
 
 
 def _order(calibration: Calibration) -> dict[str, Tensor]:

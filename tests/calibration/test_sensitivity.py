@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from quambench.calibration.collect import Task, calibrate
 from quambench.calibration.hessians import gather_hessians
 from quambench.calibration.sensitivity import PIECE, Scale, by_layer, by_site, grids_of, measure
+from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
-from quambench.int8.model import Precision
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import forward_in_pieces
 from quambench.models.sites import layer_of, sites_of

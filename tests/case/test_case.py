@@ -11,7 +11,7 @@ import pytest
 from quambench.calibration.refine import RefinementSpec
 from quambench.case import Case, Protocol, asks_tasks, check_fit, is_full, protocol_hash
 from quambench.core.errors import BadParameter, UnknownName
-from quambench.int8.model import Precision
+from quambench.grids.precision import Precision
 from quambench.int8.recipe import WeightRecipe
 from quambench.observers import ObserverSpec
 from quambench.observers.running_max import RunningMax

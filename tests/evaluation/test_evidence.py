@@ -23,8 +23,9 @@ from quambench.evaluation import reference
 from quambench.evaluation.data import EvalData
 from quambench.evaluation.decoding import CHECKPOINTS, answers_right, decode, states_along
 from quambench.gate.arrays import REFERENCE_TOLERANCE
+from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
-from quambench.int8.model import Precision, QuantizedModel
+from quambench.int8.model import quantize_model
 from quambench.models import ModelConfig, build
 from quambench.models.sites import sites_of
 
@@ -66,7 +67,7 @@ def setting(request, documents):
     data = EvalData.of_prose(documents, tokenizer, PROTOCOL)
     prepared = prepare(model)
     calibration = Fixed(prepared, data.decode.inputs)
-    quantized = QuantizedModel(prepared, calibration, Precision())
+    quantized = quantize_model(prepared, calibration, Precision())
     return model, prepared, quantized, calibration, data
 
 
@@ -108,7 +109,7 @@ def test_decoding_reads_the_state_and_prefill_does_not(setting, measured):
     answers, inside, evidence = measured
     coarse = Fixed(prepared, data.decode.inputs)
     coarse.scales = {s: x * 40 if s.endswith("ssm_state") else x for s, x in calibration.scales.items()}
-    other = evaluation.evaluate(QuantizedModel(prepared, coarse, Precision()), answers, inside, data, coarse)
+    other = evaluation.evaluate(quantize_model(prepared, coarse, Precision()), answers, inside, data, coarse)
     assert torch.equal(other["prefill.kl"], evidence["prefill.kl"])
     assert not torch.equal(other["decode.kl"], evidence["decode.kl"])
     states = [i for i, site in enumerate(sites_of(prepared.config)) if site.endswith("ssm_state")]
@@ -174,7 +175,7 @@ def test_bytes_count_every_byte_of_the_windows(setting, documents):
 def test_non_finite_logits_are_an_error(setting, measured):
     _, prepared, _, calibration, data = setting
     answers, inside, _ = measured
-    broken = QuantizedModel(prepared, calibration, Precision(lm_head=False))
+    broken = quantize_model(prepared, calibration, Precision(lm_head=False))
     broken.lm_head = broken.lm_head * math.nan
     with pytest.raises(NonFinite, match="not finite"):
         evaluation.evaluate(broken, answers, inside, data, calibration)
@@ -481,7 +482,7 @@ def of_recall():
     data = replace(data, long=data.long[:, : 3 * CHECKPOINTS])
     prepared = prepare(model)
     calibration = Fixed(prepared, data.decode.inputs)
-    quantized = QuantizedModel(prepared, calibration, Precision())
+    quantized = quantize_model(prepared, calibration, Precision())
     answers, inside = reference.float_answers(model, data), reference.float_inside(prepared, data)
     return data, model, prepared, quantized, evaluation.evaluate(quantized, answers, inside, data, calibration)
 
@@ -535,7 +536,7 @@ def test_logits_that_are_not_finite_are_told_with_the_phase(setting, measured, p
 
 def test_a_site_that_stays_float_has_no_error_there(setting, measured):
     _, prepared, _, calibration, data = setting
-    quantized = QuantizedModel(prepared, calibration, Precision(lm_head=False))
+    quantized = quantize_model(prepared, calibration, Precision(lm_head=False))
     evidence = evaluation.evaluate(quantized, *measured[:2], data, calibration)
     at = list(sites_of(prepared.config)).index("lm_head:input")
     assert not evidence["sites.accumulated"][at].any() and not evidence["decode.accumulated"][at].any()

@@ -17,7 +17,8 @@ from quambench.core.errors import BadParameter
 from quambench.grids.precision import Bits, Precision
 from quambench.int8 import w4
 from quambench.int8.fuse import prepare
-from quambench.int8.model import QuantizedLinear, QuantizedModel
+from quambench.int8.held import Held
+from quambench.int8.model import QuantizedLinear, QuantizedModel, quantize_model
 from quambench.int8.recipe import WeightRecipe
 from quambench.int8.site_grid import SymmetricGrid, Unquantized
 from quambench.int8.w4 import GroupedWeight
@@ -53,7 +54,7 @@ class World:
         made = RECIPES[recipe]
         if not precision.layers:
             made = made.at(precision.weight_bits)
-        return QuantizedModel(self.prepared, self.calibration, precision, recipe=made, hessians=self.hessians, **more)
+        return quantize_model(self.prepared, self.calibration, precision, recipe=made, hessians=self.hessians, **more)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -113,7 +114,7 @@ def assert_layer_by_layer(world, layers, recipe):
     x = mixed.embed(TOKENS)
     for i, bits in enumerate(map(Bits.parse, layers)):
         uniform = Precision(weight_bits=bits.weights, act_bits=bits.acts)
-        own = QuantizedModel(
+        own = quantize_model(
             world.prepared, world.calibration, uniform, recipe=RECIPES[recipe].at(bits.weights), hessians=world.hessians
         ).blocks[i]
         equal_weights(mixed.blocks[i].weights, own.weights)
@@ -254,7 +255,7 @@ def test_the_oracle_sees(world, monkeypatch, fault):
 
 def test_a_product_of_integers_with_float_weights_by_hand():
     weight = FloatWeight(torch.tensor([[0.5, -1.0], [2.0, 0.25]]).half())
-    linear = QuantizedLinear(weight, torch.tensor([1.0, 0.0]), SymmetricGrid(torch.tensor(0.5), 8))
+    linear = QuantizedLinear(Held(weight), torch.tensor([1.0, 0.0]), SymmetricGrid(torch.tensor(0.5), 8))
     y = linear(torch.tensor([[4, -2]], dtype=torch.int8))  # stands for 2 and -1
     assert y.tolist() == [[0.5 * 2 + 1 + 1, 2 * 2 - 0.25]]
 

@@ -18,11 +18,12 @@ from quambench.calibration.channels import arrange, channel_statistics, groups_o
 from quambench.calibration.collect import Task, calibrate
 from quambench.core.errors import BadParameter
 from quambench.grids.hadamard import hadamard_matrix
+from quambench.grids.precision import Precision
 from quambench.grouping import GroupingSpec
 from quambench.int8 import mamba as runtime_of_mamba
 from quambench.int8 import mamba2 as runtime_of_mamba2
 from quambench.int8.fuse import prepare
-from quambench.int8.model import Precision, QuantizedModel
+from quambench.int8.model import QuantizedModel, quantize_model
 from quambench.models import ModelConfig, build
 from quambench.models.backbone import LayerState
 from quambench.models.sites import sites_of
@@ -121,7 +122,7 @@ def made(shape, granularity, precision, randomize):
     }
     assert granularity in {a.granularity for a in plan.values()}
     calibration = calibrate(prepared, TOKENS, {"k": Task(plan, precision.act_bits)}, "model")["k"]
-    return Setting(prepared, calibration, precision, QuantizedModel(prepared, calibration, precision))
+    return Setting(prepared, calibration, precision, quantize_model(prepared, calibration, precision))
 
 
 def made_in_groups(model, plain, numbers, precision):
@@ -132,7 +133,7 @@ def made_in_groups(model, plain, numbers, precision):
     plan = Quamba2().plan(plain.config, ObserverSpec("running_max"), numbers)
     task = Task(plan, precision.act_bits, groups=groups)
     calibration = calibrate(prepared, TOKENS, {"k": task}, "model")["k"]
-    return Setting(prepared, calibration, precision, QuantizedModel(prepared, calibration, precision))
+    return Setting(prepared, calibration, precision, quantize_model(prepared, calibration, precision))
 
 
 def taps(model, tokens, state=None):
@@ -317,7 +318,7 @@ def test_decoding_is_the_recipe(setting):
 def test_float_pytorch_between_the_grids_is_the_recipe_too(setting):
     """What a disturbance goes through, here one that changes nothing; the INT8 kernels have the tests above."""
     s = setting
-    composed = QuantizedModel(s.prepared, s.calibration, s.precision, disturb=lambda x: x)
+    composed = quantize_model(s.prepared, s.calibration, s.precision, disturb=lambda x: x)
     assert all(block.by_kernels for block in s.model.blocks)
     assert not any(block.by_kernels for block in composed.blocks)
     assert_is_the_recipe(s, composed, TOKENS)
@@ -338,7 +339,7 @@ def test_states_between_steps_are_integers(setting):
 
 
 def rebuilt(s, scales):
-    return QuantizedModel(s.prepared, Scales(scales, s.calibration.granularities, s.calibration.groups), s.precision)
+    return quantize_model(s.prepared, Scales(scales, s.calibration.granularities, s.calibration.groups), s.precision)
 
 
 def truncated(sums, scale, bias, out_scale, q_max):
@@ -431,7 +432,7 @@ def test_the_error_against_the_float_model_shrinks_with_the_step(setting):
     made = calibrate(prepared, TOKENS, {bits: Task(plan, bits, groups=groups) for bits in (6, 8)}, "model")
     error = {}
     for bits, calibration in made.items():
-        model = QuantizedModel(prepared, calibration, Precision(weight_bits=bits, act_bits=bits))
+        model = quantize_model(prepared, calibration, Precision(weight_bits=bits, act_bits=bits))
         error[bits] = (model(TOKENS)[0] - exact).square().mean(-1).sqrt().log().mean().exp()
     assert error[8] <= error[6] / (127 / 31) ** 0.5, error
 
@@ -453,7 +454,7 @@ def test_a_missing_scale_is_named(setting):
 
 def test_embedding_and_head_stay_float_where_asked(setting):
     s = setting
-    model = QuantizedModel(s.prepared, s.calibration, Precision(embedding=False, lm_head=False))
+    model = quantize_model(s.prepared, s.calibration, Precision(embedding=False, lm_head=False))
     assert torch.equal(model.embedding, s.prepared.backbone.embedding.weight.float())
     assert not {"embedding.weight", "lm_head.weight"} & set(model.weights())
     assert "lm_head:input" not in taps(model, TOKENS)[0]
@@ -465,7 +466,7 @@ def test_embedding_and_head_stay_float_where_asked(setting):
 
 @pytest.mark.parametrize(("name", "kept"), [("embedding", "lm_head"), ("lm_head", "embedding")])
 def test_each_option_speaks_for_itself(setting, name, kept):
-    model = QuantizedModel(setting.prepared, setting.calibration, Precision(**{name: False}))
+    model = quantize_model(setting.prepared, setting.calibration, Precision(**{name: False}))
     assert f"{name}.weight" not in model.weights()
     assert f"{kept}.weight" in model.weights()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ import torch
 from quambench.calibration.collect import Task, calibrate
 from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
-from quambench.int8.model import QuantizedModel, _moved
-from quambench.int8.weights import QuantizedTensor
+from quambench.int8.model import quantize_model
 from quambench.models import ModelConfig, build
 from quambench.models.device import Guest, _OnHost, on_host
 from quambench.observers import ObserverSpec
@@ -37,7 +35,7 @@ def prepared(request):
 def quantized(prepared):
     plan = POLICIES["uniform"]().plan(prepared.config, ObserverSpec("running_max"), "1x1")
     calibration = calibrate(prepared, TOKENS, {0: Task(plan, 8)}, "m")[0]
-    return QuantizedModel(prepared, calibration, Precision())
+    return quantize_model(prepared, calibration, Precision())
 
 
 def called(model):
@@ -84,43 +82,6 @@ def test_a_guest_takes_one_model_at_a_time(prepared, monkeypatch):
     assert guest.take(other)._model is not first._model
     guest.clear()
     assert guest._there is None
-
-
-def test_every_tensor_of_a_quantized_model_moves_and_what_is_shared_stays_shared(prepared, quantized):
-    fresh = QuantizedModel(prepared, _scales_of(quantized), Precision())
-    for block in fresh.blocks:
-        shared = block.weights["out_proj.weight"]
-        assert block.out_proj.weight is shared
-        _moved(block, torch.device("meta"), {})
-        left = [where for where, tensor in _tensors(block) if tensor.device.type != "meta"]
-        assert left == []
-        assert block.out_proj.weight.q is block.weights["out_proj.weight"].q
-
-
-def _scales_of(model):
-    return SimpleNamespace(
-        scales={site: grid.scale.flatten()[0] for site, grid in model.calibrated.items()},
-        granularities=dict.fromkeys(model.calibrated, "tensor"),
-        groups={},
-    )
-
-
-def _tensors(value, where="block"):
-    """Every tensor that a computation may meet."""
-    if isinstance(value, torch.Tensor):
-        yield where, value
-    elif isinstance(value, dict):
-        for key, v in value.items():
-            yield from _tensors(v, f"{where}[{key}]")
-    elif isinstance(value, list | tuple):
-        for i, v in enumerate(value):
-            yield from _tensors(v, f"{where}[{i}]")
-    elif isinstance(value, QuantizedTensor) or type(value).__name__ == "SymmetricGrid":
-        for name in value.__slots__:
-            yield from _tensors(getattr(value, name), f"{where}.{name}")
-    elif type(value).__name__ in ("Span", "QuantizedLinear", "QuantizedMamba", "QuantizedMamba2"):
-        for name, v in vars(value).items():
-            yield from _tensors(v, f"{where}.{name}")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")

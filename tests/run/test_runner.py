@@ -23,8 +23,9 @@ from quambench.data.windows import spread_windows
 from quambench.evaluation.data import EvalData
 from quambench.evaluation.evidence import evaluate, evaluate_answers
 from quambench.evaluation.reference import float_answers
+from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
-from quambench.int8.model import Precision, QuantizedModel
+from quambench.int8.model import quantize_model
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 from quambench.observers import ObserverSpec
@@ -49,7 +50,7 @@ def test_saved_and_loaded_scales_evaluate_to_the_last_bit(world, tmp_path):
     run = start(world, one)
     run.calibrations[one].save(tmp_path)
     loaded = Calibration.load(tmp_path)
-    model = QuantizedModel(run.plain, loaded, one.precision)
+    model = quantize_model(run.plain, loaded, one.precision)
     again = evaluate(model, run.answers, run.inside(one), run.data, loaded)
     first = run.evidence(one)
     assert first.keys() == again.keys()

@@ -133,7 +133,7 @@ def _made_again(streams: Streams, kind: str, name: str, made: Calibration) -> di
     checkpoint = checkpoint_of(streams, kind)
     _, model = runner.saved_model(checkpoint, replace(made, model_digest=checkpoint.digest))
     precision = Precision(act_bits=made.act_bits, symmetric=made.symmetric)
-    same = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), made, precision)
+    same = quantized.quantize_model(fuse.prepare(model_of(streams, kind)), made, precision)
     with torch.inference_mode():
         differ = eighths.quantize(model(tokens)[0]) != eighths.quantize(same(tokens)[0])
     return {f"{name}, {k}": v for k, v in _again(made).items()} | {f"{name}, logits that differ": differ.sum()}

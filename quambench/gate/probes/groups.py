@@ -168,7 +168,7 @@ def _reordered(streams: Streams, kind: str) -> Answer:
     """Integer weights of the reordered model, and by how many millionths its logits moved: 0."""
     model = model_of(streams, kind)
     prepared = fuse.prepare(model, some_groups())
-    made = quantized.QuantizedModel(prepared, scales_of(streams, kind), USUAL)
+    made = quantized.quantize_model(prepared, scales_of(streams, kind), USUAL)
     moved = prepared(streams["sequences"])[0] - model.double()(streams["sequences"])[0]
     answer: dict[str, Tensor | list[str]] = {"logits, moved by": (moved * 1e6).round().int()}
     return answer | {name: weight.q for name, weight in made.weights().items()}

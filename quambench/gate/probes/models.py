@@ -178,12 +178,12 @@ def _fused(streams: Streams, kind: str) -> Answer:
     """
     model = model_of(streams, kind)
     prepared = fuse.prepare(model)
-    made = quantized.QuantizedModel(prepared, scales_of(streams, kind), USUAL)
+    made = quantized.quantize_model(prepared, scales_of(streams, kind), USUAL)
     moved = prepared(streams["sequences"])[0] - model.double()(streams["sequences"])[0]
     answer: dict[str, Tensor | list[str]] = {"logits, moved by": (moved * 1e6).round().int()}
     for name, weight in made.weights().items():
         answer[f"{name} scale"], answer[name] = weight.scale.flatten(), weight.q
-    low = quantized.QuantizedModel(prepared, scales_of(streams, kind), Precision(weight_bits=4))
+    low = quantized.quantize_model(prepared, scales_of(streams, kind), Precision(weight_bits=4))
     return answer | {f"4 bits, {name} scale": weight.scale.flatten() for name, weight in low.weights().items()}
 
 
@@ -202,7 +202,7 @@ def _refined(streams: Streams, kind: str, name: str) -> Answer:
     tokens = streams["sequences"]
     task = calibrating.Task(plan, 4)
     start = calibrating.calibrate(prepared, tokens, {"": task}, "probe")[""]
-    model = quantized.QuantizedModel(prepared, start, Precision(act_bits=4))
+    model = quantized.quantize_model(prepared, start, Precision(act_bits=4))
     found = RefinementSpec.parse(name).build().refine(prepared, model, start, tokens)
     return {**found.calibration.scales, "best step": torch.tensor(found.best_step)}
 
@@ -225,10 +225,10 @@ def _state(streams: Streams, kind: str) -> Answer:
     every = torch.arange(-128, 128).to(torch.int8).view(1, *ties.shape[1:-2], -1, 1)
     answer: dict[str, Tensor | list[str]] = {}
     for bits in (8, 4):
-        block = quantized.QuantizedModel(prepared, halves, Precision(act_bits=bits)).blocks[1]
+        block = quantized.quantize_model(prepared, halves, Precision(act_bits=bits)).blocks[1]
         answer[f"{bits} bits, stored"] = block.store_state(ties, no_tap)
         answer[f"{bits} bits, read"] = block.read_state(every)
-    block = quantized.QuantizedModel(prepared, halves, Precision(ssm_state=False)).blocks[1]
+    block = quantized.quantize_model(prepared, halves, Precision(ssm_state=False)).blocks[1]
     carried = block.read_state(block.store_state(ties, no_tap))
     answer["float, values that changed"] = (carried != ties).sum()
     return answer
@@ -248,7 +248,7 @@ def stepped(
     """
     scales = scales or scales_of(streams, kind, precision.act_bits)
     prepared = fuse.prepare(model_of(streams, kind), scales.groups)
-    made = quantized.QuantizedModel(prepared, scales, precision, disturb)
+    made = quantized.quantize_model(prepared, scales, precision, disturb)
     met = {site: _met(site, scales, CONFIGS[kind]) for site in scales.scales}
     eighths = SymmetricGrid(LOGITS, 8)
     answer: dict[str, Tensor | list[str]] = {}
@@ -273,7 +273,7 @@ def stepped(
 def in_pieces(streams: Streams, kind: str, disturb: Disturb = undisturbed) -> Answer:
     """The INT8 model's logits in eighths, and the state that is carried, call after call."""
     scales = scales_of(streams, kind)
-    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales, USUAL, disturb)
+    made = quantized.quantize_model(fuse.prepare(model_of(streams, kind)), scales, USUAL, disturb)
     eighths, answer, state = SymmetricGrid(LOGITS, 8), {}, None
     with torch.inference_mode():
         for i, piece in enumerate(streams["sequences"][2:3, : sum(PIECES)].split(list(PIECES), dim=1)):
@@ -294,7 +294,7 @@ _GIVEN = {
 
 def _parameters(streams: Streams, kind: str) -> Answer:
     """What the runtime hands to its operators beside activations, as floats: Mamba2's dt_bias in half precision."""
-    made = quantized.QuantizedModel(fuse.prepare(model_of(streams, kind)), scales_of(streams, kind), USUAL)
+    made = quantized.quantize_model(fuse.prepare(model_of(streams, kind)), scales_of(streams, kind), USUAL)
     answer: dict[str, Tensor | list[str]] = {}
 
     def watch(run: Any, *args: Any, op: str) -> Any:

@@ -564,9 +564,8 @@ def _() -> AbstractContextManager[Any]:
     def per_head(model: QuantizedModel) -> None:
         for block in model.blocks:
             if block.config.d_per_channel:
-                D: Tensor = block.D  # type: ignore[attr-defined]
-                heads = D.view(-1, block.config.head_dim)
-                block.D = heads[:, :1].expand_as(heads).flatten()  # type: ignore[attr-defined]
+                heads = block.D.view(-1, block.config.head_dim)
+                block.D = heads[:, :1].expand_as(heads).flatten()
 
     return after_init(per_head)
 
@@ -607,7 +606,7 @@ def _() -> AbstractContextManager[Any]:
 def _() -> AbstractContextManager[Any]:
     def without(model: QuantizedModel) -> None:
         for block in model.blocks:
-            block.D = torch.zeros_like(block.D)  # type: ignore[attr-defined]
+            block.D = torch.zeros_like(block.D)
 
     return after_init(without)
 

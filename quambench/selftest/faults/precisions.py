@@ -114,4 +114,4 @@ def _() -> AbstractContextManager[Any]:
     def unscaled(original: Any, self: QuantizedLinear, x_q: Tensor) -> Tensor:
         return original(self, x_q) if self.floats is None else F.linear(x_q.float() / 64, self.floats, self.bias)
 
-    return wrapped(QuantizedLinear, "__call__", unscaled)
+    return wrapped(QuantizedLinear, "forward", unscaled)

@@ -158,9 +158,9 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("a convolution's bias is taken for granted", "fuse/.*-bare")
 def _() -> AbstractContextManager[Any]:
-    def with_bias(original: Any, self: Any, mixer: Any, splits: Any = ()) -> Any:
-        weight, _ = original(self, mixer, splits)
-        return weight, self.quantizer.other(mixer.conv1d.bias, splits).dequantize()
+    def with_bias(original: Any, self: Any, splits: Any = ()) -> Any:
+        weight, _ = original(self, splits)
+        return weight, self.other("conv1d.bias", splits)
 
     return wrapped(QuantizedBlock, "conv", with_bias)
 
@@ -183,17 +183,17 @@ def _() -> AbstractContextManager[Any]:
 
 @fault("Mamba2's dt_bias in single precision", "step/mamba2.*/parameters", architectures=OTHER)
 def _() -> AbstractContextManager[Any]:
-    def single(original: Any, self: Any, mixer: Any, parts: Any) -> None:
-        original(self, mixer, parts)
-        self.dt_bias = mixer.dt_bias.detach().float()
+    def single(original: Any, self: Any, config: Any, parts: Any) -> None:
+        original(self, config, parts)
+        self.dt_bias = parts.source.plain(f"{parts.prefix}dt_bias").q
 
     return wrapped(QuantizedMamba2, "__init__", single)
 
 
 @fault("Mamba's dt_bias in half precision", "step/mamba.*/parameters", architectures=ONE)
 def _() -> AbstractContextManager[Any]:
-    def half(original: Any, self: Any, mixer: Any, parts: Any) -> None:
-        original(self, mixer, parts)
+    def half(original: Any, self: Any, config: Any, parts: Any) -> None:
+        original(self, config, parts)
         self.dt_bias = self.dt_bias.half().float()
 
     return wrapped(QuantizedMamba, "__init__", half)

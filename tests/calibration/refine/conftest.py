@@ -14,8 +14,9 @@ from quambench.calibration.collect import Task, calibrate
 from quambench.calibration.refine.base import Progress, Refined, Refinement
 from quambench.calibration.scales import Calibration
 from quambench.grids.granularity import UNQUANTIZED
+from quambench.grids.precision import Precision
 from quambench.int8.fuse import prepare
-from quambench.int8.model import Precision, QuantizedModel
+from quambench.int8.model import QuantizedModel, quantize_model
 from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.sites import sites_of
 from quambench.observers import ObserverSpec
@@ -51,7 +52,7 @@ class Setting:
 
     @property
     def quantized(self) -> QuantizedModel:
-        return QuantizedModel(self.prepared, self.start, self.precision)
+        return quantize_model(self.prepared, self.start, self.precision)
 
     def scaled(self, site: str, factor: float) -> Setting:
         """One site's scale is off by a factor."""

@@ -11,7 +11,7 @@ from quambench.calibration.refine import REFINEMENTS, Refined, RefinementSpec, a
 from quambench.calibration.refine.training import HEAD, Parts, Scales, descend, trained_sites
 from quambench.core.errors import BadCorpus, BadParameter
 from quambench.grids.grid import MIN_SCALE
-from quambench.int8.model import Precision
+from quambench.grids.precision import Precision
 from quambench.models.sites import sites_of
 
 SMALL = "steps=8,batch=2,train=6,validation=3,length=9,piece=3,every=2,rate=0.1"

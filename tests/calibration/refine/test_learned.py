@@ -9,8 +9,9 @@ from torch import Tensor
 from quambench.calibration.refine.learned import Learned
 from quambench.calibration.refine.training import hard_tap, straight_through, taught, trained_sites
 from quambench.grids.grid import fake_quantize, q_max
+from quambench.grids.precision import Precision
 from quambench.int8 import w4
-from quambench.int8.model import Precision, QuantizedModel
+from quambench.int8.model import quantize_model
 from quambench.int8.recipe import WeightRecipe
 from quambench.models.backbone import forward_in_pieces
 from quambench.models.sites import sites_of
@@ -153,7 +154,7 @@ def test_at_the_start_it_is_the_int8_model(setting, piece):
 
 def test_so_it_is_with_weights_of_four_bits_in_groups(make_setting):
     setting = make_setting("mamba2", Precision(weight_bits=4))
-    model = QuantizedModel(setting.prepared, setting.start, setting.precision, recipe=WeightRecipe(granularity="group"))
+    model = quantize_model(setting.prepared, setting.start, setting.precision, recipe=WeightRecipe(granularity="group"))
     assert w4.BITS == 4
     assert_is_the_int8_model(setting, model, taught(setting.prepared, model), 4)
 

@@ -10,7 +10,7 @@ import torch
 from quambench.case import Case, Protocol
 from quambench.data.corpus import Corpus
 from quambench.evaluation.decoding import answers_right
-from quambench.int8.model import QuantizedModel
+from quambench.int8.model import quantize_model
 from quambench.models.checkpoint import bundled_names, load_checkpoint
 from quambench.observers import ObserverSpec
 from quambench.run.runner import ModelRun
@@ -27,7 +27,7 @@ def test_a_state_scale_four_times_too_large_costs_five_points(name):
     asked = run.data.recall["associative"]
     with torch.inference_mode():
         right, right_coarse = (
-            answers_right(QuantizedModel(run.plain, calibration, case.precision), asked, by_steps=True).sum().item()
+            answers_right(quantize_model(run.plain, calibration, case.precision), asked, by_steps=True).sum().item()
             for calibration in (made, replace(made, scales=coarse))
         )
     assert (right - right_coarse) / asked.answers.sum().item() >= 0.05

@@ -1,0 +1,113 @@
+"""Where an INT8 model's weights come from: a float model whose weights are rounded now, or a file that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from quambench.core.errors import BadParameter
+from quambench.grids.precision import Precision
+from quambench.int8.recipe import WeightQuantizer, WeightRecipe
+from quambench.int8.weights import FloatWeight, Weight
+from quambench.models.backbone import LanguageModel
+from quambench.models.sites import layer_of
+
+
+class WeightSource(Protocol):
+    """Weights by the names that artefacts use: "embedding.weight", "layers.0.in_proj.weight".
+
+    How a weight is rounded depends on what it is for, so each use has a method; a file answers all of them alike.
+    """
+
+    def has(self, name: str) -> bool:
+        """Whether the model has such a weight. Biases may be missing."""
+
+    def projection(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
+        """A weight (out, in) for which 4 bits may be enough (`WeightQuantizer.projection`)."""
+
+    def narrow(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
+        """A weight that stays finer where others take 4 bits (`WeightQuantizer.narrow`)."""
+
+    def other(self, name: str, splits: Sequence[int] = ()) -> Weight:
+        """What is added or exponentiated (`WeightQuantizer.other`)."""
+
+    def rows(self, name: str, bits: int | None) -> Weight:
+        """The embedding (`WeightQuantizer.rows`)."""
+
+    def plain(self, name: str) -> FloatWeight:
+        """What is never rounded to a grid, in float32."""
+
+
+class FloatModel:
+    """The weights of a prepared model (int8/fuse.py), rounded when they are asked for."""
+
+    def __init__(
+        self, prepared: LanguageModel, precision: Precision, recipe: WeightRecipe, hessians: Mapping[str, Tensor]
+    ) -> None:
+        """hessians: weight name -> (in, in), where the recipe asks for GPTQ"""
+        top = {"embedding.weight": prepared.backbone.embedding.weight, "lm_head.weight": prepared.lm_head.weight}
+        self._weights = {name: weight.detach() for name, weight in top.items()}
+        for i, block in enumerate(prepared.blocks):
+            for name, weight in block.mixer.named_parameters():
+                # Checkpoints have an axis of one input channel in the convolution's weight, and no use for it.
+                used = weight[:, 0] if name == "conv1d.weight" else weight
+                self._weights[f"layers.{i}.{name}"] = used.detach()
+        self._precision, self._recipe, self._hessians = precision, recipe, hessians
+
+    def has(self, name: str) -> bool:
+        return name in self._weights
+
+    def projection(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
+        return self._quantizer(name).projection(name, self._weights[name], splits, usual)
+
+    def narrow(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
+        return self._quantizer(name).narrow(self._weights[name], splits, usual)
+
+    def other(self, name: str, splits: Sequence[int] = ()) -> Weight:
+        return self._quantizer(name).other(self._weights[name], splits)
+
+    def rows(self, name: str, bits: int | None) -> Weight:
+        return self._quantizer(name).rows(self._weights[name], bits)
+
+    def plain(self, name: str) -> FloatWeight:
+        return FloatWeight(self._weights[name].float())
+
+    def _quantizer(self, name: str) -> WeightQuantizer:
+        bits = self._precision.of(layer_of(name))
+        own = self._recipe.at(bits.weights) if self._precision.layers else self._recipe
+        return WeightQuantizer(own, bits, self._hessians)
+
+
+class StoredWeights:
+    """Weights as they were stored: how a use rounds is decided already."""
+
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
+        self._weights = weights
+
+    def has(self, name: str) -> bool:
+        return name in self._weights
+
+    def projection(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
+        return self._stored(name)
+
+    def narrow(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
+        return self._stored(name)
+
+    def other(self, name: str, splits: Sequence[int] = ()) -> Weight:
+        return self._stored(name)
+
+    def rows(self, name: str, bits: int | None) -> Weight:
+        return self._stored(name)
+
+    def plain(self, name: str) -> FloatWeight:
+        weight = self._stored(name)
+        if not isinstance(weight, FloatWeight):
+            raise BadParameter(f"{name} must be stored as floats")
+        return weight
+
+    def _stored(self, name: str) -> Weight:
+        if name not in self._weights:
+            raise BadParameter(f"{name} is missing")
+        return self._weights[name]
