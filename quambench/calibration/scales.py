@@ -60,18 +60,21 @@ class Calibration:
 
         raises NotWritten
         """
+        about, arrays = self.described()
+        with locked(folder):
+            with suppress(BadArtefact):  # for as long as one of the two files is the old one, the JSON describes both
+                write(folder / _ABOUT, _dump(Calibration.load(folder).described()[0] | {"replaced_by": about}))
+            write(folder / _SCALES, save(arrays))
+            write(folder / _ABOUT, _dump(about))
+
+    def described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a JSON file is to say of this calibration, and the arrays that it speaks of."""
         arrays = dict(self.scales)
         for layer, groups in self.groups.items():
             arrays |= {f"groups.{layer}.{name}": getattr(groups, name).contiguous() for name in _GROUPS}
-        with locked(folder):
-            with suppress(BadArtefact):  # for as long as one of the two files is the old one, the JSON describes both
-                write(folder / _ABOUT, _dump(Calibration.load(folder)._about | {"replaced_by": self._about}))
-            write(folder / _SCALES, save(arrays))
-            write(folder / _ABOUT, _dump(self._about))
+        return self._about(), arrays
 
-    @property
     def _about(self) -> dict[str, Any]:
-        """Return what calibration.json is to say."""
         sites = {s: {"observer": self.observers[s], "granularity": self.granularities[s]} for s in self.scales}
         about = {
             "schema": SCHEMA,
@@ -104,13 +107,13 @@ class Calibration:
         following = about.get("replaced_by")
         if following is not None:
             with suppress(BadArtefact):  # killed on the way: the scales are the new ones, or still not
-                _check_about(folder, following)
-                return cls._of(folder, following, stored)
-        return cls._of(folder, about, stored)
+                return cls.from_described(following, stored, folder)
+        return cls.from_described(about, stored, folder)
 
     @classmethod
-    def _of(cls, folder: Path, about: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Calibration:
-        """What calibration.json says, and the arrays that it speaks of. raises BadArtefact"""
+    def from_described(cls, about: Any, stored: Mapping[str, Tensor], folder: Path) -> Calibration:
+        """Read what `described` gave, as it came back from the files of a folder. raises BadArtefact"""
+        _check_about(folder, about)
         sites = about["sites"]
         try:
             loaded = cls(

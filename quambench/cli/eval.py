@@ -11,6 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from quambench.calibration.scales import Calibration
+from quambench.calibration.stored_model import StoredModel
 from quambench.case import Case
 from quambench.cli import eval_tasks
 from quambench.cli.options import (
@@ -21,6 +22,7 @@ from quambench.cli.options import (
     check_corpus,
     check_counts,
     corpus_of,
+    given,
     note,
     progress_bars,
 )
@@ -50,6 +52,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="use saved scales (quambench calibrate --out) instead of observers",
     )
+    parser.add_argument(
+        "--quantized",
+        type=Path,
+        metavar="DIR",
+        help="measure a saved INT8 model (quambench quantize --out) of this float model",
+    )
     eval_tasks.arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
 
@@ -66,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
             return eval_tasks.run(options, work, progress)
         if options.calibration:
             found = {str(options.calibration): work.with_saved(Calibration.load(options.calibration))}
+        elif options.quantized:
+            found = {str(options.quantized): work.with_stored(StoredModel.load(options.quantized))}
         else:
             found = {case.id: dict(work.result(case).metrics) for case in cases}
     note(work.shortfall)
@@ -98,8 +108,9 @@ def _check(options: argparse.Namespace, cases: Sequence[Case]) -> None:
     if options.limit is not None and not options.task:
         raise BadParameter("--limit is of --task alone; a case measures on less as percentile/quick")
     check_counts(options, "--limit")
-    if options.calibration and options.observer:
-        raise BadParameter("--calibration and --observer both say where scales come from: give one of them")
+    asked = [name for name in ("--calibration", "--quantized", "--observer") if given(options, name)]
+    if len(asked) > 1:
+        raise BadParameter(f"{asked[0]} and {asked[1]} both say where scales come from: give one of them")
     if not options.task:
         check_corpus(options.corpus, [options.model])
     for case, spec in zip(cases, options.observer or [], strict=False):

@@ -15,7 +15,7 @@ from torch import Tensor
 from quambench.core.errors import BadParameter
 from quambench.harness import check_installed
 from quambench.harness.asking import FLOAT
-from quambench.harness.subject import Subject, case_subject, float_subject, saved_subject
+from quambench.harness.subject import Subject, case_subject, float_subject, saved_subject, stored_subject
 from quambench.metrics import Measurement, Terms
 from quambench.metrics.tasks import SCORE
 from quambench.run.runner import ModelRun, Progress
@@ -65,6 +65,9 @@ def _subjects(options: argparse.Namespace, work: ModelRun, starts: bool) -> Iter
     """One at a time: each is a model in memory."""
     if options.calibration:
         yield saved_subject(work.checkpoint, options.calibration, starts, work.device)
+        return
+    if options.quantized:
+        yield stored_subject(work.checkpoint, options.quantized, starts, work.device)
         return
     for case in work.cases:
         yield case_subject(work, case, starts)

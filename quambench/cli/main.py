@@ -37,6 +37,7 @@ class Command:
 COMMANDS = {
     "list": Command("what there is, by name: models, observers, policies and more", "quambench list observers"),
     "calibrate": Command("make the scales of a model and save them", "quambench calibrate mamba2-tiny --out scales/"),
+    "quantize": Command("make the INT8 model and save it", "quambench quantize mamba2-tiny --out quantized/"),
     "eval": Command(
         "quantize a model and measure it against its float self",
         'quambench eval mamba2-tiny --observer running_max --observer "percentile[alpha=0.999]"',

@@ -91,7 +91,10 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
     try:
         # Not to wait where a pipe has taken the file's place since.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            content = file.read(limit + 1)
+            # What is asked for is allocated: so much as there is, and then whatever has been added since.
+            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+            while len(content) <= limit and (more := file.read(min(MIB, limit + 1 - len(content)))):
+                content += more
     except OSError as error:
         raise Unreadable(path, error.strerror or type(error).__name__) from None
     if len(content) > limit:  # it grew

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from quambench.calibration.scales import Calibration
+from quambench.calibration.stored_model import StoredModel
 from quambench.case import Case
 from quambench.core.errors import BadParameter
 from quambench.data.corpus import load_corpus
@@ -19,7 +20,7 @@ from quambench.int8.model import QuantizedModel
 from quambench.int8.site_grid import Unquantized
 from quambench.models.checkpoint import DTYPES, Checkpoint, checked_device, load_checkpoint
 from quambench.models.device import on_host
-from quambench.run.runner import CPU, ModelRun, saved_model
+from quambench.run.runner import CPU, ModelRun, saved_model, stored_model
 
 NARROW = DTYPES  # what a checkpoint is loaded to
 WIDE = "float64"
@@ -58,6 +59,14 @@ def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: to
     return quantized_subject(checkpoint, on_host(model, device), digest, f"{checkpoint.name}/{folder}", starts)
 
 
+def stored_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: torch.device = CPU) -> Subject:
+    """The INT8 model that `quambench quantize --out` wrote. raises BadArtefact"""
+    stored = StoredModel.load(folder)
+    model = stored_model(checkpoint, stored, device)[1]
+    digest = digest_of(checkpoint, model, stored.calibration)
+    return quantized_subject(checkpoint, on_host(model, device), digest, f"{checkpoint.name}/{folder}", starts)
+
+
 def case_subject(run: ModelRun, case: Case, starts: bool) -> Subject:
     """The INT8 model of one of a run's cases. raises what making its scales raises"""
     model = run.quantized(case)
@@ -88,10 +97,12 @@ def subject_of(
     dtype: str | None = None,
     add_bos_token: bool | None = None,
     device: str = "cpu",
+    quantized: str | None = None,
 ) -> Subject:
     """From the harness' model_args.
 
     calibration                  a folder that `quambench calibrate --out` wrote
+    quantized                    or one that `quambench quantize --out` wrote
     observer                     or what follows the model in a case's id: "percentile", "mse/channel/w8a4"
     dtype                        of the float model: float32, float64, bfloat16 or float16
     device                       cpu, cuda or cuda:N
@@ -99,7 +110,7 @@ def subject_of(
     add_bos_token                whether the start token stands first; by default before bundled models alone, which
                                  were trained so: others are asked as lm_eval asks them
 
-    Without calibration and observer it is the float model that answers.
+    Without calibration, quantized and observer it is the float model that answers.
 
     raises UnknownName, BadParameter, BadCheckpoint, BadArtefact
     """
@@ -108,13 +119,17 @@ def subject_of(
         raise BadParameter(f"{lone[0]} needs an observer beside it: observer=percentile,{lone[0]}={parts[lone[0]]}")
     if observer and calibration:
         raise BadParameter("give a saved calibration or an observer to calibrate with, not both")
-    if dtype and (observer or calibration):
+    if quantized and (observer or calibration):
+        raise BadParameter("give a saved quantized model, or what to quantize with (observer, calibration), not both")
+    if dtype and (observer or calibration or quantized):
         raise BadParameter("dtype is the float model's; a quantized model computes as its runtime does")
     if dtype not in (None, WIDE, *NARROW):
         raise BadParameter(f"dtype must be one of {', '.join([*NARROW, WIDE])} (got {dtype!r})")
     there = checked_device(device)
     checkpoint = load_checkpoint(model, dtype=NARROW.get(dtype or "", torch.float32))
     starts = checkpoint.bundled if add_bos_token is None else add_bos_token
+    if quantized:
+        return stored_subject(checkpoint, Path(quantized), starts, there)
     if calibration:
         return saved_subject(checkpoint, Path(calibration), starts, there)
     if observer is None:

@@ -47,13 +47,7 @@ class FloatModel:
         self, prepared: LanguageModel, precision: Precision, recipe: WeightRecipe, hessians: Mapping[str, Tensor]
     ) -> None:
         """hessians: weight name -> (in, in), where the recipe asks for GPTQ"""
-        top = {"embedding.weight": prepared.backbone.embedding.weight, "lm_head.weight": prepared.lm_head.weight}
-        self._weights = {name: weight.detach() for name, weight in top.items()}
-        for i, block in enumerate(prepared.blocks):
-            for name, weight in block.mixer.named_parameters():
-                # Checkpoints have an axis of one input channel in the convolution's weight, and no use for it.
-                used = weight[:, 0] if name == "conv1d.weight" else weight
-                self._weights[f"layers.{i}.{name}"] = used.detach()
+        self._weights = _named(prepared)
         self._precision, self._recipe, self._hessians = precision, recipe, hessians
 
     def has(self, name: str) -> bool:
@@ -78,6 +72,21 @@ class FloatModel:
         bits = self._precision.of(layer_of(name))
         own = self._recipe.at(bits.weights) if self._precision.layers else self._recipe
         return WeightQuantizer(own, bits, self._hessians)
+
+
+def weight_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
+    """Name of each weight of such a model -> its shape; what a file of it must hold."""
+    return {name: tuple(weight.shape) for name, weight in _named(model).items()}
+
+
+def _named(model: LanguageModel) -> dict[str, Tensor]:
+    """A model's weights by the names of artefacts; norms before a projection are fused into it, and are none."""
+    named = {"embedding.weight": model.backbone.embedding.weight, "lm_head.weight": model.lm_head.weight}
+    for i, block in enumerate(model.blocks):
+        for name, weight in block.mixer.named_parameters():
+            # Checkpoints have an axis of one input channel in the convolution's weight, and no use for it.
+            named[f"layers.{i}.{name}"] = weight[:, 0] if name == "conv1d.weight" else weight
+    return {name: weight.detach() for name, weight in named.items()}
 
 
 class StoredWeights:

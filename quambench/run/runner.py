@@ -18,6 +18,7 @@ from quambench.calibration.hessians import gather_hessians
 from quambench.calibration.refine import Refined
 from quambench.calibration.scales import Calibration, check_calibration
 from quambench.calibration.sensitivity import measure
+from quambench.calibration.stored_model import StoredModel
 from quambench.case import LARGER, Case, Protocol, check_fit
 from quambench.core.errors import BadArtefact, BadParameter
 from quambench.core.memory import keep_freed_memory
@@ -409,11 +410,19 @@ class ModelRun:
 
     def with_saved(self, calibration: Calibration) -> dict[str, Measurement]:
         """What scales that were made before come to, weights in 8 bits. raises BadArtefact for another model's"""
-        device = self.device
-        prepared, model = saved_model(self.checkpoint, calibration, device)
-        answers = self.answers
+        return self._measured_before(*saved_model(self.checkpoint, calibration, self.device), calibration)
+
+    def with_stored(self, stored: StoredModel) -> dict[str, Measurement]:
+        """What a model that was quantized before comes to. raises BadArtefact for another model's"""
+        prepared, model = stored_model(self.checkpoint, stored, self.device)
+        return self._measured_before(prepared, model, stored.calibration)
+
+    def _measured_before(
+        self, prepared: LanguageModel, model: QuantizedModel, calibration: Calibration
+    ) -> dict[str, Measurement]:
+        answers, there = self.answers, on_host(model, self.device)
         inside = float_inside(self._guest.take(prepared), self.data)
-        evidence = evaluate(on_host(model, device), answers, inside, self.data, calibration, self._window_batch)
+        evidence = evaluate(there, answers, inside, self.data, calibration, self._window_batch)
         return {name: metric.measure(evidence) for name, metric in METRICS.items()}
 
     def settings(self, case: Case) -> dict[str, object]:
@@ -451,12 +460,27 @@ def saved_model(
 
     raises BadArtefact when they are another model's
     """
+    prepared = _prepared_for(checkpoint, calibration)
+    precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
+    return prepared, quantize_model(prepared, calibration, precision, device=device)
+
+
+def stored_model(
+    checkpoint: Checkpoint, stored: StoredModel, device: torch.device = CPU
+) -> tuple[LanguageModel, QuantizedModel]:
+    """The prepared model and the INT8 one that was made of it before; the latter on a device.
+
+    raises BadArtefact when it is another model's
+    """
+    return _prepared_for(checkpoint, stored.calibration), stored.model.to(device)
+
+
+def _prepared_for(checkpoint: Checkpoint, calibration: Calibration) -> LanguageModel:
+    """raises BadArtefact"""
     if calibration.model_digest != checkpoint.digest:
         raise BadArtefact(f"these scales were made for another model than {checkpoint.name!r}")
     check_calibration(calibration, checkpoint.config)
-    prepared = prepare(checkpoint.model, calibration.groups)
-    precision = Precision(act_bits=calibration.act_bits, symmetric=calibration.symmetric)
-    return prepared, quantize_model(prepared, calibration, precision, device=device)
+    return prepare(checkpoint.model, calibration.groups)
 
 
 def _order(calibration: Calibration) -> dict[str, Tensor]:

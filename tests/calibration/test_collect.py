@@ -374,7 +374,7 @@ def test_another_calibration_that_was_to_follow_does_not_excuse_foreign_scales(p
     old.save(tmp_path / "a")
     foreign = replace(new, scales={site: 2 * scale for site, scale in new.scales.items()})
     foreign.save(tmp_path / "b")
-    about = json.loads((tmp_path / "a" / "calibration.json").read_text()) | {"replaced_by": new._about}
+    about = json.loads((tmp_path / "a" / "calibration.json").read_text()) | {"replaced_by": new.described()[0]}
     (tmp_path / "a" / "calibration.json").write_text(json.dumps(about))
     (tmp_path / "a" / "scales.safetensors").write_bytes((tmp_path / "b" / "scales.safetensors").read_bytes())
     with pytest.raises(BadArtefact, match="is not the file that"):

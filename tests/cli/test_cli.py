@@ -95,6 +95,37 @@ def test_calibrate_then_eval_with_the_saved_scales(world, tmp_path, capsys):
     assert "another model" in err
 
 
+def test_quantize_then_eval_is_eval_of_the_case(world, tmp_path, capsys):
+    """Equal to the last bit: so are all numbers that are measured of it."""
+    made, corpus = tmp_path / "quantized", ("--corpus", world / "corpus")
+    spec = ("--observer", "running_max/w4a8")
+    code, out, _ = call(capsys, "quantize", world / "tiny", *corpus, *spec, "--out", made)
+    assert code == 0
+    assert "tiny/running_max/1x1/w4a8, 0.0 MB of weights" in out
+    assert f"quambench eval {world / 'tiny'} --quantized {made}" in out
+    code, out, _ = call(capsys, "eval", world / "tiny", *corpus, "--quantized", made, "--json")
+    assert code == 0
+    (stored,) = json.loads(out).values()
+    code, out, _ = call(capsys, "eval", world / "tiny", *corpus, *spec, "--json")
+    (fresh,) = json.loads(out).values()
+    assert stored == fresh
+
+
+@pytest.mark.parametrize("command", ["eval", "eval --task recall_induction_192 --limit 2"])
+def test_a_quantized_model_meets_its_own_float_model_alone(world, tmp_path, capsys, command):
+    corpus = ("--corpus", world / "corpus")
+    spec = ("--observer", "running_max/quick")
+    assert call(capsys, "quantize", world / "tiny", *corpus, *spec, "--out", tmp_path / "q")[0] == 0
+    name, *task = command.split()
+    own = call(capsys, name, world / "tiny", *corpus, "--quantized", tmp_path / "q", *task)
+    assert own[0] == 0
+    code, _, error = call(capsys, name, "mamba2-tiny", *corpus, "--quantized", tmp_path / "q", *task)
+    assert code == 2
+    assert "another model than 'mamba2-tiny'" in error
+    code, _, error = call(capsys, name, world / "tiny", "--quantized", tmp_path / "q", *spec, *task)
+    assert "--quantized and --observer both say where scales come from: give one of them" in error
+
+
 def test_scales_are_saved_where_nobody_reads_the_table_and_shown_where_the_disk_is_full(
     world, tmp_path, capsys, monkeypatch
 ):

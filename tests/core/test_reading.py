@@ -69,6 +69,19 @@ def test_a_file_of_just_the_limit_is_read_whole_and_one_more_byte_is_not(tmp_pat
         read_bytes(tmp_path / "x", limit=6)
 
 
+def test_a_limit_is_no_promise_of_memory(tmp_path, monkeypatch):
+    """A reader that allocates its limit fails here; what is added while one reads is read too."""
+    (tmp_path / "x").write_bytes(b"a" * 7)
+    assert read_bytes(tmp_path / "x", limit=1 << 60) == b"a" * 7
+    real = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*real(fd)[:6], 3, *real(fd)[7:10])))  # of before
+    assert read_bytes(tmp_path / "x", limit=1 << 60) == b"a" * 7
+    assert read_bytes(tmp_path / "x", limit=7) == b"a" * 7
+    monkeypatch.setattr("quambench.core.reading.check_file", lambda path, limit: None)
+    with pytest.raises(Unreadable, match="MiB that are read"):
+        read_bytes(tmp_path / "x", limit=6)
+
+
 def nested(depth: int) -> bytes:
     return b"[" * depth + b"]" * depth
 

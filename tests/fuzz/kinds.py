@@ -27,11 +27,13 @@ from engine import ACCEPTED, REFUSED, Kind, WrongAcceptance
 from folders import entries, restore
 from mutations import NASTY, NUMBERS, WORDS, as_bytes, changed_bytes, changed_json, changed_spec, changed_text
 from safetensors.torch import load, save
+from torch import Tensor
 
 from quambench.bench.gate import LatencyStore, Recorded, faster, slower
 from quambench.bench.interleave import Ratio
 from quambench.calibration.refine import RefinementSpec
 from quambench.calibration.scales import Calibration, check_calibration
+from quambench.calibration.stored_model import StoredModel
 from quambench.case import Case, check_fit, protocol_hash
 from quambench.cli.main import main
 from quambench.core.errors import BadArtefact, QuambenchError
@@ -44,6 +46,8 @@ from quambench.gate.verdicts import Status, judge
 from quambench.grids.granularity import UNQUANTIZED, scale_shape
 from quambench.grids.precision import Precision
 from quambench.grouping import GroupingSpec
+from quambench.int8.fuse import prepare
+from quambench.int8.model import quantize_model
 from quambench.int8.recipe import WeightRecipe
 from quambench.int8.site_grid import site_grids
 from quambench.interchange import quamba_file
@@ -391,6 +395,54 @@ def _calibration_signed(start: CalibrationStart, chance: random.Random) -> str:
 kind("calibration", partial(calibration_start, MAMBA2, False))(_calibration)
 kind("calibration-signed", partial(calibration_start, MAMBA2, False))(_calibration_signed)
 kind("calibration-mamba", partial(calibration_start, MAMBA, True))(_calibration_signed)
+
+
+# --- Quantized models
+
+
+@dataclass(frozen=True)
+class QuantizedStart:
+    folder: Path
+    about: dict[str, Any]
+    blob: bytes
+    logits: Tensor
+
+
+def quantized_start(config: ModelConfig, folder: Path) -> QuantizedStart:
+    torch.manual_seed(0)
+    model = quantize_model(prepare(build(config).requires_grad_(False)), calibration_of(config), Precision())
+    StoredModel(model, calibration_of(config), "id").save(folder / "m")
+    about = json.loads((folder / "m" / "quantized.json").read_text())
+    blob = (folder / "m" / about["arrays"]["file"]).read_bytes()
+    return QuantizedStart(folder / "m", about, blob, model(torch.tensor([[1, 2, 3]]))[0])
+
+
+def _quantized(start: QuantizedStart, chance: random.Random) -> str:
+    """Whatever is taken answers with numbers; what was not signed anew is what was saved."""
+    blob, about, signed = start.blob, json.loads(json.dumps(start.about)), chance.random() < 0.8
+    if chance.random() < 0.5:
+        about = changed_json(chance, about)
+    elif not signed:
+        blob = changed_bytes(chance, blob, 1500)
+    else:
+        arrays = arrays_of(blob)
+        name = chance.choice(list(arrays))
+        arrays[name] = arrays[name].float() * chance.choice((math.nan, math.inf, 0.0, -1.0, 1e-9, 3.0))
+        blob = save(changed_arrays(chance, arrays) if chance.random() < 0.5 else arrays)
+    with contextlib.suppress(Exception):
+        if signed:
+            about["arrays"]["sha256"] = hashlib.sha256(blob).hexdigest()
+    start.folder.joinpath("quantized.json").write_bytes(as_bytes(chance, about))
+    start.folder.joinpath(start.about["arrays"]["file"]).write_bytes(blob)
+    found = StoredModel.load(start.folder)
+    logits = found.model(torch.tensor([[1, 2, 3]]))[0]
+    demand(signed or about != start.about or torch.equal(logits, start.logits), "another model is taken for the stored")
+    demand(logits.shape[:2] == (1, 3), "the model that is taken does not answer")
+    return ACCEPTED
+
+
+kind("quantized", partial(quantized_start, MAMBA2))(_quantized)
+kind("quantized-mamba", partial(quantized_start, MAMBA))(_quantized)
 
 
 def changed_object(chance: random.Random, thing: Any) -> Any:
@@ -776,6 +828,7 @@ def _places(start: SimpleNamespace, chance: random.Random) -> str:
         (
             "calibration.json",
             "scales.safetensors",
+            "quantized.json",
             "config.json",
             "tokenizer.json",
             "model.safetensors",
@@ -803,6 +856,8 @@ def _places(start: SimpleNamespace, chance: random.Random) -> str:
         lambda: Tokenizer.load(path),
         lambda: BaselineStore(start.folder, "c").find("s", name),
         lambda: Calibration.load(link),
+        lambda: StoredModel.load(path),
+        lambda: StoredModel.load(link),
         lambda: load_checkpoint(str(link)),
         lambda: load_corpus(link),
         lambda: read_baseline(link / inner),

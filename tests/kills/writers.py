@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from safetensors.torch import load_file
 
 from quambench.bench.gate import LatencyStore, Recorded
 from quambench.calibration.scales import Calibration
+from quambench.calibration.stored_model import StoredModel
 from quambench.cli.main import main
 from quambench.core.files import locked, write
 from quambench.gate import probes
 from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.gate.probes import records
 from quambench.gate.verdicts import Status, Verdict
+from quambench.grids.precision import Precision
+from quambench.int8.fuse import prepare
+from quambench.int8.model import QuantizedModel, quantize_model
 from quambench.interchange import quamba_file
 from quambench.models import ModelConfig, build
 from quambench.models.checkpoint import save_checkpoint
@@ -121,6 +126,30 @@ def _read_calibration(folder: Path) -> int:
     return int(scales.pop() - 1)
 
 
+@cache
+def _quantized() -> QuantizedModel:
+    torch.manual_seed(0)
+    model = prepare(build(TINY).requires_grad_(False))
+    return quantize_model(model, _calibration(0), Precision())
+
+
+def _save_quantized(folder: Path, n: int) -> None:
+    """The version is in the JSON and, as scales, among the arrays."""
+    StoredModel(_quantized(), _calibration(n), f"v{n}").save(folder / "q")
+
+
+def _read_quantized(folder: Path) -> int:
+    found = StoredModel.load(folder / "q")
+    scales = {float(scale) for scale in found.calibration.scales.values()}
+    assert scales == {1.0 + int(found.case_id[1:])}, "two versions in one model"
+    return int(found.case_id[1:])
+
+
+def _quantized_files(folder: Path) -> set[str]:
+    named = json.loads((folder / "q" / "quantized.json").read_text())["arrays"]["file"]
+    return {"q/quantized.json", f"q/{named}"}
+
+
 def _save_checkpoint(folder: Path, n: int) -> None:
     torch.manual_seed(0)
     model = build(TINY).requires_grad_(False)
@@ -206,6 +235,7 @@ WRITERS = {
         _read_calibration,
         _named("calibration.json", "scales.safetensors"),
     ),
+    "quantized model": Writer(_save_quantized, _read_quantized, _quantized_files),
     "checkpoint": Writer(_save_checkpoint, _read_checkpoint, _named("m/config.json", "m/model.safetensors")),
     "state of training": Writer(
         _save_state, lambda folder: torch.load(folder / "state.pt", weights_only=True)["step"], _named("state.pt")
