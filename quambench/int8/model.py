@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from quambench.core.errors import BadParameter
 from quambench.grids.precision import FLOAT_BITS, Precision
 from quambench.int8.block import Parts, QuantizedBlock
-from quambench.int8.held import Held, on_cpu
+from quambench.int8.held import Held, Part, on_cpu
 from quambench.int8.mamba import QuantizedMamba
 from quambench.int8.mamba2 import QuantizedMamba2
 from quambench.int8.ops import Disturb, QuantizedLinear, Runtime, undisturbed
@@ -63,7 +63,7 @@ def quantize_model(
     return QuantizedModel(prepared.config, calibration, precision, source, disturb).to(device)
 
 
-class QuantizedModel(nn.Module):
+class QuantizedModel(Part):
     """INT8 language model of the weights of a source and of a calibration's scales."""
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quambench.grids.grid import q_max
 from quambench.grids.hadamard import base_signs, rotate
-from quambench.int8.held import Grids, Held
+from quambench.int8.held import Grids, Held, Part
 from quambench.int8.site_grid import SiteGrid, SymmetricGrid
 from quambench.int8.weights import QuantizedTensor, Weight
 from quambench.models.backbone import Tap, no_tap
@@ -27,7 +27,7 @@ def undisturbed(x: Tensor) -> Tensor:
     return x
 
 
-class Span(nn.Module):
+class Span(Part):
     """Sites side by side on the last axis of one tensor: name, grid and width of each.
 
     widths  of the sites
@@ -78,7 +78,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(Part):
     """A weight, INT8 with scale () or (out, 1) or as floats; bias float32 or None; its input's grid, with one scale ().
 
     A product of integers where input and weight are integers, else one of float32.
@@ -119,7 +119,7 @@ class QuantizedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class Runtime(nn.Module):
+class Runtime(Part):
     """A model's sites, and what the runtime does between them; of one block, or of what follows the last.
 
     Each verb takes what one site keeps to what the next keeps: by the INT8 kernel where all sites are symmetric
