@@ -28,17 +28,9 @@ from quambench.cli.options import (
 )
 from quambench.core.errors import BadParameter
 from quambench.core.plain_text import plain
-from quambench.data.recall import TASKS
 from quambench.metrics import METRICS, Measurement
 from quambench.models.checkpoint import checked_device, load_checkpoint
 from quambench.run.runner import ModelRun
-
-SHOWN = (
-    "perplexity", "bits_per_byte", "ppl_ratio", "kl", "kl_p50", "kl_p99", "agreement", "decode_ppl_ratio", "decode_kl",
-    "decode_kl_p99", "accuracy", "accuracy_float", "flips_to_wrong", "flips_to_right", "worst_local_sqnr",
-    "worst_accumulated_sqnr", "most_clipped", *(f"recall_{task}{of}" for task in TASKS for of in ("", "_float")),
-    "state_error", "state_error_growth",
-)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,9 +86,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _table(found: Mapping[str, Mapping[str, Measurement]]) -> str:
     rows = [
-        [name, METRICS[name].unit, METRICS[name].better, *(_cell(metrics[name]) for metrics in found.values())]
-        for name in SHOWN
-        if not all(math.isnan(metrics[name].value) for metrics in found.values())
+        [metric.name, metric.unit, metric.better, *(_cell(metrics[metric.name]) for metrics in found.values())]
+        for metric in METRICS.values()
+        if metric.in_eval and not all(math.isnan(metrics[metric.name].value) for metrics in found.values())
     ]
     headings = ["metric", "unit", "better", *(plain(name.split("/", 1)[-1]) for name in found)]
     table: str = tabulate(rows, headers=headings, disable_numparse=True)

@@ -12,13 +12,11 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from quambench.data.recall import TASKS
 from quambench.gate.arrays import Evidence
 from quambench.gate.deciding import beyond, larger
 from quambench.gate.noise import BEYOND, Noise, terms_of, unit_size
 from quambench.gate.stats import Paired, holm, mcnemar, paired
-from quambench.metrics import Terms, metrics_of
-from quambench.metrics.tasks import gated_tasks
+from quambench.metrics import METRICS, Judged, Metric, Terms, metrics_of
 
 # Chance that a run of one baseline file calls any case changed in quality that is not, by sampling of
 # documents. Split evenly over the stored cases, so that a verdict depends neither on -k nor on cases
@@ -27,14 +25,6 @@ FAMILY_LEVEL = 1e-3
 # Where a row may be looked at twice each look has half of its level: together they exceed it in no case,
 # however the two depend on each other (their windows may stand in the same documents).
 LOOKS = 2
-
-# Metrics whose change decides; the others are shown, being functions of these or of one extreme.
-BY_DOCUMENT = ("loss_rise", "kl", "agreement", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
-BY_ITEM = ("accuracy", *(f"recall_{task}" for task in TASKS))  # right or wrong: McNemar
-GATED = (*BY_DOCUMENT, *BY_ITEM)
-# Continuous, so that any change of the computation moves them.
-SENSITIVE = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap", "state_error")
-IN_NATS = ("loss_rise", "kl", "decode_ppl_ratio", "decode_kl", "decode_gap")  # of their terms, per token
 
 # What counts at the least, relative: to KL, of a metric in nats; of an error's energy, at a site. Where 4 bits
 # leave nothing of a model, disturbing it moves a site in one draw of five and by 0.02 % of KL, or never: two
@@ -62,8 +52,13 @@ class Comparison:
 
 
 def gated(evidence: Evidence) -> tuple[str, ...]:
-    """GATED, and the metrics of the harness' tasks that were asked."""
-    return (*GATED, *gated_tasks(evidence))
+    """Names of the metrics whose change decides; the others are functions of these or of one extreme, and shown."""
+    return tuple(name for name, metric in metrics_of(evidence).items() if metric.judged is not Judged.NOT)
+
+
+def sensitive() -> tuple[str, ...]:
+    """Names of those that any change of the computation moves."""
+    return tuple(name for name, metric in METRICS.items() if metric.judged is not Judged.NOT and metric.continuous)
 
 
 def compare(
@@ -77,16 +72,18 @@ def compare(
     names     of metrics that were stored; None takes all
     raises    NonFinite where a number that decides is NaN or infinite
     """
+    known = metrics_of(old)
     wanted = [n for n in gated(old) if names is None or n in names]
     pairs = {n: (terms_of(n, old), terms_of(n, new)) for n in wanted}
     pairs = {n: (a, b) for n, (a, b) in pairs.items() if len(a.values) == len(b.values) and _known(a)}
     share = level / max(len(pairs), 1)  # Holm's first step: what one metric alone must clear
     tests = {
-        n: (mcnemar(a.values, b.values, share) if by_item(n, a) else paired(a, b, share)) for n, (a, b) in pairs.items()
+        n: mcnemar(a.values, b.values, share) if by_item(known[n], a) else paired(a, b, share)
+        for n, (a, b) in pairs.items()
     }
     p_values = {n: test.p_value for n, test in tests.items()}
     sure, alone = holm(p_values, level), holm(p_values, FAMILY_LEVEL)
-    made, least, known = [], least_change(old), metrics_of(old)
+    made, least = [], least_change(old)
     for name, test in tests.items():
         was, now = (terms.mean() for terms in pairs[name])
         worse = now - was if known[name].better == "lower" else was - now
@@ -107,17 +104,17 @@ def _known(terms: Terms) -> bool:
     return not bool(terms.values.isnan().all())
 
 
-def by_item(name: str, terms: Terms) -> bool:
+def by_item(metric: Metric, terms: Terms) -> bool:
     """Whether each item is right or wrong: what McNemar's test is of."""
     right_or_wrong = bool(((terms.values == 0) | (terms.values == 1)).all())
-    return name in BY_ITEM or (name.startswith("task_") and right_or_wrong)
+    return metric.judged is Judged.BY_ITEM or (metric.judged is Judged.BY_VALUES and right_or_wrong)
 
 
 def least_change(evidence: Evidence) -> dict[str, float]:
     """Gated metric -> the change, in its terms' unit, that more than arithmetic must exceed."""
-    sizes = {name: unit_size(terms_of(name, evidence)) for name in SENSITIVE}
+    sizes = {name: unit_size(terms_of(name, evidence)) for name in sensitive()}
     in_nats = max(sizes["kl"], sizes["decode_kl"])
-    of = {name: max(size, in_nats) if name in IN_NATS else size for name, size in sizes.items()}
+    of = {name: max(size, in_nats) if METRICS[name].in_nats else size for name, size in sizes.items()}
     return {name: LEAST_CHANGE * of.get(name, 0.0) for name in gated(evidence)}
 
 

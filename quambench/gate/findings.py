@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quambench.calibration.channels import SITE
 from quambench.gate.arrays import REFERENCE_TOLERANCE, Evidence, Rule, lost, moved, rule_of
-from quambench.gate.comparisons import LEAST_CHANGE, SENSITIVE, Comparison, least_change
+from quambench.gate.comparisons import LEAST_CHANGE, Comparison, least_change, sensitive
 from quambench.gate.deciding import beyond, larger
 from quambench.gate.noise import BEYOND, SITE_ROWS, Noise, site_moved, terms_of, unit_moved
 from quambench.gate.record import Record, scale_steps_apart
@@ -209,9 +209,9 @@ def _by(log_ratio: float) -> str:
 
 def first_moved_metric(old: Record, new: Record, comparisons: Sequence[Comparison]) -> Finding | None:
     """A metric that moved beyond noise in single windows, although its mean may not have."""
-    least = least_change(old.evidence)
+    least, continuous = least_change(old.evidence), sensitive()
     for c in comparisons:
-        if c.metric in SENSITIVE and c.metric in old.noise.units:
+        if c.metric in continuous and c.metric in old.noise.units:
             limit = larger(BEYOND * old.noise.units[c.metric], least[c.metric], what=f"noise of {c.metric}")
             if beyond(unit_moved(terms_of(c.metric, old.evidence), terms_of(c.metric, new.evidence)), limit, c.metric):
                 return Finding(c.metric, "the INT8 model computes something else: quality alone moved")

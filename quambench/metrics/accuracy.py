@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from quambench.metrics.base import NO_TERMS, Evidence, Terms, add_mean
+from quambench.metrics.base import NO_TERMS, Column, Evidence, Judged, Terms, add_mean
 
 
 def _share(values: torch.Tensor, evidence: Evidence) -> Terms:
@@ -24,7 +24,15 @@ def _items(choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Call
     return terms
 
 
-add_mean("accuracy", "share", "higher", _items(lambda right, right_float: right))
-add_mean("accuracy_float", "share", "higher", _items(lambda right, right_float: right_float))
-add_mean("flips_to_wrong", "share", "lower", _items(lambda right, right_float: right_float & ~right))
-add_mean("flips_to_right", "share", "higher", _items(lambda right, right_float: right & ~right_float))
+add_mean(
+    "accuracy",
+    "share",
+    "higher",
+    _items(lambda right, right_float: right),
+    judged=Judged.BY_ITEM,
+    column=Column("accuracy\n%", 100),
+    in_eval=True,
+)
+add_mean("accuracy_float", "share", "higher", _items(lambda right, right_float: right_float), in_eval=True)
+add_mean("flips_to_wrong", "share", "lower", _items(lambda right, right_float: right_float & ~right), in_eval=True)
+add_mean("flips_to_right", "share", "higher", _items(lambda right, right_float: right & ~right_float), in_eval=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from quambench.metrics.base import METRICS, Evidence, Measurement, Metric
+from quambench.metrics.base import Evidence, Measurement, Metric, add
 
 
 def _add(name: str, unit: str, key: str) -> None:
     def measure(evidence: Evidence) -> Measurement:
         return Measurement(float(evidence[key]), math.nan)
 
-    METRICS.add(name, Metric(name=name, unit=unit, better="lower", version=1, measure=measure))
+    add(Metric(name=name, unit=unit, better="lower", version=1, measure=measure))
 
 
 _add("n_scales", "scales", "scales.count")

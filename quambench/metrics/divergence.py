@@ -1,29 +1,44 @@
-"""How far the quantized next-token distribution lies from the float one."""
+"""How far the quantized next-token distribution lies from the float one, in prefill."""
 
 from __future__ import annotations
 
-from quambench.metrics.base import METRICS, Evidence, Measurement, Metric, Terms, add_mean, per_token
+from quambench.metrics.base import Column, Evidence, Judged, Measurement, Metric, add, add_mean, per_token
 
-_QUANTILES = ("p50", "p90", "p99", "p999")  # rows of kl_quantiles, see quambench/evaluation/evidence.py
+QUANTILES = ("p50", "p90", "p99", "p999")  # rows of kl_quantiles, see quambench/evaluation/evidence.py
 
 
-def _add_quantile(name: str, phase: str, row: int) -> None:
+def add_quantile(prefix: str, quantile: str, phase: str, column: Column | None = None, in_eval: bool = False) -> None:
+    """Register a quantile of KL over tokens."""
+
     def measure(evidence: Evidence) -> Measurement:
-        value, error = evidence[f"{phase}.kl_quantiles"][row].tolist()
+        value, error = evidence[f"{phase}.kl_quantiles"][QUANTILES.index(quantile)].tolist()
         return Measurement(value, error)
 
-    METRICS.add(name, Metric(name=name, unit="nats", better="lower", version=1, measure=measure))
+    name = f"{prefix}kl_{quantile}"
+    add(Metric(name=name, unit="nats", better="lower", version=1, measure=measure, column=column, in_eval=in_eval))
 
 
-for _prefix, _phase in (("", "prefill"), ("decode_", "decode")):
-    add_mean(f"{_prefix}kl", "nats/token", "lower", per_token(_phase, "kl"))
-    add_mean(f"{_prefix}agreement", "share", "higher", per_token(_phase, "agree"))
-    for _row, _quantile in enumerate(_QUANTILES):
-        _add_quantile(f"{_prefix}kl_{_quantile}", _phase, _row)
-
-
-def _decode_gap(evidence: Evidence) -> Terms:
-    return per_token("decode", "kl_prefill")(evidence)
-
-
-add_mean("decode_gap", "nats/token", "lower", _decode_gap)  # KL of decoding to the same model's prefill
+add_mean(
+    "kl",
+    "nats/token",
+    "lower",
+    per_token("prefill", "kl"),
+    judged=Judged.BY_DOCUMENT,
+    continuous=True,
+    in_nats=True,
+    column=Column("KL\nmnat/token", 1e3),
+    in_eval=True,
+)
+add_quantile("", "p50", "prefill", in_eval=True)
+add_quantile("", "p90", "prefill")
+add_quantile("", "p99", "prefill", Column("KL 99 %\nmnat", 1e3), in_eval=True)
+add_quantile("", "p999", "prefill")
+add_mean(
+    "agreement",
+    "share",
+    "higher",
+    per_token("prefill", "agree"),
+    judged=Judged.BY_DOCUMENT,
+    column=Column("top-1\nagree %", 100),
+    in_eval=True,
+)

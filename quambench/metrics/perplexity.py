@@ -1,40 +1,10 @@
-"""Loss of the next token: perplexity, bits per byte, and both against the float model."""
+"""Loss of the next token in prefill: perplexity, bits per byte, and both against the float model."""
 
 from __future__ import annotations
 
 import math
-import sys
 
-from quambench.metrics.base import METRICS, NO_TERMS, Evidence, Measurement, Metric, Terms, add_mean, per_token
-
-_LARGEST = math.log(sys.float_info.max)  # a model that went astray may lose more nats than that
-
-
-def _exp(terms: Terms) -> Measurement:
-    """exp of a mean, its error by the delta method."""
-    value = math.exp(terms.mean()) if terms.mean() < _LARGEST else math.inf
-    return Measurement(value, value * terms.standard_error())
-
-
-def _add(name: str, phase: str, *columns: str) -> None:
-    terms = per_token(phase, *columns)
-    METRICS.add(
-        name,
-        Metric(
-            name=name,
-            unit="ppl" if len(columns) == 1 else "ratio",
-            better="lower",
-            version=1,
-            measure=lambda evidence: _exp(terms(evidence)),
-            terms=terms,
-        ),
-    )
-
-
-_add("perplexity", "prefill", "nll")
-# Against the float model on the same windows, so that the text's own difficulty cancels.
-_add("ppl_ratio", "prefill", "nll", "nll_float")
-_add("decode_ppl_ratio", "decode", "nll", "nll_float")
+from quambench.metrics.base import NO_TERMS, Column, Evidence, Judged, Terms, add_exp_of_mean, add_mean, per_token
 
 
 def _bits_per_byte(evidence: Evidence) -> Terms:
@@ -44,5 +14,17 @@ def _bits_per_byte(evidence: Evidence) -> Terms:
     return Terms(terms.values / math.log(2), evidence["prefill.bytes"], terms.documents)
 
 
-add_mean("bits_per_byte", "bits/byte", "lower", _bits_per_byte)
-add_mean("loss_rise", "nats/token", "lower", per_token("prefill", "nll", "nll_float"))
+add_exp_of_mean("perplexity", "ppl", per_token("prefill", "nll"), in_eval=True)
+add_mean("bits_per_byte", "bits/byte", "lower", _bits_per_byte, in_eval=True)
+# Against the float model on the same windows, so that the text's own difficulty cancels.
+add_exp_of_mean("ppl_ratio", "ratio", per_token("prefill", "nll", "nll_float"), in_eval=True)
+add_mean(
+    "loss_rise",
+    "nats/token",
+    "lower",
+    per_token("prefill", "nll", "nll_float"),
+    judged=Judged.BY_DOCUMENT,
+    continuous=True,
+    in_nats=True,
+    column=Column("loss rise\nmnat/token", 1e3),
+)

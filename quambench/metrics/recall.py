@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from quambench.data.recall import TASKS
-from quambench.metrics.base import METRICS, NO_TERMS, UNMEASURED, Evidence, Measurement, Metric, Terms, add_mean
+from quambench.metrics.base import NO_TERMS, Column, Evidence, Judged, Terms, add_mean
 
 
 def _answers(evidence: Evidence, task: str, column: str) -> Terms:
@@ -16,34 +16,20 @@ def _answers(evidence: Evidence, task: str, column: str) -> Terms:
     return Terms(evidence[f"recall.{task}.{column}"].double(), asked.double(), torch.arange(len(asked)))
 
 
-def _add(name: str, task: str, column: str) -> None:
-    add_mean(name, "share", "higher", lambda evidence: _answers(evidence, task, column))
+_HEADINGS = {"associative": "recall\nby key %", "induction": "recall\ninduct %", "selective_copy": "recall\ncopy %"}
+
+
+def _add(task: str) -> None:
+    def right(evidence: Evidence) -> Terms:
+        return _answers(evidence, task, "right")
+
+    def right_in_float(evidence: Evidence) -> Terms:
+        return _answers(evidence, task, "right_float")
+
+    column = Column(_HEADINGS[task], 100)
+    add_mean(f"recall_{task}", "share", "higher", right, judged=Judged.BY_ITEM, column=column, in_eval=True)
+    add_mean(f"recall_{task}_float", "share", "higher", right_in_float, in_eval=True)
 
 
 for _task in TASKS:
-    _add(f"recall_{_task}", _task, "right")
-    _add(f"recall_{_task}_float", _task, "right_float")
-
-
-def _state_error(evidence: Evidence) -> Terms:
-    """Error energy of the INT8 state over the state's, at the end of a sequence of 8 times the training length."""
-    if "long.state_error" not in evidence:
-        return NO_TERMS
-    at_end = evidence["long.state_error"][:, -1].double().mean(0)  # over layers
-    return Terms(at_end, torch.ones_like(at_end), torch.arange(len(at_end)))
-
-
-def _state_error_growth(evidence: Evidence) -> Measurement:
-    """How many times larger that error is there than at an eighth of the way; 1 says that it does not grow."""
-    if "long.state_error" not in evidence:
-        return UNMEASURED
-    along = evidence["long.state_error"].mean(0)  # (CHECKPOINTS, W)
-    ratio = along[-1] / along[0]
-    return Measurement(ratio.mean().item(), (ratio.std() / len(ratio) ** 0.5).item())
-
-
-add_mean("state_error", "ratio", "lower", _state_error)
-METRICS.add(
-    "state_error_growth",
-    Metric(name="state_error_growth", unit="ratio", better="lower", version=1, measure=_state_error_growth),
-)
+    _add(_task)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from quambench.metrics.base import METRICS, UNMEASURED, Evidence, Measurement, Metric
+from quambench.metrics.base import UNMEASURED, Column, Evidence, Measurement, Metric, add
 
 
 def local_sqnr_db(evidence: Evidence) -> torch.Tensor:
@@ -50,11 +52,12 @@ def _range_wasted(evidence: Evidence) -> Measurement:
     return Measurement(evidence["sites.range_wasted"].nanmean().item(), math.nan)
 
 
-for _name, _unit, _better, _measure in (
-    ("worst_local_sqnr", "dB", "higher", _worst_local),
-    ("worst_accumulated_sqnr", "dB", "higher", _worst_accumulated),
-    ("most_clipped", "share", "lower", _most_clipped),
-    ("least_range_used", "share", "higher", _least_range_used),  # 1: the largest value is the grid's end
-    ("range_wasted", "share", "lower", _range_wasted),
-):
-    METRICS.add(_name, Metric(name=_name, unit=_unit, better=_better, version=1, measure=_measure))
+def _add(name: str, unit: str, better: str, measure: Callable[[Evidence], Measurement], **how: Any) -> None:
+    add(Metric(name=name, unit=unit, better=better, version=1, measure=measure, **how))
+
+
+_add("worst_local_sqnr", "dB", "higher", _worst_local, column=Column("worst\nSQNR dB"), in_eval=True)
+_add("worst_accumulated_sqnr", "dB", "higher", _worst_accumulated, in_eval=True)
+_add("most_clipped", "share", "lower", _most_clipped, column=Column("most\nclipped %", 100), in_eval=True)
+_add("least_range_used", "share", "higher", _least_range_used)  # 1: the largest value is the grid's end
+_add("range_wasted", "share", "lower", _range_wasted)

@@ -9,23 +9,8 @@ from tabulate import tabulate
 
 from quambench.core.plain_text import plain
 from quambench.gate.verdicts import SEVERITY, Verdict
-from quambench.metrics import Measurement
-
-# heading, metric, factor: one place to choose what people see first
-COLUMNS = (
-    ("loss rise\nmnat/token", "loss_rise", 1e3),
-    ("KL\nmnat/token", "kl", 1e3),
-    ("KL 99 %\nmnat", "kl_p99", 1e3),
-    ("decode KL\nmnat/token", "decode_kl", 1e3),
-    ("top-1\nagree %", "agreement", 100.0),
-    ("accuracy\n%", "accuracy", 100.0),
-    ("recall\nby key %", "recall_associative", 100.0),
-    ("recall\ninduct %", "recall_induction", 100.0),
-    ("recall\ncopy %", "recall_selective_copy", 100.0),
-    ("long state\nerror", "state_error", 1.0),
-    ("worst\nSQNR dB", "worst_local_sqnr", 1.0),
-    ("most\nclipped %", "most_clipped", 100.0),
-)
+from quambench.metrics import METRICS, Column, Measurement
+from quambench.metrics.tasks import score_columns
 
 
 def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -42,14 +27,14 @@ def tables(verdicts: Sequence[Verdict]) -> list[tuple[list[str], list[list[str]]
 
 def _table(group: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
     """A number that was not measured is "-", never 0; columns that no row measured are left out."""
-    shown = [c for c in (*COLUMNS, *_asked(group)) if any(_known((v.metrics or {}).get(c[1])) for v in group)]
+    shown = [(name, c) for name, c in _columns(group) if any(_known((v.metrics or {}).get(name)) for v in group)]
     places, compared = any(v.unit or v.place for v in group), any(v.comparisons for v in group)
-    headings = ["case", "verdict", *(["place"] if places else []), *(heading for heading, _, _ in shown)]
+    headings = ["case", "verdict", *(["place"] if places else []), *(column.heading for _, column in shown)]
     headings += ["sees KL of\nmnat/token"] if compared else []  # the smallest change that would have been significant
     cells = [
         [
             *(v.case_id, _status(v), *([v.unit or v.place] if places else [])),
-            *(_cell((v.metrics or {}).get(name), factor) for _, name, factor in shown),
+            *(_cell((v.metrics or {}).get(name), column.factor) for name, column in shown),
             *([_sees(v)] if compared else []),
         ]
         for v in group
@@ -57,11 +42,10 @@ def _table(group: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
     return headings, cells
 
 
-def _asked(group: Sequence[Verdict]) -> list[tuple[str, str, float]]:
-    """A column for each task of the harness."""
-    names = dict.fromkeys(name for v in group for name in v.metrics or {} if name.startswith("task_"))
-    scores = [name for name in names if not name.endswith(("_float", "_nats"))]
-    return [(f"{name.removeprefix('task_')}\nscore", name, 1.0) for name in scores]
+def _columns(group: Sequence[Verdict]) -> list[tuple[str, Column]]:
+    """Names of metrics with their columns; behind them one for each task of the harness."""
+    own = [(metric.name, metric.column) for metric in METRICS.values() if metric.column]
+    return [*own, *score_columns(dict.fromkeys(name for v in group for name in v.metrics or {}))]
 
 
 def _known(measured: Measurement | None) -> bool:

@@ -130,7 +130,7 @@ def _clean(generator: torch.Generator, loss: float = 0.0) -> Pair:
         ),
     ]  # fmt: skip
     (was, now), (rest_was, rest_now) = looks
-    noise = Noise(means=dict.fromkeys(comparisons.GATED, 0.0))
+    noise = Noise(means=dict.fromkeys(comparisons.gated({}), 0.0))
     old = Record(
         "row", {"act_bits": 8}, dict.fromkeys(METRICS, UNMEASURED), was, Artefacts({}, {}), {}, noise,
         rest=rest_was, rest_digest="rest",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quambench.gate.comparisons import GATED
+from quambench.gate.comparisons import gated
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts, Record
 from quambench.metrics import METRICS
@@ -20,8 +20,8 @@ SETTINGS = {"model": "m", "act_bits": 8, "calib_length": 128}
 def quiet_noise() -> Noise:
     """A floor as a small model's: sites' log ratios move by a thousandth, windows by a ten-thousandth."""
     return Noise(
-        means=dict.fromkeys(GATED, 0.0),
-        units=dict.fromkeys(GATED, 1e-4),
+        means=dict.fromkeys(gated({}), 0.0),
+        units=dict.fromkeys(gated({}), 1e-4),
         sites={rows: torch.full((3,), 1e-3, dtype=torch.float64) for rows in SITE_ROWS},
         arrays={"prefill.nll": 1e-6, "prefill.kl": 1e-2, "decode.kl_by_step": 1e-2, "items.correct": 0.1},
     )

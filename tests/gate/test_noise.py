@@ -9,7 +9,7 @@ import torch
 from quambench.core.errors import NonFinite
 from quambench.gate import noise
 from quambench.gate.arrays import most
-from quambench.gate.comparisons import GATED
+from quambench.gate.comparisons import gated
 from quambench.gate.noise import (
     DISTURBANCES,
     DISTURBED,
@@ -88,12 +88,12 @@ def test_a_floor_never_falls_along_the_forward_order_and_is_never_zero_by_luck()
 def test_repetitions_spread_and_the_largest_counts(record, change):
     with_evidence, *_ = change
     moved = with_evidence(record, prefill__kl=record.evidence["prefill.kl"] + 2.56)
-    found = spread(record.evidence, moved.evidence, GATED)
+    found = spread(record.evidence, moved.evidence, gated({}))
     assert found.means["kl"] == pytest.approx(0.01)
     assert found.units["kl"] == pytest.approx(0.01)
     assert found.means["loss_rise"] == 0.0
     assert "recall_associative" not in found.means  # nothing of it was measured
-    nothing = spread(record.evidence, record.evidence, GATED)
+    nothing = spread(record.evidence, record.evidence, gated({}))
     for order in ([nothing, found], [found, nothing]):
         assert (largest(order).means, largest(order).units) == (found.means, found.units)
 
@@ -158,7 +158,7 @@ def test_random_numbers_are_drawn_once_and_then_only_for_what_is_larger(monkeypa
 def test_a_repetition_that_loses_a_number_is_refused_by_name(record):
     again = dict(record.evidence) | {"decode.kl": record.evidence["decode.kl"] * torch.nan}
     with pytest.raises(NonFinite, match=r"^decode\.kl is not finite in a repetition$"):
-        spread(record.evidence, again, GATED)
+        spread(record.evidence, again, gated({}))
 
 
 def kl_of(record, change, kl):

@@ -95,7 +95,7 @@ def test_a_tie_is_seen_by_the_margin(monkeypatch):
 
     def on_a_tie(self, into, x, tap):
         x = x.clone()
-        x.flatten()[0] = -127.5 * into.parts[0][1].scale
+        x.flatten()[0] = -127.5 * into.grids[0].scale
         return original(self, into, x, tap)
 
     monkeypatch.setattr(model.QuantizedBlock, "enter", on_a_tie)

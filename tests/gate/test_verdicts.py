@@ -10,7 +10,7 @@ import torch
 
 from quambench.core.errors import NonFinite
 from quambench.gate import verdicts
-from quambench.gate.comparisons import GATED, Comparison
+from quambench.gate.comparisons import Comparison, gated
 from quambench.gate.findings import Finding
 from quambench.gate.noise import SITE_ROWS, Noise
 from quambench.gate.record import Artefacts
@@ -390,8 +390,8 @@ def test_as_much_as_another_machine_may_differ_is_no_news_and_more_is(record, ch
 
 
 SILENT = Noise(  # as two disturbed repetitions measure it where 4 bits leave nothing of a model
-    means=dict.fromkeys(GATED, 0.0),
-    units=dict.fromkeys(GATED, 0.0),
+    means=dict.fromkeys(gated({}), 0.0),
+    units=dict.fromkeys(gated({}), 0.0),
     sites={rows: torch.zeros(3, dtype=torch.float64) for rows in SITE_ROWS},
 )
 
@@ -540,7 +540,7 @@ def test_order_of_documents_does_not_matter(record, change):
 
 
 def test_every_gated_metric_can_be_paired_and_every_status_ranked():
-    assert all(METRICS[name].terms is not None for name in GATED)
+    assert all(METRICS[name].terms is not None for name in gated({}))
     assert set(SEVERITY) == set(Status)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from quambench.cli.eval_tasks import _compared
 from quambench.gate.stats import mcnemar, paired
-from quambench.metrics import METRICS
-from quambench.metrics.tasks import UNITS, gated_tasks, task_metrics, tasks_in
+from quambench.metrics import METRICS, Judged
+from quambench.metrics.tasks import UNITS, task_metrics, tasks_in
 
 
 def column(*values: float) -> torch.Tensor:
@@ -47,9 +47,14 @@ def test_each_task_is_a_metric_and_its_float_twin() -> None:
         "task_wiki_float": ("lower", "nats/byte"),
         "task_wiki_nats": ("higher", "nats/document"),
     }
-    assert gated_tasks(EVIDENCE) == ("task_arc.easy", "task_arc.easy_nats", "task_wiki", "task_wiki_nats")
+    assert decisive(EVIDENCE) == ("task_arc.easy", "task_arc.easy_nats", "task_wiki", "task_wiki_nats")
     assert {metric.name for metric in made.values()} == set(made)
     assert {metric.version for metric in made.values()} == {1}
+
+
+def decisive(evidence: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names of the tasks' metrics whose change decides."""
+    return tuple(name for name, metric in task_metrics(evidence).items() if metric.judged is not Judged.NOT)
 
 
 def test_a_units_place_is_stored_and_never_changes() -> None:
@@ -65,9 +70,9 @@ def renamed(name: str) -> dict[str, torch.Tensor]:
 def test_a_task_named_as_a_twin_is_gated_all_the_same(name: str) -> None:
     """Also where the twin's name is taken: it is the task's own."""
     alone = renamed(name)
-    assert gated_tasks(alone) == (f"task_{name}", f"task_{name}_nats")
+    assert decisive(alone) == (f"task_{name}", f"task_{name}_nats")
     both = EVIDENCE | alone
-    assert {f"task_{name}", f"task_{name}_nats", "task_arc.easy"} <= set(gated_tasks(both))
+    assert {f"task_{name}", f"task_{name}_nats", "task_arc.easy"} <= set(decisive(both))
     assert task_metrics(both)[f"task_{name}"].measure(both).value == 0.25  # the twin of arc.easy has 0.75
 
 

@@ -39,7 +39,7 @@ from quambench.gate.probes.records import (
     without,
 )
 from quambench.gate.record import Record
-from quambench.metrics import Measurement, Terms
+from quambench.metrics import Measurement, Terms, metrics_of
 
 NAN, INF = float("nan"), float("inf")
 EPS = 2.0**-23
@@ -302,8 +302,10 @@ def _compared() -> Answer:
     few = comparisons.compare(whole, _shifted(whole, 2.0), Noise(), 1e-3, names=("kl", "accuracy", "state_error"))
     answer["without floors, of three names"] = [f"{c.metric}: {_marks(c)} {c.floor == c.margin}" for c in few]
     answer["say"] = [comparisons.say(few)]
+    known = metrics_of(whole)
+    known["task_a"] = known["task_choice"]
     answer["by item"] = [
-        f"{name}: {comparisons.by_item(name, Terms(x, x, x))}"
+        f"{name}: {comparisons.by_item(known[name], Terms(x, x, x))}"
         for name, x in (
             ("accuracy", _column(3)),
             ("kl", _column(1, 0)),
@@ -485,7 +487,7 @@ ALTERNATING = torch.tensor([1.0, -1.0], dtype=torch.float64)
 def _moved_metrics(old: Record) -> Iterator[str]:
     """Up and down by turns, so that no mean moves; in windows of 48, 56 and 64 tokens, of 56 on the mean."""
     quiet = replace(old, noise=replace(old.noise, units=dict.fromkeys(old.noise.units, 0.0)))
-    compared = comparisons.compare(old.evidence, old.evidence, old.noise, 1e-3, names=comparisons.SENSITIVE)
+    compared = comparisons.compare(old.evidence, old.evidence, old.noise, 1e-3, names=comparisons.sensitive())
     for stored, what in ((old, ""), (quiet, " without noise")):
         for name in ("prefill.nll", "prefill.kl", "decode.nll", "decode.kl", "decode.kl_prefill", "long.state_error"):
             array, phase = old.evidence[name], name.split(".")[0]

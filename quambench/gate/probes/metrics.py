@@ -173,7 +173,7 @@ def _tasks() -> Answer:
     found = asked_tasks.task_metrics(made)
     answer: dict[str, Tensor | list[str]] = {
         "tasks": asked_tasks.tasks_in(made),
-        "decide": list(asked_tasks.gated_tasks(made)),
+        "decide": [name for name, metric in found.items() if metric.judged is not measuring.Judged.NOT],
         "beside the others": sorted(set(measuring.metrics_of(evidence() | made)) - set(measuring.METRICS)),
         "none without tasks": sorted(asked_tasks.task_metrics(evidence())),
     }
