@@ -30,7 +30,7 @@ from writers import WRITERS, Writer, baseline_ids, put_baseline
 from quambench.core.files import LOCK
 
 HEADINGS = ["writer", "kills", "old", "new", "unreadable", "lost", "left over", "ms a write"]
-PAUSE = 0.002  # seconds between two readings beside writers, who would else wait for the reader's core
+PAUSE = 0.03  # seconds between two readings beside writers, who would else wait for the reader's core
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -115,7 +115,7 @@ def at_once(n_writers: int, n_rounds: int) -> list[object]:
                 time.sleep(PAUSE)
             counted["lost"] += len({f"m/{i}/1x1" for i in ids} - baseline_ids(folder))
             counted["left over"] += left_over(writer, folder)
-            if turn % 20 == 19:  # a file of hundreds of cases is slow to write
+            if turn % 5 == 4:  # a file of many cases is slow to write
                 shutil.rmtree(folder / "alpha")
                 put_baseline(folder, "first")
     return [f"{n_writers} writers at once", n_rounds, *[counted[key] for key in ("unreadable", "lost", "left over")]]
