@@ -48,6 +48,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def is_begun(path: Path) -> bool:
+    """Whether a path lies in a writer's own folder: what it had begun is nobody's to read, whole as it may look."""
+    return any(part.startswith(MARK) and part.endswith(SUFFIX) for part in path.parts)
+
+
 def sweep(folder: Path) -> list[Path]:
     """Remove what killed writers left in a folder; what cannot be removed stays. Returns what went."""
     gone = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quambench.core.errors import BadArtefact
+from quambench.core.files import is_begun
 from quambench.core.plain_text import plain
 from quambench.core.reading import is_file, is_folder, shown
 from quambench.gate.baselines import read_baseline
@@ -46,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _below(folder: Path) -> list[Path]:
-    """JSON files; none where there is no such folder, or can be none."""
+    """JSON files, without those that a killed writer had begun; none where there is no such folder, or can be none."""
     try:
-        return sorted(folder.rglob("*.json"))
+        return sorted(file for file in folder.rglob("*.json") if not is_begun(file.relative_to(folder)))
     except (OSError, ValueError) as error:
         raise BadArtefact(f"cannot read {shown(folder)}: {shown(error)}") from None
 

@@ -14,11 +14,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from quambench_kernels.files import flush_folder, replacing, sweep
+from quambench_kernels.files import flush_folder, is_begun, replacing, sweep
 
 from quambench.core.errors import NotWritten
 
-__all__ = ["check_replaceable", "flush_folder", "locked", "making", "remove", "sweep", "told", "why", "write"]
+__all__ = [
+    "check_replaceable",
+    "flush_folder",
+    "is_begun",
+    "locked",
+    "making",
+    "remove",
+    "sweep",
+    "told",
+    "why",
+    "write",
+]
 
 LOCK = ".quambench.lock"
 WAIT_S = 120.0  # for another writer; a write takes seconds

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from quambench_kernels.files import replacing
 
 from quambench.cli.main import main
 from quambench.gate.baselines import read_baseline, write_baseline
@@ -62,3 +63,16 @@ def test_a_files_name_is_one_line(accepted, tmp_path, capsys):
     shutil.copytree(accepted.parent, file.parent)
     out = report(capsys, file)
     assert out.splitlines()[0].endswith(rf"a\x1b[2J\nb/{STORED.name}")
+
+
+def test_what_a_killed_writer_had_begun_is_not_read(accepted, tmp_path, capsys):
+    """A kill may leave a whole-looking JSON file in the writer's folder, whose evidence was never there."""
+    stored = tmp_path / "baselines"
+    shutil.copytree(accepted.parents[1], stored)
+    before = report(capsys, stored)
+    with pytest.raises(KeyboardInterrupt), replacing(stored / "here" / accepted.name) as partial:
+        shutil.copy(accepted, partial)
+        shutil.copytree(partial.parent, left := partial.parent.with_name(".quambench-0.partial"))
+        raise KeyboardInterrupt
+    assert (left / accepted.name).is_file()
+    assert report(capsys, stored) == before

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from quambench.core.errors import BadArtefact
+from quambench.core.files import is_begun
 from quambench.data.tokenizer import Tokenizer
 from quambench.gate.baselines import read_baseline
 from quambench.models import ModelConfig, build
@@ -126,7 +127,8 @@ def _command(workers: int) -> Sequence[str]:
 
 def _stored(project: Path) -> dict[str, set[str]]:
     """Suite -> ids. raises BadArtefact where a file is not whole"""
-    return {path.parents[1].name: set(read_baseline(path)) for path in (project / "baselines").rglob("*.json")}
+    files = [path for path in (project / "baselines").rglob("*.json") if not is_begun(path.relative_to(project))]
+    return {path.parents[1].name: set(read_baseline(path)) for path in files}
 
 
 def _left_over(project: Path) -> list[Path]:
