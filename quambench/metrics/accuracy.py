@@ -30,7 +30,7 @@ add_mean(
     "higher",
     _items(lambda right, right_float: right),
     judged=Judged.BY_ITEM,
-    column=Column("accuracy\n%", 100),
+    column=Column("accuracy\n%", 100, 6),
     in_eval=True,
 )
 add_mean("accuracy_float", "share", "higher", _items(lambda right, right_float: right_float), in_eval=True)

@@ -89,6 +89,7 @@ class Column:
 
     heading: str  # of at most two lines, the unit in the second
     factor: float = 1.0
+    place: int = 100  # among the columns, from the left; of equal places in the order of METRICS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

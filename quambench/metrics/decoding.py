@@ -28,7 +28,7 @@ add_mean(
     judged=Judged.BY_DOCUMENT,
     continuous=True,
     in_nats=True,
-    column=Column("decode KL\nmnat/token", 1e3),
+    column=Column("decode KL\nmnat/token", 1e3, 4),
     in_eval=True,
 )
 add_quantile("decode_", "p50", "decode")

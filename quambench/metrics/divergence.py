@@ -26,12 +26,12 @@ add_mean(
     judged=Judged.BY_DOCUMENT,
     continuous=True,
     in_nats=True,
-    column=Column("KL\nmnat/token", 1e3),
+    column=Column("KL\nmnat/token", 1e3, 2),
     in_eval=True,
 )
 add_quantile("", "p50", "prefill", in_eval=True)
 add_quantile("", "p90", "prefill")
-add_quantile("", "p99", "prefill", Column("KL 99 %\nmnat", 1e3), in_eval=True)
+add_quantile("", "p99", "prefill", Column("KL 99 %\nmnat", 1e3, 3), in_eval=True)
 add_quantile("", "p999", "prefill")
 add_mean(
     "agreement",
@@ -39,6 +39,6 @@ add_mean(
     "higher",
     per_token("prefill", "agree"),
     judged=Judged.BY_DOCUMENT,
-    column=Column("top-1\nagree %", 100),
+    column=Column("top-1\nagree %", 100, 5),
     in_eval=True,
 )

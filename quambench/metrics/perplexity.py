@@ -26,5 +26,5 @@ add_mean(
     judged=Judged.BY_DOCUMENT,
     continuous=True,
     in_nats=True,
-    column=Column("loss rise\nmnat/token", 1e3),
+    column=Column("loss rise\nmnat/token", 1e3, 1),
 )

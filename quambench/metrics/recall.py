@@ -26,7 +26,7 @@ def _add(task: str) -> None:
     def right_in_float(evidence: Evidence) -> Terms:
         return _answers(evidence, task, "right_float")
 
-    column = Column(_HEADINGS[task], 100)
+    column = Column(_HEADINGS[task], 100, 7)
     add_mean(f"recall_{task}", "share", "higher", right, judged=Judged.BY_ITEM, column=column, in_eval=True)
     add_mean(f"recall_{task}_float", "share", "higher", right_in_float, in_eval=True)
 

@@ -56,8 +56,8 @@ def _add(name: str, unit: str, better: str, measure: Callable[[Evidence], Measur
     add(Metric(name=name, unit=unit, better=better, version=1, measure=measure, **how))
 
 
-_add("worst_local_sqnr", "dB", "higher", _worst_local, column=Column("worst\nSQNR dB"), in_eval=True)
+_add("worst_local_sqnr", "dB", "higher", _worst_local, column=Column("worst\nSQNR dB", place=9), in_eval=True)
 _add("worst_accumulated_sqnr", "dB", "higher", _worst_accumulated, in_eval=True)
-_add("most_clipped", "share", "lower", _most_clipped, column=Column("most\nclipped %", 100), in_eval=True)
+_add("most_clipped", "share", "lower", _most_clipped, column=Column("most\nclipped %", 100, 10), in_eval=True)
 _add("least_range_used", "share", "higher", _least_range_used)  # 1: the largest value is the grid's end
 _add("range_wasted", "share", "lower", _range_wasted)

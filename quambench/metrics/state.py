@@ -42,7 +42,7 @@ add_mean(
     _state_error,
     judged=Judged.BY_DOCUMENT,
     continuous=True,
-    column=Column("long state\nerror"),
+    column=Column("long state\nerror", place=8),
     in_eval=True,
 )
 add(

@@ -45,6 +45,7 @@ def _table(group: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
 def _columns(group: Sequence[Verdict]) -> list[tuple[str, Column]]:
     """Names of metrics with their columns; behind them one for each task of the harness."""
     own = [(metric.name, metric.column) for metric in METRICS.values() if metric.column]
+    own.sort(key=lambda pair: pair[1].place)
     return [*own, *score_columns(dict.fromkeys(name for v in group for name in v.metrics or {}))]
 
 

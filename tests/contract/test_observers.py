@@ -136,7 +136,12 @@ def test_deterministic_to_the_bit(make, lay_out):
 def test_order_dependence_is_what_the_class_says(make, lay_out):
     batches = [lay_out(x) for x in stream()]
     same = torch.equal(run(make(), batches), run(make(), batches[::-1]))
-    assert same != type(make()).order_matters
+    kind = type(make())
+    assert same != kind.order_matters, (
+        f"{kind.__name__} says order_matters = {kind.order_matters}, and the same batches in reverse order gave "
+        f"{'the same scale' if same else 'another scale (a sum in another order suffices)'}: "
+        f"set order_matters: ClassVar[bool] = {not kind.order_matters}"
+    )
 
 
 def test_an_observer_leaves_its_input_alone(make, lay_out):
@@ -203,10 +208,17 @@ def test_the_grid_ends_within_the_data_unless_the_class_says_otherwise(make, lay
     run(observer, batches)
     largest = torch.stack([x.abs().amax(dim=(0, -1)) for x in batches]).amax(0).double()
     within = observer.grid_end() <= largest * (1 + EPS32)
-    assert within.all() or observer.exceeds_data
+    assert within.all() or observer.exceeds_data, (
+        f"{type(observer).__name__}'s grid ends beyond the largest |x| that it saw: a threshold above the data wastes "
+        "the grid; clamp it, or set exceeds_data = True where that is meant"
+    )
     constant = make()
     run(constant, [lay_out(torch.full((1, 3, 4), 2.0))])
-    assert (constant.grid_end() > 2 * (1 + EPS32)).all() == observer.exceeds_data
+    beyond = bool((constant.grid_end() > 2 * (1 + EPS32)).all())
+    assert beyond == observer.exceeds_data, (
+        f"{type(observer).__name__} says exceeds_data = {observer.exceeds_data}, and of values that are all 2 its grid "
+        f"ends at {constant.grid_end().flatten()[0]:.6g}: set exceeds_data = {beyond}, or clip at the data"
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -241,13 +253,20 @@ def test_bits_divide_the_same_threshold_unless_the_class_says_otherwise(make, la
     scale, of_eight = run(few, batches), run(eight, batches)
     top = 2 ** (bits - 1) - 1
     same = (scale * top / (of_eight * 127) - 1).abs() <= 4 * EPS32  # two roundings to float32 each side
-    assert same.all() or few.follows_grid
+    assert same.all() or few.follows_grid, (
+        f"{type(few).__name__}'s threshold differs between {bits} and 8 bits: set follows_grid = True where "
+        "it searches the grid, else do not let it depend on bits"
+    )
 
 
 def test_a_class_that_follows_the_grid_does(make):
     heavy = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0)) ** 3
     ends = [run(make(bits), [heavy]) * (2 ** (bits - 1) - 1) for bits in (2, 8)]
-    assert ((ends[0] / ends[1] - 1).abs() > 4 * EPS32).item() == make().follows_grid
+    moves = bool(((ends[0] / ends[1] - 1).abs() > 4 * EPS32).item())
+    assert moves == make().follows_grid, (
+        f"{type(make()).__name__} says follows_grid = {make().follows_grid}, and between 2 and 8 bits its threshold "
+        f"{'moves' if moves else 'stays'}: set follows_grid = {moves}"
+    )
 
 
 def test_halves_can_be_merged_where_the_class_says_so(make, lay_out):
@@ -283,7 +302,9 @@ def test_a_half_that_saw_nothing_changes_nothing(make, lay_out):
 
 
 def test_merging_and_order_are_claimed_together(make):
-    assert not (make().mergeable and make().order_matters)
+    assert not (make().mergeable and make().order_matters), (
+        f"{type(make()).__name__} says mergeable and order_matters: halves that can be merged have no order"
+    )
 
 
 def test_a_clip_ratio_shortens_the_grid_by_as_much(make, lay_out):

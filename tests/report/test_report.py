@@ -264,5 +264,7 @@ def test_every_column_in_its_unit():
     }  # fmt: skip
     all_equal = {name: Measurement(0.002, math.nan) for name in METRICS}
     ((headings, cells),) = tables([Verdict("m/a", Status.SAME, metrics=all_equal)])
+    more = [m.name for m in METRICS.values() if m.column and m.name not in shown]
+    assert not more, f"a column of {more[0]} is new: write its heading, and 0.002 as it shows it, into `shown` above"
     assert headings == ["case", "verdict", *(heading for heading, _ in shown.values())]
     assert cells == [["m/a", "SAME", *(cell for _, cell in shown.values())]]
