@@ -103,7 +103,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while held: a process that waits for it sees that the name is gone and starts again (filelock >= 3.24).
+        # Removed while held: a process that waits for it sees that the name is gone and starts over (filelock >= 3.24).
         with suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()

@@ -1,4 +1,4 @@
-"""How many values share a scale. The one place that lays a tensor out for observers.
+"""Granularities: how many values share a scale. Only this module lays a tensor out for observers.
 
 An observer sees (n_obs, *scale_shape, group): n_obs observations, and in each of them `group`
 values per scale. So it needs to know nothing of sites, axes or heads.
@@ -21,7 +21,7 @@ from quambench.models.sites import layer_of, shape_at
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one site's tensor meets its scales.
+    """The correspondence of a site's tensor and its scales.
 
     lay_out   (B, ..., C) float -> parts (n_obs, *scale_shape, group), each for an observer of its own
     join      the parts' scales, (..., *scale_shape) each -> the site's
@@ -38,18 +38,18 @@ GRANULARITIES: Registry[Callable[[str, ModelConfig], Layout]] = Registry(
 )
 """Name -> (site in its block, config) -> Layout; coarsest first."""
 
-UNQUANTIZED = "float"  # stands where a granularity would: the site has no grid
-GROUPS = "groups"  # stands there too: one scale per group of the layer's Groups; of a state, and n
+UNQUANTIZED = "float"  # takes the place of a granularity: the site has no grid
+GROUPS = "groups"  # takes that place too: a scale per group of the layer's Groups; of a state, per group and n
 
 
 def groups_at(site: str, groups: Mapping[int, Groups]) -> Groups | None:
-    """A site's, of those by layer; None where its layer has none, or it is in no layer."""
+    """Return the Groups of a site's layer; None where the layer has none, or the site is in no layer."""
     layer = layer_of(site)
     return None if layer is None else groups.get(layer)
 
 
 def scale_shape(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> tuple[int, ...]:
-    """Of one site's scale on a symmetric grid, as `layout` makes it; an asymmetric one has two such.
+    """Return the shape of one site's scale on a symmetric grid, as `layout` makes it; an asymmetric one has two such.
 
     raises UnknownName, BadParameter
     """
@@ -62,7 +62,12 @@ def scale_shape(granularity: str, site: str, config: ModelConfig, groups: Groups
 
 
 def layout(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> Layout:
-    """site: "layers.0.z" or its last part; groups: the layer's, where the granularity is GROUPS"""
+    """Return the Layout of a site at a granularity.
+
+    site    "layers.0.z", or its part behind the layer
+    groups  the layer's, where the granularity is GROUPS
+    raises UnknownName, BadParameter
+    """
     name = site.rpartition(".")[2]
     if granularity != GROUPS:
         return GRANULARITIES[granularity](name, config)
@@ -76,13 +81,15 @@ def _as_is(scale: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, L, C) -> (B*L, C)."""
+    """Return x (B, L, C) as (B*L, C)."""
     return x.flatten(0, -2)
 
 
 @GRANULARITIES.register("tensor")
 def _tensor(site: str, config: ModelConfig) -> Layout:
-    """One scale. A sequence's activation is L observations of C values, a state one of all it has."""
+    """One scale. The L positions of an activation are observations of C values each; a state is one of all its
+    values.
+    """
     if site == "ssm_state":
         return Layout(lambda x: (x.flatten(1),), _as_is)
     return Layout(lambda x: (_rows(x),), _as_is)
@@ -90,7 +97,7 @@ def _tensor(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("split")
 def _split(site: str, config: ModelConfig) -> Layout:
-    """One scale per part that another consumer reads: (B, L, C) -> (B*L, size) for each."""
+    """One scale for each part with a consumer of its own: (B, L, C) -> (B*L, size) for each."""
     c = config
     sizes = {
         "in_proj:output": [c.d_inner, c.d_inner],  # x, z
@@ -122,7 +129,7 @@ def _head(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("channel")
 def _channel(site: str, config: ModelConfig) -> Layout:
-    """One scale per channel of the last axis, (B, L, C) -> (B*L, C, 1); of a state, per row of N values."""
+    """One scale per channel of the last axis, (B, L, C) -> (B*L, C, 1); in a state, per row of N values."""
     if site == "ssm_state":
         return Layout(lambda x: (x,), lambda scale: scale[..., None])
     return Layout(lambda x: (_rows(x)[..., None],), _as_is)
@@ -162,7 +169,9 @@ def _grouped_state(groups: Groups, config: ModelConfig) -> Layout:
 
 
 def _by_size(groups: Groups) -> tuple[list[Tensor], Callable[[list[Tensor], int], Tensor]]:
-    """For each size of group, (groups of it, size) channels; and how to put their scales into the groups' order."""
+    """Return, for each size of group, the channels (groups of it, size), and a function that puts scales in groups'
+    order.
+    """
     by_group = groups.of_channel.argsort(stable=True).split(groups.sizes.tolist())  # channels of each group
     sizes = groups.sizes.unique()
     members = [(groups.sizes == size).nonzero().flatten() for size in sizes]

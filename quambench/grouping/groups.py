@@ -20,7 +20,7 @@ from quambench.models.config import ModelConfig
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """One layer's. An index holds, at a new position, what stood there before.
+    """The groups of one layer. An index holds, at a new position, the old position of what now stands there.
 
     head_index     (H,) int64, a permutation within each SSD group
     channel_index  (E,) int64, each head's own channels, in the new order of heads
@@ -55,17 +55,17 @@ class Groups:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(G, n_head_groups, n_dim_groups): of a scale per group."""
+        """The shape of one scale per group: (G, n_head_groups, n_dim_groups)."""
         return tuple(self.dim_sizes.shape)  # type: ignore[return-value]
 
     @property
     def n_scales(self) -> int:
-        """Of x; a state has d_state times as many."""
+        """The number of scales of x; a state has d_state times as many."""
         return self.dim_sizes.numel()
 
     @cached_property
     def of_channel(self) -> Tensor:
-        """(E,) int64: the group, counted along `shape`, of each channel in the new order."""
+        """(E,) int64: the group of each channel in the new order, counted along `shape`."""
         n_dims = self.shape[2]
         run_of_head = torch.repeat_interleave(self.head_sizes.flatten())  # (H,)
         dims = torch.stack([torch.repeat_interleave(sizes) for sizes in self.dim_sizes.flatten(0, 1)])  # (runs, P)
@@ -78,18 +78,20 @@ class Groups:
 
     @property
     def keeps_order(self) -> bool:
-        """Nothing moves."""
+        """Whether every channel stays where it is."""
         return bool((self.channel_index == torch.arange(len(self.channel_index))).all())
 
     def largest(self, per_channel: Tensor) -> Tensor:
-        """(E, ...) -> (G, n_head_groups, n_dim_groups, ...): each group's largest, in one pass by group index."""
+        """Return each group's largest, (E, ...) -> (G, n_head_groups, n_dim_groups, ...), in one pass by group
+        index.
+        """
         rest = per_channel.shape[1:]
         index = self.of_channel.view(-1, *[1] * len(rest)).expand_as(per_channel)
         found = per_channel.new_zeros(self.n_scales, *rest)
         return found.scatter_reduce(0, index, per_channel, "amax", include_self=False).view(*self.shape, *rest)
 
     def per_channel(self, grouped: Tensor) -> Tensor:
-        """(G, n_head_groups, n_dim_groups, ...) -> (E, ...): the table that a kernel reads."""
+        """Return the table that a kernel reads, (G, n_head_groups, n_dim_groups, ...) -> (E, ...)."""
         return grouped.flatten(0, 2)[self.of_channel]
 
     @property
@@ -101,7 +103,7 @@ class Groups:
 
 
 def in_order(config: ModelConfig, n_head_groups: int, n_dim_groups: int) -> Groups:
-    """Groups of a model as it stands, of equal sizes: 1 and 1, one head each, or one channel each."""
+    """Return Groups of equal sizes that leave channels in place: 1 and 1, one head each, or one channel each."""
     c = config
     heads = c.n_heads // c.n_groups
     return Groups(

@@ -16,7 +16,7 @@ from quambench.observers.batch import Batch
 
 
 def upper_quantile(batch: Batch, alpha: float) -> Tensor:
-    """(*scale_shape) float64: the α-quantile of |x|, linear between the two nearest order statistics.
+    """Return (*scale_shape) float64: the α-quantile of |x|, linear between the two nearest order statistics.
 
     The rank α(n-1) is taken in float64; torch.quantile takes it in float32, which at α = 0.99999
     and half a million values is off by 6.5e-5.
@@ -51,7 +51,7 @@ class _MovingQuantile(Observer):
 
     @abstractmethod
     def newest_weight(self) -> float:
-        """σ of the batch about to be taken in."""
+        """Return σ of the batch about to be taken in."""
 
 
 @OBSERVERS.register("percentile")
