@@ -38,8 +38,8 @@ def groups_of(
     return groups
 
 
-def order_of(groups: Mapping[int, Groups]) -> str:
-    """What models in these orders of channels have in common; "" where nothing moves."""
+def order_digest(groups: Mapping[int, Groups]) -> str:
+    """Return a hash of the orders of channels, by layer; "" where nothing moves."""
     if all(g.keeps_order for g in groups.values()):
         return ""
     return hashlib.sha256(b"".join(g.channel_index.contiguous().numpy().tobytes() for g in groups.values())).hexdigest()
@@ -47,7 +47,7 @@ def order_of(groups: Mapping[int, Groups]) -> str:
 
 def arrange(model: LanguageModel, groups: Mapping[int, Groups], plain: LanguageModel) -> LanguageModel:
     """model, prepared in the groups' order; `plain`, which is it prepared as it stands, where nothing moves."""
-    return prepare(model, groups) if order_of(groups) else plain
+    return prepare(model, groups) if order_digest(groups) else plain
 
 
 @torch.no_grad()

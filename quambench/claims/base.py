@@ -135,7 +135,7 @@ INCREASE, DECREASE = Gain(0, math.inf), Gain(-math.inf, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Lies(Expectation):
+class InRange(Expectation):
     """A share, ratio or count in [low, high]."""
 
     low: float

@@ -13,8 +13,8 @@ from quambench.claims.base import (
     TIMES,
     CannotMeasure,
     Claim,
+    InRange,
     Interval,
-    Lies,
     Measured,
     Row,
     Unit,
@@ -40,11 +40,11 @@ GROUPED_TIMES = {
 }
 # Scales found so -> the guide's figure for as many, in per cent of a convolution.
 LOOK_UPS = (
-    ("2x2", "<0.5", Lies(-math.inf, 0.005)),
-    ("4x4", "<1", Lies(-math.inf, 0.01)),
-    ("8x8", "~2", Lies(*as_written("2", 0.01))),
-    ("16x16", "~5", Lies(*as_written("5", 0.01))),
-    ("table", "~10", Lies(*as_written("10", 0.01))),
+    ("2x2", "<0.5", InRange(-math.inf, 0.005)),
+    ("4x4", "<1", InRange(-math.inf, 0.01)),
+    ("8x8", "~2", InRange(*as_written("2", 0.01))),
+    ("16x16", "~5", InRange(*as_written("5", 0.01))),
+    ("table", "~10", InRange(*as_written("10", 0.01))),
 )
 ADDED = Unit("%", 100, signed=True)
 LAYERS, STATES, BYTES = 64, 128, 4  # the guide's layers; published Mamba2's d_state; of a float32 scale
@@ -105,7 +105,7 @@ def all_scales(grouping: str, groups: int) -> int:
 
 
 def _counted(words: str, figure: str, claimed: int, found: int, model: str, remark: str = "") -> Row:
-    claim = Claim(words=words, figure=figure, expects=Lies(claimed, claimed))
+    claim = Claim(words=words, figure=figure, expects=InRange(claimed, claimed))
     effect = Interval.exactly(found)
     measured = Measured(effect=effect, unit=Unit(""), n="-", data="definition", remark=remark)
     return Row(claim=claim, model=model, measured=measured)
@@ -138,7 +138,7 @@ def _steps(shelf: Shelf, coarse: str, fine: str) -> list[Row]:
 
     def claim(site: str) -> Claim:
         words = f"`{fine}` has finer steps than `{coarse}`" + (f" at {site}" if site else "")
-        return Claim(words=words, figure="2.5-5×", expects=Lies(*FINER))
+        return Claim(words=words, figure="2.5-5×", expects=InRange(*FINER))
 
     try:
         found = finer(shelf, coarse, fine)
@@ -175,14 +175,14 @@ def finer(shelf: Shelf, coarse: str, fine: str) -> dict[str, Tensor]:
 def times(sources: Sources) -> list[Row]:
     rows = []
     for name, _ in sources.prose:
-        claim = Claim(words="per tensor", figure="<1 s", expects=Lies(0, 1))
+        claim = Claim(words="per tensor", figure="<1 s", expects=InRange(0, 1))
         rows.append(row(claim, name, _per_tensor, sources, name))
         words = "per channel takes as many times longer than per tensor"
-        claim = Claim(words=words, figure="1 h / <1 s", expects=Lies(3600, math.inf))
+        claim = Claim(words=words, figure="1 h / <1 s", expects=InRange(3600, math.inf))
         rows.append(row(claim, name, _per_channel, sources, name))
     for name, shelf in sources.prose:
         for grouping, (figure, low, high) in GROUPED_TIMES.items() if shelf.architecture == "mamba2" else ():
-            claim = Claim(words=f"{_called(grouping)}, clustering and all", figure=figure, expects=Lies(low, high))
+            claim = Claim(words=f"{_called(grouping)}, clustering and all", figure=figure, expects=InRange(low, high))
             rows.append(row(claim, name, _in_groups, sources, name, grouping))
     return rows
 
@@ -223,7 +223,7 @@ def look_up(sources: Sources) -> list[Row]:
     rows = []
     for _, shelf in sources.prose:
         if shelf.architecture == "mamba2":
-            claim = Claim(words="comparisons per look-up, 4×4", figure="~4", expects=Lies(3.5, 4.5))
+            claim = Claim(words="comparisons per look-up, 4×4", figure="~4", expects=InRange(3.5, 4.5))
             rows.append(row(claim, shelf.model, _comparisons, shelf, 4))
     for way, figure, expects in LOOK_UPS:
         words = "a table, per channel or any groups" if way == "table" else f"walking, {way.replace('x', '×')}"
