@@ -95,12 +95,12 @@ def numbers(sources: Sources) -> list[Row]:
 
 
 def x_scales(grouping: str, groups: int) -> int:
-    """Scales of x_conv_out a layer."""
+    """Return the number of scales of x_conv_out in a layer."""
     return groups * SIDES[grouping] ** 2
 
 
 def all_scales(grouping: str, groups: int) -> int:
-    """Of x, of the state and of B and C, a layer."""
+    """Return the number of scales of x, of the state and of B and C in a layer."""
     return x_scales(grouping, groups) * (1 + STATES) + 2 * groups
 
 
@@ -134,7 +134,7 @@ def steps(sources: Sources) -> list[Row]:
 
 
 def _steps(shelf: Shelf, coarse: str, fine: str) -> list[Row]:
-    """A row a site; one alone where the cases are not there."""
+    """Return a row for each site; a single one where the cases are not there."""
 
     def claim(site: str) -> Claim:
         words = f"`{fine}` has finer steps than `{coarse}`" + (f" at {site}" if site else "")
@@ -155,7 +155,7 @@ def _ratio(ratios: Tensor) -> Measured:
 
 
 def finer(shelf: Shelf, coarse: str, fine: str) -> dict[str, Tensor]:
-    """Case site -> (n_layers) step of the tensor over the mean of its finer steps. raises CannotMeasure"""
+    """Return case site -> (n_layers) step of the tensor over the mean of its finer steps. raises CannotMeasure"""
     one, many = shelf.find(coarse, fine)
     found: dict[str, list[float]] = {}
     for site in one.sites:
@@ -233,7 +233,7 @@ def look_up(sources: Sources) -> list[Row]:
 
 
 def _look_up_cost(sources: Sources, way: str) -> Measured:
-    """What it adds to the INT8 convolution with one scale; of a published shape, whichever model is at hand."""
+    """Return what a look-up adds to the INT8 convolution with one scale; the shape is published, not the model's."""
     found = sources.measured(next(iter(sources.fresh), "")).look_up_costs[way]
     effect = Interval(found.value - 1, found.low - 1, found.high - 1)
     return Measured(
@@ -242,7 +242,7 @@ def _look_up_cost(sources: Sources, way: str) -> Measured:
 
 
 def _comparisons(shelf: Shelf, side: int) -> Measured:
-    """Of walking: a channel in the h-th head group's d-th dim group, from 1 on, takes h + d."""
+    """Return the comparisons of walking: a channel in the h-th head group's d-th dim group, from 1 on, takes h + d."""
     (record,) = shelf.find(f"running_max/{side}x{side}/quamba2")
     group = record.evidence["groups.of_channel"].long()  # (n_layers, E)
     taken = (group // side % side + 1) + (group % side + 1)

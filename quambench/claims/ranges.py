@@ -49,7 +49,7 @@ def error_windows(record: Record) -> str:
 
 
 def distance(ratios: Tensor, data: str) -> Measured:
-    """ratios (n_sites) runtime over calibration"""
+    """Return how far ranges moved: ratios (n_sites), runtime over calibration."""
     away = (ratios - 1).abs()
     within = int((away <= NEAR).sum())
     remark = (
@@ -107,7 +107,7 @@ def symmetry(sources: Sources) -> list[Row]:
 
 
 def _wasted(shelf: Shelf) -> Measured:
-    """What a symmetric grid wastes beyond an asymmetric one: neither's ends need be reached by few windows."""
+    """Return what a symmetric grid wastes beyond an asymmetric one: few windows may reach either's ends."""
     records = shelf.find("running_max", "running_max/w8a8-asymmetric")
     symmetric, asymmetric = (at_sites(record, "sites.range_wasted", AFTER_SILU) for record in records)
     one, most, other = (x.item() * 100 for x in (symmetric.mean(), symmetric.max(), asymmetric.mean()))
