@@ -107,7 +107,9 @@ def symmetry(sources: Sources) -> list[Row]:
 
 
 def _wasted(shelf: Shelf) -> Measured:
-    """Return what a symmetric grid wastes beyond an asymmetric one: few windows may reach either's ends."""
+    """Return the share of the range that a symmetric grid wastes beyond an asymmetric one, at sites of one-sided
+    data.
+    """
     records = shelf.find("running_max", "running_max/w8a8-asymmetric")
     symmetric, asymmetric = (at_sites(record, "sites.range_wasted", AFTER_SILU) for record in records)
     one, most, other = (x.item() * 100 for x in (symmetric.mean(), symmetric.max(), asymmetric.mean()))
