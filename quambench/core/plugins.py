@@ -73,9 +73,7 @@ class Kind:
         return found
 
     def used(self, name: str, thing: Any) -> None:
-        """Note for `sources` that this thing was used; things of quambench itself, such as its probes', are left
-        out.
-        """
+        """Note for `sources` that this thing was used; things of quambench itself, as its probes use, are left out."""
         if name.startswith("quambench."):
             return
         _sources.setdefault(self.plural, {})[name] = _digest(thing)

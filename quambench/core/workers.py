@@ -109,7 +109,7 @@ class Job:
 
 
 class Crew:
-    """At most `size` workers of one command. They end when the context does.
+    """A group of at most `size` workers of one command. They end when the context does.
 
     A worker stays for the next job. It is replaced if it died or if the next job needs another environment.
     """

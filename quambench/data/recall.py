@@ -49,7 +49,7 @@ class RecallSequences:
 
     @property
     def targets(self) -> Tensor:
-        """(S, L) int64: the answers, -1 elsewhere."""
+        """The answers, (S, L) int64; -1 elsewhere."""
         return self.tokens.masked_fill(~self.answers, -1)
 
     @property

@@ -87,9 +87,7 @@ def _rows(x: Tensor) -> Tensor:
 
 @GRANULARITIES.register("tensor")
 def _tensor(site: str, config: ModelConfig) -> Layout:
-    """One scale. The L positions of an activation are observations of C values each; a state is one of all its
-    values.
-    """
+    """A single scale. An activation is L observations of C values for each sequence, a state one of all its values."""
     if site == "ssm_state":
         return Layout(lambda x: (x.flatten(1),), _as_is)
     return Layout(lambda x: (_rows(x),), _as_is)
@@ -97,7 +95,7 @@ def _tensor(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("split")
 def _split(site: str, config: ModelConfig) -> Layout:
-    """One scale for each part with a consumer of its own: (B, L, C) -> (B*L, size) for each."""
+    """A scale for each part with a consumer of its own: (B, L, C) -> (B*L, size) for each."""
     c = config
     sizes = {
         "in_proj:output": [c.d_inner, c.d_inner],  # x, z
@@ -112,14 +110,14 @@ def _split(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("ssd_group")
 def _ssd_group(site: str, config: ModelConfig) -> Layout:
-    """One scale per SSD group: (B, L, G*N) -> (B*L, G, N)."""
+    """A scale per SSD group: (B, L, G*N) -> (B*L, G, N)."""
     shape = (config.n_groups, config.d_state)
     return Layout(lambda x: (_rows(x).unflatten(-1, shape),), lambda scale: scale.repeat_interleave(shape[1]))
 
 
 @GRANULARITIES.register("head")
 def _head(site: str, config: ModelConfig) -> Layout:
-    """One scale per head: (B, L, H*P) -> (B*L, H, P); Δ has one value a head, a state P*N."""
+    """A scale per head: (B, L, H*P) -> (B*L, H, P); Δ has one value a head, a state P*N."""
     if site == "ssm_state":
         return Layout(lambda x: (x.flatten(2),), lambda scale: scale[:, None, None])
     width = 1 if site == "dt" else config.head_dim
@@ -129,7 +127,7 @@ def _head(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("channel")
 def _channel(site: str, config: ModelConfig) -> Layout:
-    """One scale per channel of the last axis, (B, L, C) -> (B*L, C, 1); in a state, per row of N values."""
+    """A scale per channel of the last axis, (B, L, C) -> (B*L, C, 1); in a state, per row of N values."""
     if site == "ssm_state":
         return Layout(lambda x: (x,), lambda scale: scale[..., None])
     return Layout(lambda x: (_rows(x)[..., None],), _as_is)
@@ -137,12 +135,12 @@ def _channel(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("channel_state")
 def _channel_state(site: str, config: ModelConfig) -> Layout:
-    """One scale per channel and n: a state's (B, ..., N) -> (B, ..., N, 1)."""
+    """A scale per channel and n: a state's (B, ..., N) -> (B, ..., N, 1)."""
     return Layout(lambda x: (x[..., None],), _as_is)
 
 
 def _grouped(groups: Groups) -> Layout:
-    """One scale per group, (G, n_head_groups, n_dim_groups).
+    """A scale per group, (G, n_head_groups, n_dim_groups).
 
     Groups of equal size stand together, so that (B, L, E) becomes (B*L, groups of a size, size) for each size.
     """
@@ -155,7 +153,7 @@ def _grouped(groups: Groups) -> Layout:
 
 
 def _grouped_state(groups: Groups, config: ModelConfig) -> Layout:
-    """One scale per group and n: a state's (B, H, P, N) -> (B, groups of a size, N, size) for each size."""
+    """A scale per group and n: a state's (B, H, P, N) -> (B, groups of a size, N, size) for each size."""
     parts, join = _by_size(groups)
 
     def lay_out(state: Tensor) -> tuple[Tensor, ...]:

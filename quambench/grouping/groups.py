@@ -1,7 +1,7 @@
-"""Which channels of a Mamba2 layer share a scale: an order of heads and channels, and runs in that order.
+"""The groups of channels of a Mamba2 layer that share a scale: an order of heads and channels, and runs in that order.
 
 Quamba2 (Chiang et al. 2025, arXiv:2503.22879) sorts and clusters heads and channels so that those of
-like magnitude stand together; a kernel then finds a channel's scale by where it stands.
+like magnitude stand together; a kernel then finds a channel's scale by its position.
 Letters: G SSD groups, H heads, P head_dim, E = H P channels.
 """
 
@@ -65,7 +65,7 @@ class Groups:
 
     @cached_property
     def of_channel(self) -> Tensor:
-        """(E,) int64: the group of each channel in the new order, counted along `shape`."""
+        """The group of each channel in the new order, counted along `shape`: (E,) int64."""
         n_dims = self.shape[2]
         run_of_head = torch.repeat_interleave(self.head_sizes.flatten())  # (H,)
         dims = torch.stack([torch.repeat_interleave(sizes) for sizes in self.dim_sizes.flatten(0, 1)])  # (runs, P)
@@ -73,7 +73,7 @@ class Groups:
 
     @cached_property
     def sizes(self) -> Tensor:
-        """(n_scales,) int64: channels of each group."""
+        """The number of channels of each group, (n_scales,) int64."""
         return (self.head_sizes[..., None] * self.dim_sizes).flatten()
 
     @property

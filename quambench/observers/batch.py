@@ -30,7 +30,7 @@ class Batch:
 
     @cached_property
     def amax(self) -> Tensor:
-        """(*scale_shape) of x's dtype: the largest |x| of each scale."""
+        """The largest |x| of each scale, (*scale_shape) of x's dtype."""
         return self.magnitude.amax(dim=(0, -1))
 
     @cached_property

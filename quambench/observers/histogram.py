@@ -1,8 +1,8 @@
-"""A histogram of signed values per scale whose bins follow float32's own digits.
+"""Histograms of signed values, one per scale, whose bins follow float32's own digits.
 
 A value's bin is read off its bits: the exponent and the first k digits of the mantissa, so that an octave
-[2^e, 2^(e+1)) has 2^k bins of equal width, and bins halve in width from one octave to the next below. Kept
-are the OCTAVES octaves down from each scale's largest value; what is smaller is one count, and stands for 0.
+[2^e, 2^(e+1)) has 2^k bins of equal width, and bins halve in width from one octave to the next below. The OCTAVES
+octaves down from each scale's largest value are kept; smaller values are one count, and stand for 0.
 Bins never move with the data, so nothing is ever rescaled or interpolated.
 """
 
@@ -57,24 +57,24 @@ class Histogram:
 
     @property
     def unit(self) -> Tensor:
-        """(n_scales) float64: the power of two at the foot of the top octave; amax is in [1, 2) of them."""
+        """The power of two at the foot of the top octave, (n_scales) float64; amax is in [1, 2) of them."""
         return ((self.top - BIAS + BIAS64) << MANTISSA64).view(torch.float64)
 
     @property
     def n_values(self) -> Tensor:
-        """(n_scales) int64: the number of values."""
+        """The number of values, (n_scales) int64."""
         return self.counts.sum(dim=(1, 2)) + self.underflow
 
     @property
     def centres(self) -> Tensor:
-        """(OCTAVES * 2^k) float64, units: the middle of each bin, the same for all scales."""
+        """The middle of each bin, (OCTAVES * 2^k) float64, in units; the same for all scales."""
         return self._feet + self.half_widths
 
     @property
     def half_widths(self) -> Tensor:
-        """(OCTAVES * 2^k) float64, units: no value is further from its bin's centre.
+        """The half of each bin's width, (OCTAVES * 2^k) float64, in units: no value is further from its bin's centre.
 
-        But for values in `underflow`, which stand for 0: they are below 2^(1 - OCTAVES).
+        Values in `underflow` are the exception: they stand for 0, and are below 2^(1 - OCTAVES).
         """
         octaves: Tensor = 2.0 ** torch.arange(1 - OCTAVES, 1, dtype=torch.float64)
         bins: int = 2**self.k
@@ -82,7 +82,7 @@ class Histogram:
 
     @property
     def _feet(self) -> Tensor:
-        """(OCTAVES * 2^k) float64, units: where each bin begins."""
+        """The beginning of each bin, (OCTAVES * 2^k) float64, in units."""
         n, k = self.counts.shape[-1], self.k
         return ((torch.arange(n) + ((BIAS64 + 1 - OCTAVES) << k)) << (MANTISSA64 - k)).view(torch.float64)
 
@@ -97,7 +97,7 @@ class Histogram:
         return half.add_(1).bitwise_right_shift_(1).sub_((BIAS64 + 1 - OCTAVES) << k).clamp_(0, self.counts.shape[-1])
 
     def linear(self) -> Tensor:
-        """(n_scales, 2^(k+1)) int64: |x| in equal bins over [0, 2) units, 2^k or more of them up to amax.
+        """|x| counted in equal bins over [0, 2) units, (n_scales, 2^(k+1)) int64: 2^k or more of them lie up to amax.
 
         Exact: in each octave below the top one, twice as many bins lie in one of these.
         """

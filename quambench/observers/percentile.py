@@ -31,7 +31,7 @@ def upper_quantile(batch: Batch, alpha: float) -> Tensor:
 
 @dataclass
 class _MovingQuantile(Observer):
-    """w_1 = m_1, w_t = w_{t-1} + σ_t (m_t - w_{t-1}), m_t the α-quantile of batch t's |x|."""
+    """A moving average of m_t, the α-quantile of batch t's |x|: w_1 = m_1, w_t = w_{t-1} + σ_t (m_t - w_{t-1})."""
 
     order_matters: ClassVar[bool] = True
     knows_sides: ClassVar[bool] = True  # α's share is then of either side: up to twice as much is clipped
@@ -57,9 +57,9 @@ class _MovingQuantile(Observer):
 @OBSERVERS.register("percentile")
 @dataclass
 class Percentile(_MovingQuantile):
-    """w_1 = m_1, w_t = w_{t-1} + σ (m_t - w_{t-1}), m_t the α-quantile of batch t's |x|.
+    """A moving average of m_t, the α-quantile of batch t's |x|: w_1 = m_1, w_t = w_{t-1} + σ (m_t - w_{t-1}).
 
-    Falls as well as rises, and depends on the order of batches; at α = 1 it is a moving average
+    It falls as well as rises, and depends on the order of batches; at α = 1 it is a moving average
     of maxima, not their maximum. Source: Quamba (c474646), its calibration's α and σ.
     """
 
