@@ -142,7 +142,7 @@ RECALL = Quality(
 def difference(quality: Quality, old: Record, new: Record, remark: str = "", level: float = LEVEL) -> Measured:
     """Return new - old on the same items, in the metric's plain unit. raises CannotMeasure"""
     if quality is ACCURACY and "items.correct" not in new.evidence:
-        raise CannotMeasure(f"{new.case_id} was asked for no last words")
+        raise CannotMeasure(f"{new.case_id} has no last-word items")
     if quality is ACCURACY:
         effect, n = flips(old.evidence["items.correct"], new.evidence["items.correct"], level)
     else:

@@ -240,7 +240,7 @@ def _filters_off(root: Path) -> dict[str, str]:
         elif scope != "command":
             theirs.add(name)
     if odd := [name for name in sorted(theirs) if "=" in name]:
-        raise GitFailed(f"the configuration of {root} names a filter that cannot be turned off: {odd[0]}")
+        raise GitFailed(f"the configuration of {root} names a filter that quambench cannot turn off: {odd[0]}")
     off = {name: "false" if name.endswith(".required") else "" for name in theirs}
     return {name: users.get(name, value) for name, value in sorted(off.items())}
 

@@ -95,7 +95,7 @@ def check_merges(document: Mapping[str, Any]) -> None:
         first, second = merge.split(" ") if isinstance(merge, str) else merge
         there = {first, second, first + second.removeprefix(prefix)} <= model["vocab"].keys()
         if not there or not second.startswith(prefix):
-            raise ValueError(f"it merges {first!r} and {second!r} into a token that it has not")
+            raise ValueError(f"it merges {first!r} and {second!r} into a token that its vocabulary lacks")
 
 
 def bytes_of_tokens(text: str, ends: Sequence[int], spelled: Sequence[int]) -> list[int]:

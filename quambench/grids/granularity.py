@@ -72,7 +72,7 @@ def layout(granularity: str, site: str, config: ModelConfig, groups: Groups | No
     if granularity != GROUPS:
         return GRANULARITIES[granularity](name, config)
     if groups is None:
-        raise BadParameter(f"{site} is to have a scale per group, and its layer has no groups")
+        raise BadParameter(f"{site} cannot have a scale per group: its layer has no groups")
     return _grouped_state(groups, config) if name == "ssm_state" else _grouped(groups)
 
 

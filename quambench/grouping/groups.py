@@ -42,16 +42,16 @@ class Groups:
         )
         divides = n_groups and n_heads and n_heads % n_groups == 0 and len(self.channel_index) % n_heads == 0
         if not (whole and divides and self.dim_sizes.ndim == 3 and self.dim_sizes.shape[:2] == self.head_sizes.shape):
-            raise BadParameter("groups: arrays whose types or shapes do not fit together")
+            raise BadParameter("groups: the types or shapes of the arrays do not fit together")
         per_group = n_heads // n_groups
         inside = self.head_index.view(n_groups, -1) - per_group * torch.arange(n_groups)[:, None]
         channels = self.channel_index.view(n_heads, -1)
         dims = channels - channels.shape[1] * self.head_index[:, None]
         if not (_permutes(inside) and _permutes(dims)):
-            raise BadParameter("groups: an index that is no permutation within SSD groups and heads")
+            raise BadParameter("groups: an index must be a permutation within SSD groups and heads")
         sizes = (self.head_sizes, per_group), (self.dim_sizes, channels.shape[1])
         if any((s < 1).any() or (s.sum(-1) != total).any() for s, total in sizes):
-            raise BadParameter("groups: sizes below 1, or that do not add up to the heads and channels there are")
+            raise BadParameter("groups: sizes must be 1 or more and add up to the number of heads and of channels")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -49,7 +49,7 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self.batch_size = _positive("batch_size", BATCH if batch_size is None else batch_size)
         self.max_length = _positive("max_length", max_length)
         if isinstance(model, Subject) and of_model:
-            raise BadParameter(f"a model that is made takes no {', '.join(of_model)}")
+            raise BadParameter(f"a Subject is complete: leave {', '.join(of_model)} out")
         keep_freed_memory()
         self.subject = model if isinstance(model, Subject) else _subject(model, of_model, device)
 
