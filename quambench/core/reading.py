@@ -160,8 +160,8 @@ def _check_depth(document: Any, place: Path | str) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Check that a zip archive is as large as what it holds: torch.save compresses nothing, so a smaller one would
-    unpack.
+    """Check that nothing in a zip archive is compressed: torch.save compresses nothing, and unpacking must not fill
+    memory.
 
     A file that is no archive passes. raises Unreadable
     """

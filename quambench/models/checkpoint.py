@@ -76,9 +76,7 @@ def bundled_names(language: str = "") -> tuple[str, ...]:
 
 
 def recalls(name: str) -> bool:
-    """Whether a model, bundled or in a folder, was trained on recall: its sequences are generated, and no text is
-    read.
-    """
+    """Whether a model, bundled or in a folder, was trained on recall: its sequences are generated, no text is read."""
     folder = _folder(name)
     return name in bundled_names("recall") or (folder is not None and (folder / RECALL_FILE).is_file())
 

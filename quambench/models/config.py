@@ -143,8 +143,9 @@ class ModelConfig:
 
 
 def _is_state_spaces(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is state-spaces'. Some exporters add model_type to its keys; transformers' own have
-    hidden_size.
+    """Whether a config.json is state-spaces'.
+
+    Some exporters add model_type to its keys; only transformers' own files have hidden_size.
     """
     if "model_type" not in raw:
         return True
