@@ -1,1 +1,1 @@
-"""Operations with more than one implementation; how to add one: kernels/README.md."""
+"""Operations with more than one implementation. kernels/README.md says how to add one."""

@@ -1,7 +1,7 @@
-"""Every Triton kernel compiled ahead of time, for GPUs that need not be there: `python -m quambench_kernels.aot`.
+"""Compilation of every Triton kernel ahead of time, for GPUs that need not be there: `python -m quambench_kernels.aot`.
 
-What is compiled is what the operations would start on tensors of the sizes of a Mamba and a Mamba2 with 130 million
-parameters: on the meta device a launch is not made but noted down.
+The kernels are those that the operations would start on tensors of the sizes of a Mamba and a Mamba2 with 130 million
+parameters: on the meta device a launch is noted instead of made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", t
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kernel of one case, compiled for one target."""
+    """A kernel of one case, compiled for one target."""
 
     case: str
     target: int
@@ -57,7 +57,7 @@ def table(cases: list[str] | None = None) -> list[Row]:
 
 
 def compiled(case: str, target: int) -> CompiledKernel:
-    """The kernel that a case starts; its stages are in `asm`."""
+    """Return the kernel that a case starts, compiled for a target; its stages are in `asm`."""
     return _compile(_planned(CASES[case]), target)
 
 
@@ -91,7 +91,7 @@ def _compile(launch: Launch, target: int) -> CompiledKernel:
 
 
 def _type(value: Any) -> str:
-    """As a launch would have it: None and the integer 1 become part of the kernel."""
+    """Return a value's type as a launch has it: None and the integer 1 become part of the kernel."""
     if isinstance(value, Tensor):
         return f"*{TYPES[value.dtype]}"
     if value is None or (isinstance(value, int) and value == 1):
@@ -100,7 +100,7 @@ def _type(value: Any) -> str:
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """REG, STACK, LOCAL, ... of the one kernel in it."""
+    """Return REG, STACK, LOCAL, ... of the one kernel in a cubin."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
@@ -110,7 +110,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
 
 
 def _widest(ptx: str) -> int:
-    """Bytes of the widest access to global memory; an asynchronous copy names its bytes."""
+    """Return the bytes of the widest access to global memory; an asynchronous copy names its bytes."""
     found = [int(count or 1) * int(bits) // 8
              for count, bits in re.findall(r"\b(?:ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)\b", ptx)]  # fmt: skip
     found += [

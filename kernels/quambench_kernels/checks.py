@@ -1,4 +1,4 @@
-"""What operations ask of their arguments; each refusal is one line that names the operation."""
+"""Checks of operations' arguments; each refusal is one line that names the operation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Checks:
-    """Of one call. Every method raises ValueError; a size given as None may be anything."""
+    """The checks of one call. Every method raises ValueError; a size given as None may be anything."""
 
     def __init__(self, op: str) -> None:
         self.op = op
@@ -30,13 +30,13 @@ class Checks:
             self.refuse(f"{name} must be ({wanted}) (got {tuple(x.shape)})")
 
     def scale(self, name: str, x: Tensor, *sizes: int) -> None:
-        """float32, of one of the sizes; 0 stands for a single one, ()."""
+        """Check that x is float32 of one of the sizes; 0 stands for a single scale, of shape ()."""
         if x.dtype != torch.float32 or not ((x.ndim == 0 and 0 in sizes) or (x.ndim == 1 and x.shape[0] in sizes)):
             wanted = " or ".join("()" if n == 0 else f"({n},)" for n in sizes)
             self.refuse(f"{name} must be {wanted} float32 (got {tuple(x.shape)} {x.dtype})")
 
     def broadcasts(self, name: str, x: Tensor, *sizes: int) -> None:
-        """A float32 scale whose shape broadcasts to these sizes."""
+        """Check that x is a float32 scale whose shape broadcasts to these sizes."""
         fits = x.ndim <= len(sizes) and all(m in (1, n) for m, n in zip(x.shape[::-1], sizes[::-1], strict=False))
         if x.dtype != torch.float32 or not fits:
             self.refuse(f"{name} must be float32 and broadcast to {sizes} (got {tuple(x.shape)} {x.dtype})")
@@ -46,13 +46,15 @@ class Checks:
             self.refuse(f"{name} must be {' or '.join(str(d) for d in dtypes)} (got {x.dtype})")
 
     def together(self, **tensors: Tensor | None) -> None:
-        """On one device."""
+        """Check that tensors are on one device."""
         if len({x.device for x in tensors.values() if x is not None}) > 1:
             found = {name: x.device for name, x in tensors.items() if x is not None}
             self.refuse(f"all must be on one device (got {', '.join(f'{n}: {d}' for n, d in found.items())})")
 
     def alike(self, beside: Mapping[str, Tensor | None] = MappingProxyType({}), /, **tensors: Tensor | None) -> None:
-        """On one device and of one floating dtype; what is `beside` may be float32 where that one is narrower."""
+        """Check that tensors are on one device and of one floating dtype; those `beside` may be float32 where it is
+        narrower.
+        """
         self.together(**tensors, **beside)
         dtypes = {x.dtype for x in tensors.values() if x is not None}
         others = {x.dtype for x in beside.values() if x is not None}
@@ -73,7 +75,9 @@ class Checks:
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """x (B, L, ...), or a copy in which what follows the second axis is dense: what a kernel that walks rows reads."""
+    """Return x (B, L, ...) with everything after the second axis dense, copied if need be, for kernels that walk
+    rows.
+    """
     dense = 1
     for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
         if size != 1 and stride != dense:

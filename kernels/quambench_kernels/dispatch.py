@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs, by name, and a record of what ran.
+"""Dispatch: which implementation of an operation runs, by name, and a record of what ran.
 
 "auto" takes the first implementation, in order of registration, that serves the device, can run and
 is wanted there. One asked for by name runs or raises: nothing here falls back. $QUAMBENCH_KERNELS,
@@ -22,7 +22,7 @@ ASKED = "QUAMBENCH_KERNELS"
 
 
 class UnavailableError(ValueError):
-    """No implementation of that name, or one that cannot run here."""
+    """An implementation that does not exist, or that cannot run here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class _Implementation:
 
 _known: dict[str, dict[str, _Implementation]] = {}
 _ran: dict[str, set[str]] = {}
-# What `_find` found, with the entries it was found in: an operation is called thousands of times a second.
+# Results of `_find`, with the entries they came from: an operation is called thousands of times a second.
 _able: dict[tuple[Any, ...], tuple[dict[str, _Implementation], list[tuple[str, _Implementation]]]] = {}
 
 
@@ -79,17 +79,17 @@ def register(
 
 
 def implementations(op: str) -> list[str]:
-    """Names known for `op`, preferred first, whether or not they can run here."""
+    """Return the names known for `op`, preferred first, whether or not they can run here."""
     return list(_known.get(op, {}))
 
 
 def operations() -> list[str]:
-    """Names of all that have been registered so far."""
+    """Return the names of all operations that have been registered so far."""
     return list(_known)
 
 
 def obstacle(op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """Why an implementation cannot run here, or None. raises UnavailableError where it is not known"""
+    """Return why an implementation cannot run here, or None. raises UnavailableError where it is not known"""
     entry = _known.get(op, {}).get(impl)
     if entry is None:
         raise UnavailableError(f"{op}: no implementation named {impl!r}. Known: {', '.join(_known.get(op, {}))}")
@@ -99,10 +99,11 @@ def obstacle(op: str, impl: str, device: torch.device, dtype: torch.dtype | None
 def resolve(
     op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None, size: int | None = None
 ) -> Callable[..., Any]:
-    """The implementation to call now; its name is entered in `chosen()`.
+    """Return the implementation to call now, and enter its name in `chosen()`.
 
     dtype  what is computed in, where that decides
     size   how much there is to do, where that decides
+    raises UnavailableError
     """
     key = (op, impl, device.type, dtype)
     entries = _known.get(op, {})
@@ -117,7 +118,7 @@ def resolve(
 
 
 def _find(op: str, impl: str, device: str, dtype: torch.dtype | None) -> list[tuple[str, _Implementation]]:
-    """Those that can run and are wanted, preferred first."""
+    """Return the implementations that can run and are wanted, preferred first. raises UnavailableError"""
     entries = _known.get(op, {})
     asked = _asked().get(op, "auto") if impl == "auto" else "auto"
     if asked != "auto" and (asked not in entries or not entries[asked].serves_not(device, dtype)):
@@ -139,7 +140,7 @@ def _find(op: str, impl: str, device: str, dtype: torch.dtype | None) -> list[tu
 
 
 def _asked() -> dict[str, str]:
-    """Operation -> implementation, of $QUAMBENCH_KERNELS."""
+    """Return operation -> implementation, of $QUAMBENCH_KERNELS. raises UnavailableError"""
     pairs = [part.partition("=") for part in os.environ.get(ASKED, "").split(",") if part.strip()]
     if not all(op and sign and name for op, sign, name in pairs):
         raise UnavailableError(f"${ASKED} must read operation=implementation,... (got {os.environ[ASKED]!r})")
@@ -147,7 +148,7 @@ def _asked() -> dict[str, str]:
 
 
 def check_asked() -> None:
-    """Whether all that $QUAMBENCH_KERNELS names exists. raises UnavailableError"""
+    """Check that all that $QUAMBENCH_KERNELS names exists. raises UnavailableError"""
     asked = _asked()
     if asked:
         for package in pkgutil.iter_modules(import_module(__package__).__path__):
@@ -163,15 +164,15 @@ def check_asked() -> None:
 
 
 def ran(op: str, name: str) -> None:
-    """Enter what runs in `chosen()`."""
+    """Enter an implementation that runs in `chosen()`."""
     _ran.setdefault(op, set()).add(name)
 
 
 @contextmanager
 def around(op: str, wrapper: Callable[..., Any], only: str = "") -> Iterator[None]:
-    """For tests and self-tests: every implementation of `op`, or the one named, is wrapper(implementation, *arguments).
+    """Replace every implementation of `op`, or the one named, by wrapper(implementation, *arguments); for tests.
 
-    What follows int8_linear's product in the same kernel is left out: the product and the finish are then two.
+    Kernels that do int8_linear's product and its finish at once are left out: the two then run one after the other.
     """
     whole = _known[op]
     try:
@@ -184,5 +185,5 @@ def around(op: str, wrapper: Callable[..., Any], only: str = "") -> Iterator[Non
 
 
 def chosen() -> dict[str, str]:
-    """Operation -> the implementation that has run in this process; several are joined by "+"."""
+    """Return operation -> the implementation that has run in this process; several are joined by "+"."""
     return {op: "+".join(sorted(names)) for op, names in sorted(_ran.items())}

@@ -1,6 +1,6 @@
-"""How files are written: whole or not at all, and never through a link.
+"""Writing of files: whole or not at all, and never through a link.
 
-What is new is written in a folder of its own beside the old one, flushed to the disk, and then takes its place in one
+A new file is written in a folder of its own beside the old one, flushed to the disk, and then takes its place in one
 step. A process that is killed leaves its folder behind, with whatever a library had begun in it; the next one that
 writes there sweeps it. The writer holds a lock on its folder, so that a living writer's is never swept.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # no flock on this system: what was left is told by its age alone
+except ImportError:  # no flock on this system: what was left is recognised by its age alone
     fcntl = None  # type: ignore[assignment]
 
 MARK, SUFFIX = ".quambench-", ".partial"
@@ -28,7 +28,7 @@ _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new empty file to write to, which takes the place of `path` once the block ends well.
+    """Yield a new empty file to write to, which takes the place of `path` once the block ends well.
 
     Nothing that stood under either name is written through: a link at `path` is replaced, not followed. A file that
     is replaced hands its permissions on.
@@ -54,7 +54,9 @@ def is_begun(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what killed writers left in a folder; what cannot be removed stays. Returns what went."""
+    """Remove what killed writers left in a folder; what cannot be removed stays. Returns the folders that were
+    removed.
+    """
     gone = []
     with suppress(OSError):
         for left in sorted(folder.glob(f"{MARK}*{SUFFIX}")):
@@ -75,7 +77,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def _created(beside: Path) -> tuple[Path, int]:
-    """A folder under a new name, and the descriptor that holds its lock for as long as it is needed."""
+    """Return a folder under a new name, and the descriptor that holds its lock for as long as it is needed."""
     while True:
         folder = beside / f"{MARK}{secrets.token_hex(8)}{SUFFIX}"
         try:
@@ -95,7 +97,7 @@ def _is_at(descriptor: int, folder: Path) -> bool:
 
 
 def _begin(partial: Path, path: Path) -> int:
-    """Make the file. Returns the permissions that it is to have: the old file's, or what the umask leaves."""
+    """Make the file. Returns the permissions that it shall have: the old file's, or what the umask leaves."""
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         return stat.S_IMODE(_mode_of(path) or os.fstat(descriptor).st_mode)
@@ -104,7 +106,7 @@ def _begin(partial: Path, path: Path) -> int:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether it is ours now; None where this file system has no locks."""
+    """Whether the lock is ours now; None where this file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -117,7 +119,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _abandoned(left: Path) -> bool:
-    """Remove a folder whose writer is gone. Returns whether it was so."""
+    """Remove a folder if its writer is gone. Returns whether it was."""
     descriptor = os.open(left, _FOLDER)
     try:
         ours = _lock(descriptor)
@@ -139,7 +141,7 @@ def _mode_of(path: Path) -> int | None:
 
 
 def _flush(partial: Path, mode: int) -> None:
-    """A library may have put another file in the place of the one that was made, and for its owner alone."""
+    """Flush the file to disk, and set its mode: a library may have replaced it by another, for its owner alone."""
     descriptor = os.open(partial, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     try:
         os.fchmod(descriptor, mode)

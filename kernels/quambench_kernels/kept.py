@@ -1,9 +1,9 @@
 """Files kept from one run to the next, believed only where contents, owner and mode say so.
 
 An entry ends with the sha256 of its name and contents: one that was cut, altered or put under another name is seen. It
-belongs to the user or to root, nobody else may write to it or to its folder, and it is read whole: what was checked is
-what is used. An entry that cannot be believed is made anew; a folder that cannot be trusted or written is left alone,
-and the work is done for this process. Both are said on stderr, in a line.
+belongs to the user or to root, nobody else may write to it or to its folder, and it is read whole: the bytes that were
+checked are the bytes that are used. An entry that cannot be believed is made anew; a folder that cannot be trusted or
+written is left alone, and the work is done for this process. Both are said on stderr, in a line.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from quambench_kernels.files import flush_folder
 VARIABLE = "QUAMBENCH_KERNELS_CACHE"
 LARGEST = 2**26  # bytes of an entry; the largest known is 200 kB
 SEAL = 2 + 64  # a line with a sha256, at the end of every entry
-PLACES = ("building-", "asking-")  # what names of folders that are gone after the work begin with
-ABANDONED = 24 * 3600  # seconds after which such a folder is nobody's, where no lock can tell
+PLACES = ("building-", "asking-")  # how names of folders begin that are gone after the work
+ABANDONED = 24 * 3600  # seconds after which such a folder counts as abandoned, where no lock can tell
 
 
 class UntrustedError(Exception):
-    """Why an entry or a folder is not believed, as the end of a sentence that its path begins."""
+    """The reason why an entry or a folder is not believed, as the end of a sentence that its path begins."""
 
 
 def cache_folder() -> Path:
-    """$QUAMBENCH_KERNELS_CACHE, or quambench/kernels in the user's cache folder. raises RuntimeError without a home"""
+    """Return $QUAMBENCH_KERNELS_CACHE, or quambench/kernels in the user's cache folder. raises RuntimeError without
+    a home
+    """
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named)
@@ -44,7 +46,9 @@ def cache_folder() -> Path:
 
 
 def read(name: str) -> bytes | None:
-    """Return what is kept under a name, or None: nothing is, or it cannot be believed, and a line says why."""
+    """Return the contents kept under a name. None where there are none, or where a line says why they cannot be
+    believed.
+    """
     folder = _trusted_folder()
     if folder is None:
         return None
@@ -58,7 +62,7 @@ def read(name: str) -> bytes | None:
 
 
 def keep(name: str, contents: bytes) -> None:
-    """Put contents under a name, whole or not at all, until they are replaced; where that fails, it is said."""
+    """Keep contents under a name, whole or not at all, until they are replaced; a failure is said in a line."""
     folder = _trusted_folder()
     if folder is None:
         return
@@ -74,7 +78,7 @@ def keep(name: str, contents: bytes) -> None:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A private folder to work in, gone afterwards; the next process sweeps what a killed one left of its own.
+    """Yield a private folder to work in, gone afterwards; the next process sweeps what a killed one left of its own.
 
     raises OSError where not even a temporary folder can be had
     """
@@ -82,7 +86,7 @@ def workplace() -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         place = None
         if folder is not None:
-            with contextlib.suppress(OSError):  # it can be read alone: a temporary folder does as well
+            with contextlib.suppress(OSError):  # the cache is read-only: a temporary folder does as well
                 place = stack.enter_context(_place_in(folder))
         yield place or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quambench-kernels-")))
 
@@ -97,7 +101,9 @@ def _trusted_folder() -> Path | None:
 
 @cache
 def _checked(folder: Path, user: int) -> Path | None:
-    """The folder, made where there is none and swept; None where it cannot be trusted, which is said."""
+    """Return the folder, made where it is missing and swept; None where it cannot be trusted, which is said in a
+    line.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(folder.stat(), user)
@@ -109,7 +115,7 @@ def _checked(folder: Path, user: int) -> Path | None:
 
 
 def _contents(path: Path) -> bytes:
-    """raises OSError, UntrustedError"""
+    """Return the contents of an entry. raises OSError, UntrustedError"""
 
     def opened(name: str, flags: int) -> int:  # neither through a link nor waiting for a pipe's other end
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -127,7 +133,7 @@ def _contents(path: Path) -> bytes:
 
 
 def _check(found: os.stat_result, user: int) -> None:
-    """raises UntrustedError where somebody else may have written, or may still"""
+    """Check that nobody else can have written to a file or folder. raises UntrustedError"""
     if found.st_uid not in (user, 0):
         raise UntrustedError(f"belongs to somebody else (user {found.st_uid})")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -150,7 +156,9 @@ def _write(path: Path, contents: bytes) -> None:
 
 @contextmanager
 def _place_in(folder: Path) -> Iterator[Path]:
-    """A folder with a lock that ends with its process: who can take it knows that the folder is nobody's."""
+    """Yield a folder with a lock that ends with its process: whoever can take the lock knows that the folder is
+    abandoned.
+    """
     with tempfile.TemporaryDirectory(dir=folder, prefix=PLACES[0], ignore_cleanup_errors=True) as name:
         place = Path(name)
         with (place / "lock.new").open("xb") as lock:
@@ -192,6 +200,6 @@ def _say_once(line: str) -> None:
 
 
 def _say(line: str) -> None:
-    """On stderr and not as a warning, which a filter may turn into the end of the run."""
+    """Print a line on stderr, and not as a warning, which a filter may turn into the end of the run."""
     with contextlib.suppress(OSError, ValueError):  # nobody may be listening
         sys.stderr.write(f"quambench kernels: {line}\n")

@@ -1,4 +1,4 @@
-"""Implementations in Triton are entered without it: it is imported when the first of them is called."""
+"""Implementations in Triton, entered without importing it: it is imported when the first of them is called."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """A function of quambench_kernels.<op>.triton.
+    """A function of quambench_kernels.<op>.triton that is imported when it is called.
 
-    fused  another, which does in one kernel what follows this one too; see int8_linear
+    fused  another, which in one kernel also does the step after this one; see int8_linear
     """
 
     op: str
@@ -34,7 +34,7 @@ class Later:
 
 @cache
 def why_not() -> str | None:
-    """For dispatch.register: the reason why no kernel of Triton can run here, or None."""
+    """Return the reason why no kernel of Triton can run here, or None; for dispatch.register."""
     return None if find_spec("triton") else "triton is not installed"
 
 

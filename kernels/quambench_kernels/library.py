@@ -1,4 +1,4 @@
-"""Entering operations in torch.library, as quambench::<op>, so that torch.compile and torch.export know them."""
+"""Registration of operations in torch.library, as quambench::<op>, so that torch.compile and torch.export know them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIBRARY = torch.library.Library("quambench", "DEF")
 
 
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register the decorated function; what is returned calls it through PyTorch's dispatcher.
+    """Register the decorated function; the result calls it through PyTorch's dispatcher.
 
     schema  "<op>(Tensor x, ...) -> Tensor"; no result may be, or be a view of, an argument
     fake    the same arguments -> empty results of the right shape, dtype and device

@@ -1,4 +1,4 @@
-"""float16 and bfloat16 for implementations that compute in the dtype they are given."""
+"""Wrappers for float16 and bfloat16 around implementations that compute in the dtype they are given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UP_TO_FLOAT32 = (torch.float32, *NARROW)
 
 
 def in_float32(run: Callable[..., R], state: int | None = None) -> Callable[..., R]:
-    """`run`, with narrow arguments widened before and its results rounded once, after.
+    """Return `run` with narrow arguments widened before and its results rounded once, after.
 
     A sum or a state that is rounded at every step keeps three digits of float16's, two of bfloat16's; the published
     kernels compute in float32 too.

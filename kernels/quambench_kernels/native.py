@@ -29,7 +29,7 @@ from torch import Tensor
 
 from quambench_kernels import kept
 
-FOLDER = Path(__file__).parent  # of the headers
+FOLDER = Path(__file__).parent  # the headers' folder
 # A division, a square root, a rounding are what IEEE says; only the compiler's right to keep errno and
 # floating-point traps is given up, without which no loop with rint or a comparison becomes vector code.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
@@ -39,12 +39,12 @@ _numbers = itertools.count()
 
 
 class BuildError(RuntimeError):
-    """There is no compiler, or it refused; one line."""
+    """A build that is impossible: there is no compiler, or it refused. The message is one line."""
 
 
 @cache
 def load(source: Path, *flags: str) -> ctypes.CDLL:
-    """The library built from one C++ file, with these flags beside FLAGS. raises BuildError"""
+    """Load the library built from one C++ file, with these flags beside FLAGS. raises BuildError"""
     op = source.parent.name
     try:
         compiler = _compiler()
@@ -55,18 +55,18 @@ def load(source: Path, *flags: str) -> ctypes.CDLL:
         name = f"{op}-{key}.so"
         found = kept.read(name)
         if found is not None:
-            with suppress(OSError):  # whole, but what it rests on is not here: once more, from the source
+            with suppress(OSError):  # whole, but a library that it needs is not here: build it again
                 return _opened(name, found)
         made = _built(command, source)
         library = _opened(name, made)
-        kept.keep(name, made)  # once it has been loaded: another would be made anew every time
+        kept.keep(name, made)  # only after it has been loaded: one that cannot be would be kept and rebuilt every time
         return library
     except OSError as error:  # no folder to work in, or nothing may be loaded
         raise BuildError(f"{op}: {_one_line(str(error))}") from error
 
 
 def _opened(name: str, contents: bytes) -> ctypes.CDLL:
-    """A library from memory, so that what was checked is what runs, whatever becomes of its file. raises OSError"""
+    """Return a library loaded from memory, so that the bytes that were checked are those that run. raises OSError"""
     with suppress(AttributeError, OSError):  # no such memory on this system, or nothing may run from it
         at = os.memfd_create(name)
         try:
@@ -83,7 +83,7 @@ def _opened(name: str, contents: bytes) -> ctypes.CDLL:
 
 
 def why_not(source: Path, *flags: str) -> Callable[[], str | None]:
-    """For dispatch.register: the reason why `load` fails here, or None."""
+    """Return a function that says why `load` fails here, or None; for dispatch.register."""
 
     @cache
     def reason() -> str | None:
@@ -97,25 +97,25 @@ def why_not(source: Path, *flags: str) -> Callable[[], str | None]:
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
-    """The address of a tensor's first element; null for None."""
+    """Return the address of a tensor's first element; null for None."""
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
 def strided(x: Tensor | None) -> tuple[ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]:
-    """Address and strides of batch and position, as the kernels take a (B, L, ...) tensor; zeros for None."""
+    """Return address and strides of batch and position, as the kernels take a (B, L, ...) tensor; zeros for None."""
     if x is None:
         return pointer(None), ctypes.c_int64(0), ctypes.c_int64(0)
     return pointer(x), ctypes.c_int64(x.stride(0)), ctypes.c_int64(x.stride(1))
 
 
 def threads() -> ctypes.c_int:
-    """How many PyTorch may use now."""
+    """Return how many threads PyTorch may use now."""
     return ctypes.c_int(torch.get_num_threads())
 
 
 @cache
 def _compiler() -> list[str]:
-    """$CXX, which may have arguments, or g++ or c++. The sources are for GCC."""
+    """Return $CXX, which may have arguments, or g++ or c++. The sources are for GCC. raises BuildError"""
     try:
         named = shlex.split(os.environ.get("CXX", ""))
     except ValueError as error:  # a quotation mark without its other
@@ -129,13 +129,13 @@ def _compiler() -> list[str]:
 
 @cache
 def _target(compiler: tuple[str, ...]) -> bytes:
-    """What -march=native means here, and which compiler says so."""
+    """Return the meaning of -march=native here, and the compiler's version. raises BuildError"""
     asked = [*compiler, "-march=native", "-x", "c++", "-E", "-v", os.devnull, "-o", os.devnull]
     return _run(asked)[1]
 
 
 def _built(command: list[str], source: Path) -> bytes:
-    """raises BuildError, OSError"""
+    """Return the library that a compiler makes of a source. raises BuildError, OSError"""
     with kept.workplace() as folder:
         library, object_file = folder / "kernel.so", folder / "kernel.o"
         # Linked without -fopenmp: its symbols are then found in the runtime that PyTorch brought.
@@ -145,7 +145,7 @@ def _built(command: list[str], source: Path) -> bytes:
 
 
 def _succeed(command: list[str], makes: Path) -> None:
-    """raises BuildError where a compiler fails, or makes nothing"""
+    """Run a compiler that shall make a file. raises BuildError where it fails, or makes none"""
     compiler = _one_line(Path(command[0]).name)
     code, said = _run(command)
     if code:
@@ -157,7 +157,7 @@ def _succeed(command: list[str], makes: Path) -> None:
 
 
 def _run(command: list[str]) -> tuple[int, bytes]:
-    """The exit status and the beginning of what was said on stderr. raises BuildError where it does not end"""
+    """Return the exit status and the beginning of what was said on stderr. raises BuildError where it does not end"""
     if _endless:
         raise BuildError(_endless[0])
     # A session of its own: what a compiler has started ends with it.
@@ -177,7 +177,7 @@ def _run(command: list[str]) -> tuple[int, bytes]:
             raise BuildError(_endless[0]) from None
 
 
-_endless: list[str] = []  # what there is to say of a compiler that hung: nobody waits for it twice
+_endless: list[str] = []  # the message about a compiler that hung: it is not waited for twice
 
 
 def _heard(running: subprocess.Popen[bytes], until: float) -> bytes:

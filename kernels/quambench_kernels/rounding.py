@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def quantize_ref(x: Tensor, scale: Tensor, q_max: int) -> Tensor:
-    """x floating by a scale that broadcasts to it -> int8; the quotient is taken in x's dtype."""
+    """Quantize x floating by a scale that broadcasts to it -> int8; the quotient is taken in x's dtype."""
     return torch.round(x / scale.to(x.dtype)).clamp_(-q_max - 1, q_max).to(torch.int8)
 
 
 def dequantize_ref(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """int8 by a scale that broadcasts to it -> dtype; float32 is what the runtime computes in."""
+    """Multiply int8 by a scale that broadcasts to it -> dtype; the runtime computes in float32."""
     return q.to(dtype) * scale.to(dtype)

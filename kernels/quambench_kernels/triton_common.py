@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the one rounding rule, functions in float32, and how a kernel is started.
+"""The shared part of the Triton kernels: the rounding rule, functions in float32, and the start of a kernel.
 
 A compiler may contract a product and a sum into one rounding where a kernel is started with `fuse`. The functions here
 say `tl.fma` where they want one, and are right with and without.
@@ -19,9 +19,9 @@ import triton.language as tl
 
 @triton.jit
 def on_grid(x, scale, q_max):
-    """int8 of float32 x by its scale: a correctly rounded quotient, ties to even, -q_max - 1 to q_max; NaN to 0.
+    """Round float32 x by its scale to int8: a correctly rounded quotient, ties to even, -q_max - 1 to q_max; NaN to 0.
 
-    0 is what PyTorch makes of NaN. From 1.5 * 2^23 to 2^24 float32 holds integers alone, so adding 1.5 * 2^23 rounds to
+    PyTorch also makes 0 of NaN. From 1.5 * 2^23 to 2^24 float32 holds integers alone, so adding 1.5 * 2^23 rounds to
     an integer as every addition rounds, ties to even; its last eight bits are then the int8, since 1.5 * 2^23 has none
     there. The quotient is on the grid before, and nothing rounds between the two: a division is no part of an FMA.
     """
@@ -33,7 +33,7 @@ def on_grid(x, scale, q_max):
 
 @triton.jit
 def exp(x):
-    """e^x of float32 for x <= 88, to about a rounding; the hardware's own is off by more, and the more the larger |x|.
+    """Return e^x of float32 for x <= 88, to about a rounding; the hardware's own is off by more, most for large |x|.
 
     x = n ln 2 + r, |r| <= ln 2 / 2; Taylor's polynomial of degree 7 is off by 0.3466^8 / 8! = 5.2e-9, an eleventh of a
     rounding. ln 2 comes in two parts, of which n times the first is exact. Below -87 it stays at e^-87; NaN stays NaN.
@@ -57,13 +57,13 @@ def exp(x):
 
 @triton.jit
 def silu(x):
-    """x / (1 + e^-x), float32."""
+    """Return x / (1 + e^-x), float32."""
     return tl.div_rn(x, 1.0 + exp(-x))
 
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x), float32; above 20 it is x, as PyTorch has it: e^-20 is less than half a rounding of 20.
+    """Return log(1 + e^x), float32; above 20 it is x, as PyTorch has it: e^-20 is less than half a rounding of 20.
 
     max(x, 0) + log(1 + z), z = e^-|x|; log(1 + z) = 2 atanh(s), s = z / (2 + z) <= 1/3, whose series is cut after s^13:
     the next term is at most 3^-14 / 15 = 1.4e-8 of the whole.
@@ -82,14 +82,14 @@ def softplus(x):
 
 @triton.jit
 def read(at, mask, scale):
-    """float32 of what lies there: floats where scale is None, else integers times their scale; 0 outside mask."""
+    """Load float32: floats where scale is None, else integers times their scale; 0 outside of mask."""
     x = tl.load(at, mask=mask, other=0).to(tl.float32)
     return x if scale is None else x * scale
 
 
 @triton.jit
 def scale_of(scale, step, channel, mask):
-    """A scale a channel, from one (step 0) or one each (step 1)."""
+    """Load a scale for each channel, from one (step 0) or one each (step 1)."""
     return tl.load(scale + channel * step, mask=mask, other=1.0)
 
 
@@ -129,16 +129,16 @@ def launch(
 
 
 def ceil_power(n: int) -> int:
-    """The smallest power of two that is at least n, and 1."""
+    """Return the smallest power of two that is at least n, and 1."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def dense_last(x: torch.Tensor) -> torch.Tensor:
-    """x (..., n) as (rows, n), the last axis dense."""
+    """Return x (..., n) as (rows, n), the last axis dense."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 
 
 def scale_step(scale: torch.Tensor | None) -> int:
-    """How far apart the scales of two channels lie: 0 for a single one."""
+    """Return how far apart the scales of two channels lie: 0 for a single one."""
     return 0 if scale is None or scale.ndim == 0 else scale.stride(0)

@@ -45,9 +45,9 @@ def register_upstream(op: str, module: str, run: Any, sizes: range | None = None
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, silu: bool) -> Tensor:
-    """causal_conv1d_ref's signature, widths 2 to 4.
+    """Compute causal_conv1d_ref, with its signature, for widths 2 to 4.
 
-    What came before is taken beside channels that lie next to each other, in eights; before others it is put in front.
+    The kernel takes a history where the number of channels is a multiple of eight; elsewhere it is put in front of x.
     """
     run: Callable[..., Tensor] = import_module("causal_conv1d").causal_conv1d_fn
     activation = "silu" if silu else None
@@ -72,7 +72,9 @@ def selective_scan(
     dt_bias: Tensor | None,
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """selective_scan_ref's signature. From a state that is not zero, or for one position, it goes step by step."""
+    """Compute selective_scan_ref, with its signature. From a state that is not zero, or for one position, it goes
+    by steps.
+    """
     softplus = dt_bias is not None
     A, D, bias = A.float(), D.float(), None if dt_bias is None else dt_bias.float()
     if u.shape[1] == 1 or bool(state.any()):
@@ -102,8 +104,11 @@ def ssd(
     dt_max: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """ssd_ref's signature. One position goes through the step's kernel, which knows no limits of Δ; chunks are rounded
-    up to a power of two, which changes no sum that counts."""
+    """Compute ssd_ref, with its signature.
+
+    One position goes through the step's kernel, which knows no limits of Δ; chunks are rounded up to a power of two,
+    which changes no sum that counts.
+    """
     A, softplus = A.float(), dt_bias is not None
     limits = (0.0, float("inf")) if dt_bias is None else (dt_min, dt_max)
     if x.shape[1] == 1 and limits == (0.0, float("inf")):

@@ -1,1 +1,1 @@
-"""How long a kernel takes, always as a ratio of two calls measured in turn in one run."""
+"""Benchmarks of kernels and models: always a ratio of two calls measured in turn in one run."""

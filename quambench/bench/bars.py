@@ -1,4 +1,4 @@
-"""Whole models against what they should cost: a ratio each, smaller is better, and its limit."""
+"""Bars for whole models: ratios of what they cost to what they should cost, where smaller is better, with limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quambench.bench.kernels import SHAPES, conv_by_table, conv_eager
 from quambench.bench.models import Pair, n_bytes, pair, transformers_model
 from quambench.core.memory import give_back
 
-# Of the issue that asked for kernels: times as fast, turned over where that is how it was said.
+# Limits of the issue that asked for kernels; where it says "times as fast", the reciprocal.
 OVER_TRANSFORMERS = {"mamba-130m": 1 / 2.5, "mamba2-130m": 1 / 1.8}
 OVER_PRODUCTS = {"mamba-130m": 1.7, "mamba2-130m": 1.5}
 INT8_OVER_FLOAT = 1 / 2
@@ -24,7 +24,7 @@ TRANSFORMERS_ROUNDS = 21  # of three to five seconds each
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A ratio and what it should be at most; the upper end of its interval has to be.
+    """A ratio and its limit; the upper end of the ratio's interval has to be below it.
 
     ratio  None where it could not be measured; `why` says why
     """
@@ -43,7 +43,9 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes that a model keeps, and that a forward of 512 tokens takes beside them at its peak (None: unknown)."""
+    """The bytes that a model keeps, and those that a forward of 512 tokens takes beside them at its peak (None:
+    unknown).
+    """
 
     name: str
     kept: int
@@ -51,7 +53,7 @@ class Memory:
 
 
 def conv_bars() -> Iterator[Bar]:
-    """The convolution's own, at Mamba2's width."""
+    """Yield the bars of the convolution, at Mamba2's width."""
     shape = SHAPES["mamba2-130m"]
     ratio = interleaved(*conv_by_table(shape, 512), rounds=101)
     yield Bar("int8_causal_conv1d, a scale per channel", "one scale", ratio, TABLE_OVER_ONE_SCALE)
@@ -60,7 +62,7 @@ def conv_bars() -> Iterator[Bar]:
 
 
 def model_bars(name: str) -> Iterator[Bar | Memory]:
-    """name: in models.CONFIGS. One at a time, as they are measured."""
+    """Yield the bars of a model in models.CONFIGS, one at a time, as they are measured."""
     made = pair(name)
     floating, quantized = made.floating, made.quantized
     yield from _against_transformers(name, made)
@@ -89,7 +91,7 @@ def _against_transformers(name: str, made: Pair) -> Iterator[Bar]:
 
 
 def working_bytes(call: Call) -> int | None:
-    """How far the process grows while a call runs; None where the system does not tell (only Linux does).
+    """Return how far the process grows while a call runs; None where the system does not tell (only Linux does).
 
     The first run is not measured: it allocates what stays.
     """

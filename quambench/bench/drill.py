@@ -1,4 +1,4 @@
-"""The latency gate under test: slowdowns planted in a kernel, and clean repeats, judged as a run judges them."""
+"""Drills of the latency gate: slowdowns planted in a kernel, and clean repeats, judged as a run judges them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class Drill:
-    """One row: how many of the planted slowdowns were caught and how many clean repeats raised an alarm.
+    """The result for one row: how many planted slowdowns were caught and how many clean repeats raised an alarm.
 
     margin      of the ratio, from the spread when it was recorded
     ..._at_once  where the first measurement alone would decide
@@ -48,7 +48,7 @@ class Drill:
 def drill(
     progress: Callable[[str, int, int], None], planted: int = PLANTED, clean: int = CLEAN, of: tuple[str, ...] = ROWS
 ) -> Iterator[Drill]:
-    """Each row is recorded, as --qb-update would, then judged again and again."""
+    """Record each row, as --qb-update would, then judge it again and again."""
     todo = [row for row in rows(SHAPES) if row.name in of]
     for i, row in enumerate(todo):
         stored = record(row.make)
@@ -60,7 +60,7 @@ def drill(
 
 
 def _judged(make: Make, stored: Recorded, tries: int, progress: Callable[[int, int], None]) -> tuple[int, int]:
-    """How often it is a regression, and how often the first measurement alone says so."""
+    """Return how often it is a regression, and how often the first measurement alone says so."""
     red = at_once = 0
     for n in range(tries):
         progress(n, tries)
@@ -81,7 +81,7 @@ def _slow(make: Make, seconds: float) -> tuple[Call, Call]:
 
 
 def slowed(call: Call, seconds: float) -> Call:
-    """The call, and then `seconds` of work."""
+    """Return a call that makes this call, and then works for `seconds`."""
 
     def run() -> object:
         result = call()

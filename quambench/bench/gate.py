@@ -1,10 +1,10 @@
-"""When a latency is a regression, and where its baselines are.
+"""The gate of latencies: when one is a regression, and where its baselines are.
 
 A ratio is measured on SETS of inputs, each in memory of its own, since where tensors lie changes a kernel by several
-per cent; of each set the fastest of many samples counts on either side, since others on the machine only ever add;
-and with one thread, since a neighbour that takes one of two cores doubles a call with two threads and leaves one with
-one alone. What remains (caches and memory that neighbours share) differs from row to row, so it is measured when a
-baseline is recorded: the margin is three times that spread, and never under LEAST_MARGIN.
+per cent. In each set the fastest of many samples counts on either side, since others on the machine only ever add.
+Everything runs with one thread, since a neighbour that takes one of two cores doubles a call with two threads and
+leaves one with one alone. What remains (caches and memory that neighbours share) differs from row to row, so it is
+measured when a baseline is recorded: the margin is three times that spread, and never under LEAST_MARGIN.
 """
 
 from __future__ import annotations
@@ -42,13 +42,20 @@ SPREADS = 3.0  # of the margin
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A baseline. ratio: the median of its measurements; spread: of their logarithms, a standard deviation."""
+    """A baseline.
+
+    ratio   the median of its measurements
+    spread  the standard deviation of their logarithms
+    """
 
     ratio: float
     spread: float
 
     def __post_init__(self) -> None:
-        """raises BadArtefact for what no measurement can come to: every verdict after it would say nothing"""
+        """Refuse numbers that no measurement can come to, since every verdict after them would say nothing.
+
+        raises BadArtefact
+        """
         if not (number(self.ratio) and 0 < self.ratio < math.inf):
             raise BadArtefact(f"a ratio must be a number above 0 (got {shown(self.ratio)})")
         if not (number(self.spread) and 0 <= self.spread < math.inf):
@@ -56,13 +63,17 @@ class Recorded:
 
     @property
     def margin(self) -> float:
-        """Of the logarithm: what a clean repetition may differ by."""
+        """The margin of the ratio's logarithm: how far a clean repetition may differ."""
         return max(LEAST_MARGIN, SPREADS * self.spread)
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyVerdict:
-    """status: "NEW", "SAME", "REGRESSED" or "IMPROVED"; latest: the last measurement made."""
+    """A verdict on a latency.
+
+    status  "NEW", "SAME", "REGRESSED" or "IMPROVED"
+    latest  the last measurement made
+    """
 
     status: str
     latest: Ratio
@@ -81,7 +92,7 @@ class LatencyVerdict:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch's, and so the kernels'."""
+    """Give PyTorch, and so the kernels, a single thread during the block."""
     before = torch.get_num_threads()
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -92,7 +103,7 @@ def one_thread() -> Iterator[None]:
 
 
 def measured(make: Make) -> Ratio:
-    """One measurement; its interval is Student's t over the sets' ratios."""
+    """Make one measurement; its interval is Student's t over the sets' ratios."""
     with one_thread():
         taken = samples([make() for _ in range(SETS)], ROUNDS, FEWEST_ROUNDS, MEASURED_SECONDS)
     fastest = taken.min(dim=0).values  # (SETS, 2)
@@ -104,13 +115,15 @@ def measured(make: Make) -> Ratio:
 
 
 def record(make: Make) -> Recorded:
-    """RECORDED measurements."""
+    """Make RECORDED measurements, and a baseline of them."""
     logs = torch.tensor([measured(make).value for _ in range(RECORDED)], dtype=torch.float64).log()
     return Recorded(math.exp(logs.median()), logs.std().item())
 
 
 def judge(measure: Callable[[], Ratio], stored: Recorded | None) -> LatencyVerdict:
-    """Regressed (or improved) when the interval clears the stored ratio by its margin, and does so again."""
+    """Judge a latency: REGRESSED (or IMPROVED) when the interval clears the stored ratio by its margin, twice in a
+    row.
+    """
     latest = measure()
     if stored is None:
         return LatencyVerdict("NEW", latest, None)
@@ -122,19 +135,20 @@ def judge(measure: Callable[[], Ratio], stored: Recorded | None) -> LatencyVerdi
 
 
 def slower(now: Ratio, stored: Recorded) -> bool:
-    """Whether one measurement's interval lies beyond the stored ratio and its margin."""
+    """Whether one measurement's interval lies above the stored ratio and its margin."""
     return math.log(now.low / stored.ratio) > stored.margin
 
 
 def faster(now: Ratio, stored: Recorded) -> bool:
-    """The like of it on the other side."""
+    """Whether one measurement's interval lies below the stored ratio less its margin."""
     return math.log(now.high / stored.ratio) < -stored.margin
 
 
 def latency_class() -> str:
-    """What is compared: of one processor, PyTorch and presence of a compiler, "cpu-x86_64-avx2-amd-epyc-25-17-2.13".
+    """Return the class of comparable latencies: processor, PyTorch, compiler, "cpu-x86_64-avx2-amd-epyc-25-17-2.13".
 
-    Finer than numbers' classes, since another PyTorch has other products, and without a compiler other kernels run.
+    It is finer than numbers' classes, since another PyTorch has other products, and without a compiler other kernels
+    run.
     """
     words = [machine_class(), *_processor().lower().split(), ".".join(torch.__version__.split(".")[:2])]
     words += ["without-compiler"] if why_not(cpu.SOURCE)() else []
@@ -146,7 +160,7 @@ def _plain(word: str) -> str:
 
 
 def _processor() -> str:
-    """Name, family and model of the processor, as far as the system says; without the words that name none."""
+    """Return name, family and model of the processor, as far as the system says; without the words that name none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         fields = {name.strip(): value for name, _, value in (line.partition(":") for line in reversed(lines))}
@@ -158,13 +172,13 @@ def _processor() -> str:
 
 
 class LatencyStore:
-    """Ratios of this class: <root>/latency/<class>.json."""
+    """The stored ratios of this class: <root>/latency/<class>.json."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / "latency" / f"{latency_class()}.json"
 
     def read(self) -> dict[str, Recorded]:
-        """Row -> what is stored; empty where this class has nothing. raises BadArtefact"""
+        """Return row -> what is stored; empty where this class has nothing. raises BadArtefact"""
         if not self.path.exists():
             return {}
         check_fetched(self.path, BadArtefact)

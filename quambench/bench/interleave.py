@@ -1,4 +1,4 @@
-"""Two calls timed in turn, and what their ratio is known to be.
+"""Timing of two calls in turn, and of their ratio with its interval.
 
 On a shared machine a time says little: the same call takes half as long again while a neighbour works.
 Two calls that take turns share what disturbs them, so the ratio of each pair is steady where the times
@@ -28,7 +28,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Time of a call over that of its counterpart.
+    """The time of a call over that of its counterpart.
 
     value, low, high  median of the rounds' ratios, and its distribution-free 95 % interval
     seconds, counterpart_seconds  medians over rounds, of one call
@@ -65,9 +65,9 @@ def interleaved(call: Call, counterpart: Call, rounds: int | None = None) -> Rat
 
 
 def samples(pairs: Sequence[tuple[Call, Call]], most: int, fewest: int, budget: float) -> Tensor:
-    """Seconds of one call, float64 (rounds, pairs, 2): every call of every pair in each round, taking turns.
+    """Return seconds of one call, float64 (rounds, pairs, 2): every call of every pair in each round, taking turns.
 
-    most, fewest  rounds: as many between them as `budget` seconds hold
+    most, fewest  limits of the number of rounds, which otherwise is what `budget` seconds hold
     """
     once = [[_once(call) for call in pair] for pair in pairs]
     repeats = [[max(1, math.ceil(SAMPLE_SECONDS / seconds)) for seconds in pair] for pair in once]
@@ -82,13 +82,13 @@ def samples(pairs: Sequence[tuple[Call, Call]], most: int, fewest: int, budget: 
 
 
 def _once(call: Call) -> float:
-    """Seconds of a call, the best of three. The first, which may build or allocate, is not counted."""
+    """Return the seconds of a call, the best of three. The first, which may build or allocate, is not counted."""
     call()
     return min(_seconds(call, 1) for _ in range(3))
 
 
 def _seconds(call: Call, repeats: int) -> float:
-    """Of one call, on average over `repeats`; a GPU is waited for."""
+    """Return the seconds of a call, on average over `repeats`; a GPU is waited for."""
     _wait()
     began = time.perf_counter()
     for _ in range(repeats):

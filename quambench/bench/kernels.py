@@ -1,4 +1,4 @@
-"""What is timed against what: every operator at the shapes of published models.
+"""The rows of the kernel benchmark: every operator at the shapes of published models, and its counterpart.
 
 A row is a call and its counterpart; both are made when the row is measured, so that a table of many rows
 needs the memory of one.
@@ -36,7 +36,7 @@ GROUPED = ((4, 4), (16, 16))
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Widths of a published model."""
+    """The widths of a published model."""
 
     name: str
     d_model: int
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def projected(self) -> int:
-        """Rows of in_proj."""
+        """The rows of in_proj."""
         extra = 2 * self.groups * self.d_state + self.heads if self.heads else 0
         return 2 * self.d_inner + extra
 
@@ -69,7 +69,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison.
+    """A comparison of two calls.
 
     make        () -> the call and its counterpart
     moved       bytes that the call must read and write at least; 0: memory does not decide
@@ -84,7 +84,7 @@ class Row:
 
 
 def rows(shapes: Iterable[str] | None = None) -> Iterator[Row]:
-    """shapes: names in SHAPES, by default all. raises KeyError"""
+    """Yield the rows of these names in SHAPES, by default of all. raises KeyError"""
     for name in SHAPES if shapes is None else shapes:
         s = SHAPES[name]
         op, make = ("ssd", _ssd) if s.heads else ("selective_scan", _scan)
@@ -99,14 +99,16 @@ def rows(shapes: Iterable[str] | None = None) -> Iterator[Row]:
 
 
 def _linear_row(s: Shape, n: int, at: str) -> Row:
-    """A single row of x is done when the weight has been read; many rows when all is multiplied."""
+    """Return a row of int8_linear: a single row of x is done when the weight has been read, many when all is
+    multiplied.
+    """
     weight = s.projected * s.d_model
     bound = {"moved": weight} if n == 1 else {"multiplied": n * weight}
     return Row(f"int8_linear, in_proj, {at}", "float32 product", partial(_linear, s, n), **bound)
 
 
 def _conv_rows(s: Shape, n: int, at: str) -> Iterator[Row]:
-    """Against float and eager PyTorch; then each way to find an output scale against one scale for all."""
+    """Yield rows against float and eager PyTorch; then each way to find an output scale against one scale for all."""
     moved = 2 * n * s.d_inner
     yield Row(f"int8_causal_conv1d, {at}", "causal_conv1d, float32", partial(_conv, s, n), moved)
     yield Row(f"int8_causal_conv1d eager, {at}", "eager PyTorch", partial(conv_eager, s, n), moved)
@@ -122,7 +124,7 @@ def _conv_rows(s: Shape, n: int, at: str) -> Iterator[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the machine gives a kernel that does nothing else, measured in the same run.
+    """The rates that the machine gives a kernel that does nothing else, measured in the same run.
 
     copied      bytes read and written in a second by a copy of 64 MiB
     multiplied  products of two int8 added up in a second by int8_linear of 1,024 x 1,024 by 4,096
@@ -140,7 +142,7 @@ class Rates:
         return cls(2 * COPIED / taken.seconds, x.numel() * len(w) / taken.counterpart_seconds)
 
     def share(self, row: Row, seconds: float) -> float | None:
-        """Of the rate that decides how fast a row can be: 1 is as fast as the machine copies or multiplies."""
+        """Return the share of the rate that limits a row: 1 is as fast as the machine copies or multiplies."""
         if row.moved:
             return row.moved / seconds / self.copied
         return row.multiplied / seconds / self.multiplied if row.multiplied else None
@@ -167,7 +169,7 @@ def _linear(s: Shape, length: int) -> tuple[Call, Call]:
 
 
 def _conv_inputs(s: Shape, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, weight, bias, history of the channels of x."""
+    """Return x, weight, bias and history of the channels of x."""
     return _ints(1, length, s.d_inner), _floats(s.d_inner, 4), _floats(s.d_inner), _ints(1, 3, s.d_inner)
 
 
@@ -189,7 +191,10 @@ def conv_eager(s: Shape, length: int) -> tuple[Call, Call]:
 
 
 def conv_by_table(s: Shape, length: int) -> tuple[Call, Call]:
-    """A table by channel, the same for any number of groups; its scales equal, so that the rest is the same work."""
+    """Return the convolution with a table of scales, and with one scale; equal scales leave the other work the same.
+
+    The table is by channel, so its cost is the same for any number of groups.
+    """
     x, weight, bias, history = _conv_inputs(s, length)
     table = SCALE.expand(s.d_inner).contiguous()
     return (
@@ -210,7 +215,7 @@ def conv_by_walking(s: Shape, length: int, groups: tuple[int, int]) -> tuple[Cal
 
 
 def _runs(total: int, count: int) -> Tensor:
-    """Lengths of count runs, as equal as they can be."""
+    """Return the lengths of `count` runs, as equal as they can be."""
     return torch.tensor([total * (i + 1) // count - total * i // count for i in range(count)])
 
 

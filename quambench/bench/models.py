@@ -1,4 +1,4 @@
-"""Whole models of published shapes with random weights: float and INT8 against each other, and against bounds."""
+"""Benchmarks of whole models of published shapes with random weights: float and INT8 against each other and bounds."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Pair:
         return torch.inference_mode()(lambda: model(self.tokens))
 
     def step(self, model: Callable[..., Any]) -> Call:
-        """One token after a prefill of 16."""
+        """Return the call that decodes one token after a prefill of 16."""
         with torch.inference_mode():
             _, state = model(self.tokens[:, :16])
         return torch.inference_mode()(lambda: model(self.tokens[:, :1], state))
 
     def products(self, integer: bool = False, rows: int = LENGTH) -> Call:
-        """The model's bare matrix products, one after the other: no forward can be faster."""
+        """Return the call of the model's bare matrix products, one after the other: no forward can be faster."""
         shapes = self._products(rows)
         if integer:
             pairs = [(_bytes(m, k), _bytes(n, k)) for m, n, k in shapes]
@@ -55,7 +55,7 @@ class Pair:
         return torch.inference_mode()(lambda: [F.linear(x, w) for x, w in floats])
 
     def _products(self, rows: int) -> list[tuple[int, int, int]]:
-        """(rows, out, in) of each."""
+        """Return (rows, out, in) of each product."""
         linear = [m for m in self.floating.modules() if isinstance(m, torch.nn.Linear)]
         return [(rows, *m.weight.shape) for m in linear]
 
@@ -66,7 +66,7 @@ def _bytes(rows: int, columns: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Largest:
-    """Scales of every site, by what one pass has there: good enough to be timed."""
+    """The scales of every site from a single pass: good enough for timing."""
 
     scales: dict[str, Tensor]
     granularities: dict[str, str]
@@ -74,7 +74,7 @@ class _Largest:
 
 
 def pair(name: str) -> Pair:
-    """name: in CONFIGS. Random weights from a fixed seed; takes some seconds."""
+    """Make the pair of a name in CONFIGS. Weights are random, from a fixed seed; it takes some seconds."""
     config = CONFIGS[name]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -94,7 +94,9 @@ def pair(name: str) -> Pair:
 
 
 def transformers_model(config: ModelConfig) -> Callable[[Tensor], Any] | None:
-    """transformers' model of this shape on its own CPU path, with random weights; None where it is not installed."""
+    """Return transformers' model of this shape on its own CPU path, with random weights; None where it is not
+    installed.
+    """
     try:
         import transformers
     except ImportError:
@@ -120,7 +122,7 @@ def transformers_model(config: ModelConfig) -> Callable[[Tensor], Any] | None:
 
 
 def n_bytes(model: LanguageModel | QuantizedModel) -> int:
-    """Bytes of all parameters and buffers that a model keeps: every tensor reachable from it, once."""
+    """Return the bytes of all parameters and buffers that a model keeps: every tensor reachable from it, once."""
     seen: dict[int, int] = {}
 
     def walk(value: Any) -> None:

@@ -1,1 +1,1 @@
-"""Model + sequences + plans -> scales: one pass feeds every observer; sensitivity, Hessians, trained scales."""
+"""Calibration: one pass of sequences through a model feeds every observer; sensitivity, Hessians, trained scales."""

@@ -1,4 +1,4 @@
-"""The float model in the channel order of a grouping: what is then calibrated and quantized."""
+"""The float model in the channel order of a grouping, which is then calibrated and quantized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quambench.models.config import ModelConfig
 from quambench.models.sites import architecture_of, layer_of
 
 SITE = "x_conv_out"
-# Mantissa bits that a statistic keeps. What two machines' sums differ by, 1e-15, must not decide which of two
+# Mantissa bits that a statistic keeps. Two machines' sums differ by 1e-15, which must not decide which of two
 # channels comes first, or where a run is cut: near ties become ties, and those keep their order.
 KEPT_BITS = 16
 
@@ -25,7 +25,7 @@ KEPT_BITS = 16
 def groups_of(
     config: ModelConfig, grouping: GroupingSpec, statistics: Callable[[], Mapping[int, ChannelStatistics]]
 ) -> dict[int, Groups]:
-    """By layer. `statistics` is asked only where the grouping looks at them.
+    """Return Groups by layer. `statistics` is called only where the grouping looks at them.
 
     raises BadParameter for a model without heads, or with too few of them
     """
@@ -38,21 +38,25 @@ def groups_of(
     return groups
 
 
-def order_of(groups: Mapping[int, Groups]) -> str:
-    """What models in these orders of channels have in common; "" where nothing moves."""
+def order_digest(groups: Mapping[int, Groups]) -> str:
+    """Return a hash of the channel orders of all layers: models with equal ones can share a pass. "" where nothing
+    moves.
+    """
     if all(g.keeps_order for g in groups.values()):
         return ""
     return hashlib.sha256(b"".join(g.channel_index.contiguous().numpy().tobytes() for g in groups.values())).hexdigest()
 
 
 def arrange(model: LanguageModel, groups: Mapping[int, Groups], plain: LanguageModel) -> LanguageModel:
-    """model, prepared in the groups' order; `plain`, which is it prepared as it stands, where nothing moves."""
-    return prepare(model, groups) if order_of(groups) else plain
+    """Return `model` prepared in the groups' order; where nothing moves, `plain`, which is `model` prepared as it
+    stands.
+    """
+    return prepare(model, groups) if order_digest(groups) else plain
 
 
 @torch.no_grad()
 def channel_statistics(prepared: LanguageModel, sequences: Tensor) -> dict[int, ChannelStatistics]:
-    """sequences (S, L) int64 -> of each layer, over all of them. raises NonFinite naming the site"""
+    """Return each layer's statistics over sequences (S, L) int64. raises NonFinite naming the site"""
     c = prepared.config
     mean_abs, amax, energy = torch.zeros(3, c.n_layers, c.d_inner, dtype=torch.float64)
 

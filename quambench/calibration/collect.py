@@ -1,4 +1,4 @@
-"""Model + sequences + plans -> Calibrations. One forward pass feeds every observer of every plan.
+"""Calibrations of several plans at once: one forward pass feeds every observer of every plan.
 
 The prepared model runs in float64 and each activation is rounded to float32 before an observer
 sees it: two machines then disagree only where a float64 rounding error crosses a float32 rounding
@@ -27,7 +27,7 @@ from quambench.observers import Batch, Observer, ObserverSpec
 from quambench.policy import Assignment, Plan, check_plan
 
 FORWARD_BATCH = 16  # sequences per forward; observers still see one at a time
-_MANY = 1 << 20  # values of which observers ask for tails of different length, to tell which asks for most
+_MANY = 1 << 20  # a number of values for which observers are asked how long a tail they need, to find the longest
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A case's request: which observer stands at which site, on which grid."""
+    """The request of a case: which observer stands at which site, on which grid."""
 
     plan: Plan
     act_bits: int
@@ -63,11 +63,11 @@ class _Watcher:
     def __init__(self, of: _Watched, config: ModelConfig) -> None:
         self.of = of
         self._layout = layout(of.granularity, of.site, config, of.groups)
-        self._observers: list[Observer] = []  # the first is there before anything is observed
+        self._observers: list[Observer] = []  # the first exists before anything is observed
         self._failed: Exception | None = None
 
     def update(self, parts: Sequence[Batch], sequence: int) -> None:
-        """Show the parts of one sequence to the observers. An error is kept for whoever asks for this scale."""
+        """Show the parts of one sequence to the observers. An error is kept until this scale is asked for."""
         if self._failed:
             return
         try:
@@ -80,7 +80,7 @@ class _Watcher:
             self._failed = error
 
     def tail_length(self, n: int) -> int:
-        """How many of n values' largest its observers will ask for."""
+        """Return how many of n values' largest its observers will ask for."""
         try:
             self._build(1)
             return self._observers[0].tail_length(n)
@@ -93,7 +93,7 @@ class _Watcher:
 
     @cached_property
     def scale(self) -> Tensor:
-        """(*scale_shape); with a leading 2, step and zero point, where asymmetric.
+        """Return (*scale_shape); where asymmetric, with a leading 2: step and zero point.
 
         raises SiteUnseen, BadParameter or NonFinite of this site; or what an observer's update raised
         """
@@ -183,12 +183,14 @@ def calibrate(
 
 
 def digest_of(sequences: Tensor) -> str:
-    """Hash of calibration sequences, (S, L) int64: a Calibration's data_digest."""
+    """Return a hash of calibration sequences, (S, L) int64: a Calibration's data_digest."""
     return hashlib.sha256(str(tuple(sequences.shape)).encode() + sequences.numpy().tobytes()).hexdigest()
 
 
 def each(keys: Iterable[K], make: Callable[[K], T], failed: dict[K, Exception] | None) -> dict[K, T]:
-    """key -> make(key). What one raises is no other's concern: it goes to `failed`; without that, it is raised."""
+    """Return key -> make(key) for all keys. An error of one goes to `failed`, and the others go on; without
+    `failed` it is raised.
+    """
     made: dict[K, T] = {}
     for key in keys:
         try:
@@ -218,7 +220,7 @@ def _joins(observer: ObserverSpec, task: Task) -> bool:
 
 
 def _scale(watchers: Mapping[_Watched, _Watcher], site: str, assignment: Assignment, task: Task) -> Tensor:
-    """As the runtime reads it; of a site that stays float, nothing."""
+    """Return a site's scale as the runtime reads it; an empty tensor for a site that stays float."""
     if assignment.granularity == UNQUANTIZED:
         return torch.zeros(0)
     scale, groups = watchers[_watched(site, assignment, task)].scale, _groups(site, assignment, task)
@@ -228,7 +230,9 @@ def _scale(watchers: Mapping[_Watched, _Watcher], site: str, assignment: Assignm
 
 
 def _checked(config: ModelConfig, task: Task) -> Task:
-    """The task. raises BadParameter where its plan asks what a site's consumer or an observer cannot work with"""
+    """Return the task. raises BadParameter where its plan asks what a site's consumer or an observer cannot work
+    with
+    """
     check_plan(config, task.plan)
     for assignment in task.plan.values():
         if not task.symmetric and not assignment.observer.found().knows_sides:
@@ -240,7 +244,7 @@ def _checked(config: ModelConfig, task: Task) -> Task:
 
 
 def _watchers(tasks: Mapping[K, Task], config: ModelConfig) -> dict[_Watched, _Watcher]:
-    """Every distinct thing to observe."""
+    """Return a watcher for every distinct thing to observe."""
     of = (
         _watched(site, assignment, task)
         for task in tasks.values()
@@ -251,7 +255,9 @@ def _watchers(tasks: Mapping[K, Task], config: ModelConfig) -> dict[_Watched, _W
 
 
 def _grouped(watchers: Iterable[_Watcher]) -> list[list[_Watcher]]:
-    """Those that see a site laid out alike, together; the longest tail first, so that the others share it."""
+    """Return watchers that see a site in one layout together; the longest tail comes first, so that the others
+    share it.
+    """
     found: dict[tuple[str, str, bool, Groups | None], list[_Watcher]] = {}
     for watcher in watchers:
         of = watcher.of

@@ -15,9 +15,9 @@ READS = {"in_proj:input": "in_proj.weight", "out_proj:input": "out_proj.weight",
 
 @torch.no_grad()
 def gather_hessians(prepared: LanguageModel, sequences: Tensor) -> dict[str, Tensor]:
-    """sequences (S, L) int64 -> weight name -> (in, in) float64, the sum of x xT over all tokens.
+    """Return weight name -> (in, in) float64, the sum of x xT over all tokens of sequences (S, L) int64.
 
-    x is what the float model multiplies with. Source: GPTQ (Frantar et al. 2023, arXiv:2210.17323).
+    x is the weight's input in the float model. Source: GPTQ (Frantar et al. 2023, arXiv:2210.17323).
     """
     found: dict[str, Tensor] = {}
 

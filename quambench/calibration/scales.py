@@ -46,7 +46,7 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Hash of scales, granularities and bits: what the runtime would read."""
+        """A hash of scales, granularities and bits: of all that the runtime would read."""
         h = hashlib.sha256(f"{self.act_bits}{'' if self.symmetric else ' asymmetric'}".encode())
         for site, scale in self.scales.items():
             h.update(f"{site} {self.granularities[site]} {tuple(scale.shape)}".encode())
@@ -56,7 +56,8 @@ class Calibration:
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write scales.safetensors and calibration.json: killed at any moment, the old pair is loaded or the new one.
+        """Write scales.safetensors and calibration.json. If killed at any moment, the old pair or the new one can be
+        loaded.
 
         raises NotWritten
         """
@@ -68,7 +69,7 @@ class Calibration:
             write(folder / _ABOUT, _dump(about))
 
     def described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return what a JSON file is to say of this calibration, and the arrays that it speaks of."""
+        """Return the content of a JSON file about this calibration, and the arrays that it refers to."""
         arrays = dict(self.scales)
         for layer, groups in self.groups.items():
             arrays |= {f"groups.{layer}.{name}": getattr(groups, name).contiguous() for name in _GROUPS}
@@ -89,8 +90,11 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path) -> Calibration:
-        """raises BadArtefact when a file is missing, corrupt, of another schema, not the other's twin, or when it holds
-        what no calibration can make (`check_calibration`)"""
+        """Read a saved calibration.
+
+        raises BadArtefact when a file is missing, corrupt, of another schema, not the other's twin, or when it holds
+        what no calibration can make (`check_calibration`)
+        """
         while True:
             before = _text_of(folder)
             try:
@@ -98,11 +102,11 @@ class Calibration:
             except BadArtefact:
                 if _text_of(folder) == before:
                     raise
-                # somebody saved another calibration between the reading of the one and of the other
+                # another calibration was saved between the reading of the two files
 
     @classmethod
     def _loaded(cls, folder: Path) -> Calibration:
-        """raises BadArtefact"""
+        """Read the pair of files once. raises BadArtefact"""
         about, stored = _read(folder)
         following = about.get("replaced_by")
         if following is not None:
@@ -142,7 +146,7 @@ class Calibration:
 
 
 def _read(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    """calibration.json, of this schema, and scales.safetensors. raises BadArtefact"""
+    """Return calibration.json, of this schema, and scales.safetensors. raises BadArtefact"""
     for name in (_ABOUT, _SCALES):
         if not is_file(folder / name):
             raise BadArtefact(f"{shown(folder)} holds no calibration: {name} is missing")
@@ -164,14 +168,14 @@ def _check_about(folder: Path, about: Any) -> None:
 
 
 def _text_of(folder: Path) -> bytes:
-    """calibration.json, as far as it can be read."""
+    """Return the bytes of calibration.json, as far as it can be read."""
     with suppress(Unreadable):
         return read_bytes(folder / _ABOUT)
     return b""
 
 
 def check_calibration(calibration: Calibration, config: ModelConfig | None = None) -> None:
-    """Whether a Calibration that came from somewhere is one that calibration could have made.
+    """Check that a Calibration from a file or from outside is one that calibration could have made.
 
     Every reader asks this: of a saved folder, of another program's file, of code from outside.
     config  the model's, where it is known: its sites, each with a scale of the shape that its granularity has there

@@ -1,4 +1,4 @@
-"""How much each site, and each layer, costs by itself: quantize it and keep the rest float, or the reverse.
+"""Sensitivity: how much each site, and each layer, costs if it alone is quantized, or it alone stays float.
 
 The float model's own taps do it: what passes a chosen site is quantized and dequantized there. Tokens
 go through in pieces with the state carried on, so that the state's scale shows too.
@@ -28,20 +28,20 @@ WINDOWS, LENGTH, PIECE = 12, 64, 16  # sequences, tokens of each, tokens between
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of quantizing some sites."""
+    """The cost of quantizing some sites."""
 
-    kl: float  # nats/token, float model to it
+    kl: float  # nats/token, from the float model to this one
     output_mse: float  # mean squared error of the logits, in logits squared
 
 
 class Scale:
-    """Sets of sites, weighed one by one against the float model on the same tokens.
+    """A balance that weighs sets of sites against the float model on the same tokens.
 
-    In float64, so that two machines weigh alike and a policy that goes by it makes the same plan.
+    It works in float64, so that two machines weigh alike and a policy that goes by it makes the same plan.
     """
 
     def __init__(self, prepared: LanguageModel, tokens: Tensor) -> None:
-        """prepared: float64; tokens (W, L) int64"""
+        """Run the float model once. prepared is in float64; tokens (W, L) int64"""
         self._model, self._tokens = prepared, tokens
         self.config = prepared.config
         self._logits = self._run(no_tap)
@@ -52,7 +52,7 @@ class Scale:
         return forward_in_pieces(self._model, self._tokens, PIECE, tap)
 
     def cost(self, grids: Mapping[str, SiteGrid], quantized: Collection[str]) -> Cost:
-        """Of these sites, each on its own grid."""
+        """Return the cost of these sites, each on its own grid."""
         logits = self._run(rounding_at({site: grids[site] for site in quantized}))
         other = F.log_softmax(logits, -1)
         kl = (self._truth.exp() * (self._truth - other)).sum(-1).mean()
@@ -60,19 +60,19 @@ class Scale:
 
 
 def grids_of(prepared: LanguageModel, calibration: Calibration) -> dict[str, SiteGrid]:
-    """Every site's grid."""
+    """Return every site's grid."""
     found = site_grids(calibration, prepared.config, calibration.act_bits, calibration.symmetric)
     return {site: grid.double() for site, grid in found.items()}
 
 
 def by_site(scale: Scale, grids: Mapping[str, SiteGrid]) -> dict[str, tuple[Cost, Cost]]:
-    """Site -> (this one alone quantized, all but this one quantized)."""
+    """Return site -> (cost of this one alone quantized, of all but this one quantized)."""
     every = frozenset(sites_of(scale.config))
     return {site: (scale.cost(grids, {site}), scale.cost(grids, every - {site})) for site in sites_of(scale.config)}
 
 
 def by_layer(scale: Scale, grids: Mapping[str, SiteGrid]) -> dict[int, tuple[Cost, Cost]]:
-    """Layer -> (all its sites alone quantized, all sites but its own quantized)."""
+    """Return layer -> (cost of all its sites alone quantized, of all sites but its own quantized)."""
     every = frozenset(sites_of(scale.config))
     layers = {i: {site for site in every if layer_of(site) == i} for i in range(scale.config.n_layers)}
     return {i: (scale.cost(grids, own), scale.cost(grids, every - own)) for i, own in layers.items()}
@@ -86,7 +86,7 @@ def measure(
     model_digest: str,
     candidates: int | None = None,
 ) -> Sensitivity:
-    """What a policy asks for: each site's cost alone as Quamba has it, and of the worst under each remedy.
+    """Measure what a policy asks for: each site's cost alone, and the cost of the worst sites under each remedy.
 
     sequences   (S, L) int64, the calibration's: the last WINDOWS of them weigh, all of them calibrate
     precision   a site that it keeps float is left out: nothing is to be gained there

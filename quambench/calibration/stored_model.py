@@ -1,7 +1,7 @@
-"""A quantized model in a folder: its integers, its scales, and what it was made of.
+"""Quantized models in folders: a model's integers, its scales, and what it was made of.
 
-quantized.json says what the arrays mean, and names the file that holds them; that file is written first, and the one
-before it goes last, so whoever is killed in between leaves the old model or the new one.
+quantized.json says what the arrays mean, and names the file that holds them. That file is written first, and the file
+before it is removed last, so a process that is killed in between leaves the old model or the new one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _KINDS: Mapping[str, type[Weight]] = {"int8": QuantizedTensor, "groups": Grouped
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A quantized model, and what says whose it is."""
+    """A quantized model, with its calibration and the name of the case that made it."""
 
     model: QuantizedModel
     calibration: Calibration  # its model_digest names the float model
-    case_id: str  # what it was made by, for people
+    case_id: str  # the case that it was made by, for people
 
     def save(self, folder: Path) -> None:
         """Write quantized.json and weights.<digest>.safetensors. raises NotWritten"""
@@ -71,7 +71,7 @@ class StoredModel:
             write(folder / _ABOUT, json.dumps(document, indent=1) + "\n")
             for old in folder.glob("weights.*.safetensors"):
                 if old.name != file:
-                    with suppress(NotWritten):  # nothing names it any more; the next save tries again
+                    with suppress(NotWritten):  # no file names it any more; the next save tries again
                         remove(old)
 
     @classmethod
@@ -87,11 +87,11 @@ class StoredModel:
             except BadArtefact:
                 if _text_of(folder) == before:
                     raise
-                # somebody saved another model between the reading of the one file and of the other
+                # another model was saved between the reading of the two files
 
 
 def _text_of(folder: Path) -> bytes:
-    """raises BadArtefact"""
+    """Return the bytes of quantized.json. raises BadArtefact"""
     if not is_file(folder / _ABOUT):
         missing = f"{_ABOUT} is missing (quambench quantize writes it)"
         raise BadArtefact(f"{shown(folder)} holds no quantized model: {missing}")
@@ -114,13 +114,13 @@ def _loaded(folder: Path, content: bytes) -> StoredModel:
         return _built(about, arrays, folder)
     except (QuambenchError, SafetensorError) as error:
         raise BadArtefact(f"{shown(folder)} holds a corrupt quantized model: {shown(error)}") from None
-    # What a file says can break any of these steps in its own way: it is the file that is at fault.
+    # A bad file can break any of these steps in its own way: whatever is raised, the file is at fault.
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError, OSError) as error:
         raise BadArtefact(f"{shown(folder)} holds a corrupt quantized model: {shown(repr(error))}") from None
 
 
 def _arrays(folder: Path, named: Mapping[str, Any]) -> dict[str, Tensor]:
-    """raises BadArtefact, Unreadable, SafetensorError"""
+    """Return the arrays that quantized.json names. raises BadArtefact, Unreadable, SafetensorError"""
     name, digest = named.get("file"), named.get("sha256")
     if not isinstance(name, str) or Path(name).name != name:
         raise BadArtefact(f"the arrays must stand beside {_ABOUT} (got {shown(repr(name))})")
@@ -178,7 +178,7 @@ def _fits(weight: Weight) -> bool:
 
 
 def _check_weights(weights: Mapping[str, Weight], config: ModelConfig) -> None:
-    """Whether names and shapes are those of a model of this config. raises BadArtefact"""
+    """Check that names and shapes are those of a model of this config. raises BadArtefact"""
     with torch.device("meta"):  # shapes only
         shapes = weight_shapes(build(replace(config, tie_embeddings=False)))
     apart = sorted(weights.keys() ^ shapes.keys())
@@ -195,7 +195,7 @@ def _tensors(weight: Weight) -> dict[str, Tensor]:
 
 
 def _rest(weight: Weight) -> dict[str, Any]:
-    """The weight's kind, and its fields that are no arrays."""
+    """Return the weight's kind, and its fields that are no arrays."""
     kind = next(name for name, of in _KINDS.items() if isinstance(weight, of))
     parts = {field.name: getattr(weight, field.name) for field in fields(weight)}  # type: ignore[arg-type]
     return {"kind": kind} | {name: part for name, part in parts.items() if not isinstance(part, Tensor)}
@@ -206,7 +206,7 @@ def _precision_to_json(precision: Precision) -> dict[str, Any]:
 
 
 def _precision_from_json(said: Mapping[str, Any]) -> Precision:
-    """raises BadParameter, TypeError"""
+    """Read a precision. raises BadParameter, TypeError"""
     for name in ("embedding", "lm_head", "ssm_state", "symmetric"):
         if type(said[name]) is not bool:
             raise BadParameter(f"{name} must be true or false (got {shown(repr(said[name]))})")

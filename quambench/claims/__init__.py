@@ -1,4 +1,4 @@
-"""The user's guide's claims, each held against a measurement. One family of claims a module."""
+"""The claims of the user's guide, each compared with a measurement. One family of claims a module."""
 
 from __future__ import annotations
 

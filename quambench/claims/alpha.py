@@ -55,7 +55,7 @@ def best_alpha(sources: Sources) -> list[Row]:
 
 
 def _against_best(shelf: Shelf, quality: Quality, alpha: float) -> Measured:
-    """α - the best other. raises CannotMeasure"""
+    """Return α minus the best other. raises CannotMeasure"""
     others = [other for other in (*GUIDE, USUAL) if other != alpha]
     chosen, *rest = shelf.find(case(alpha), *map(case, others))
     sign = -1 if quality.higher else 1

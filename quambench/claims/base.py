@@ -1,4 +1,4 @@
-"""What a claim is, and when a measurement bears it out.
+"""Claims, and the rule that says when a measurement confirms one.
 
 To add a family of claims: a module beside this one with a function under `@FAMILIES.register(name)`; import
 it in __init__.py.
@@ -32,7 +32,7 @@ _LARGEST = math.log(sys.float_info.max)  # whose exp is a number
 
 
 class Verdict(StrEnum):
-    """In words."""
+    """The verdict on a claim, in words."""
 
     CONFIRMED = "confirmed"
     NOT_CONFIRMED = "not confirmed"
@@ -50,37 +50,37 @@ class Interval:
 
     @classmethod
     def of(cls, estimate: float, standard_error: float, n: int, level: float = LEVEL) -> Self:
-        """By Student's t, n - 1 degrees of freedom."""
+        """Return the interval by Student's t, n - 1 degrees of freedom."""
         if n < 2 or math.isnan(standard_error):
             return cls(estimate, -math.inf, math.inf)
         reach = float(stats.t.isf(level / 2, n - 1)) * standard_error
         return cls(estimate, estimate - reach, estimate + reach)
 
     def widened(self, by: float) -> Self:
-        """Each half by another, independent source of error of that size."""
+        """Return the interval with each half widened by another, independent source of error of that size."""
         down, up = self.estimate - self.low, self.high - self.estimate
         return replace(self, low=self.estimate - math.hypot(down, by), high=self.estimate + math.hypot(up, by))
 
     @classmethod
     def of_mean(cls, values: Tensor, level: float = LEVEL) -> Self:
-        """Of the mean of independent values (n,)."""
+        """Return the interval of the mean of independent values (n,)."""
         x = values.double()
         error = (x.std() / len(x) ** 0.5).item() if len(x) > 1 else math.nan
         return cls.of(x.mean().item(), error, len(x), level)
 
     @classmethod
     def of_ratio(cls, ratios: Tensor) -> Self:
-        """Of the geometric mean of independent ratios (n,), all above 0."""
+        """Return the interval of the geometric mean of independent ratios (n,), all above 0."""
         logs = cls.of_mean(ratios.double().log())
         return cls(*(math.exp(x) if x < _LARGEST else math.inf for x in (logs.estimate, logs.low, logs.high)))
 
     @classmethod
     def exactly(cls, value: float) -> Self:
-        """A count, or arithmetic."""
+        """Return the interval of a count, or of arithmetic, which has no spread."""
         return cls(value, value, value)
 
     def from_zero(self) -> Self:
-        """Of what cannot be negative."""
+        """Return the interval cut at 0, for an effect that cannot be negative."""
         return replace(self, low=max(self.low, 0.0))
 
     @property
@@ -112,12 +112,12 @@ class Expectation(ABC):
 
     @abstractmethod
     def verdict(self, effect: Interval) -> Verdict:
-        """effect: in the unit of the expectation's own numbers"""
+        """Judge an effect, which is in the unit of the expectation's own numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gain(Expectation):
-    """A difference in [low, high], both on one side of 0; [-inf, 0]: any decrease, [0, inf]: any increase."""
+    """A difference in [low, high], both on one side of 0; [-inf, 0] is any decrease, [0, inf] any increase."""
 
     low: float
     high: float
@@ -135,7 +135,7 @@ INCREASE, DECREASE = Gain(0, math.inf), Gain(-math.inf, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Lies(Expectation):
+class InRange(Expectation):
     """A share, ratio or count in [low, high]."""
 
     low: float
@@ -150,7 +150,7 @@ class Lies(Expectation):
 
 @dataclass(frozen=True, slots=True)
 class NoGain(Expectation):
-    """A difference that is no improvement; higher: larger numbers are better."""
+    """A difference that is no improvement; `higher`: larger numbers are better."""
 
     higher: bool
 
@@ -162,7 +162,7 @@ class NoGain(Expectation):
 
 
 def as_written(figure: str, factor: float = 1.0) -> tuple[float, float]:
-    """What rounds to a figure, times a factor: "0.5" -> (0.45, 0.55), "20" -> (15, 25), "-0.4" -> (-0.45, -0.35)."""
+    """Return the range that rounds to a figure, times a factor: "0.5" -> (0.45, 0.55), "-0.4" -> (-0.45, -0.35)."""
     number = Decimal(figure)
     digit = int(number.as_tuple().exponent) if "." in figure else int(number.normalize().as_tuple().exponent)
     half = Decimal(5).scaleb(digit - 1)
@@ -171,7 +171,9 @@ def as_written(figure: str, factor: float = 1.0) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """How an effect is printed: times `factor`, with `name` behind it; with a sign where it is a difference."""
+    """The way in which an effect is printed: times `factor`, followed by `name`; with a sign where it is a
+    difference.
+    """
 
     name: str
     factor: float = 1.0
@@ -179,7 +181,7 @@ class Unit:
 
     @property
     def of_level(self) -> str:
-        """What the numbers have that a difference in this unit is of."""
+        """The unit of the numbers whose difference has this unit."""
         return "%" if self.name == "pp" else self.name
 
 
@@ -193,7 +195,12 @@ BATCHES = Unit("batches", signed=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """words: one sentence; figure: the guide's, as it writes it, "" where it names none."""
+    """A claim of the guide.
+
+    words    one sentence
+    figure   the guide's figure as it is written there; "" where there is none
+    expects  the expectation that judges a measurement
+    """
 
     words: str
     figure: str = ""
@@ -202,7 +209,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """effect in plain numbers (shares, nats, ratios); unit: how it is printed; n and data in words."""
+    """A measured effect.
+
+    effect   in plain numbers (shares, nats, ratios)
+    unit     the way in which it is printed
+    n, data  in words
+    """
 
     effect: Interval
     unit: Unit
@@ -212,17 +224,17 @@ class Measured:
 
 
 class CannotMeasure(Exception):
-    """Why, in words."""
+    """The reason why a claim cannot be measured, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table."""
+    """A line of the table."""
 
     claim: Claim
     model: str  # "" where no model enters
     measured: Measured | None
-    why: str = ""  # it cannot be measured
+    why: str = ""  # the reason why it cannot be measured
 
     @property
     def verdict(self) -> Verdict:
@@ -230,7 +242,7 @@ class Row:
 
 
 def row(claim: Claim, model: str, measure: Callable[P, Measured], *args: P.args, **kwargs: P.kwargs) -> Row:
-    """measure(*args), or the reason why not."""
+    """Return the row of measure(*args), or of the reason why it cannot be measured."""
     try:
         return Row(claim=claim, model=model, measured=measure(*args, **kwargs))
     except CannotMeasure as error:
@@ -238,13 +250,13 @@ def row(claim: Claim, model: str, measure: Callable[P, Measured], *args: P.args,
 
 
 def cannot(words: str, figure: str, why: str) -> Row:
-    """Of a claim that nothing here could measure."""
+    """Return the row of a claim that cannot be measured here."""
     return Row(claim=Claim(words=words, figure=figure, expects=INCREASE), model="", measured=None, why=why)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Claims of one kind, a table of its own."""
+    """A kind of claims, with a table of its own."""
 
     title: str
     about: str  # what was compared with what, in plain words
@@ -255,5 +267,5 @@ FAMILIES: Registry[Family] = Registry("family of claims", "quambench/claims/")
 
 
 def family(title: str, about: str) -> Callable[[Callable[[Sources], list[Row]]], Family]:
-    """Registers a function that makes rows, under its title."""
+    """Return a decorator that registers a function that makes rows, under its title."""
     return lambda rows: FAMILIES.add(title, Family(title, about, rows))

@@ -1,4 +1,4 @@
-"""Rows that several families make: one case against another, by accuracy and by KL."""
+"""Rows that several families have: one case against another, by accuracy and by KL."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ FEW_ITEMS = (
 
 
 def gain_rows(shelf: Shelf, words: str, figure: str, accuracy: tuple[float, float], old: str, new: str) -> list[Row]:
-    """`new` gains over `old`: accuracy by so many points (shares), KL and decoding KL by their sign.
+    """Return rows on `new` gaining over `old`: accuracy by so many points (shares), KL and decoding KL by their sign.
 
-    words   end where "by accuracy" can follow
+    words     the beginning of a sentence that "by accuracy" can end
     accuracy  both below 0 for a claimed loss; KL then is to rise
     """
     worse = accuracy[1] < 0
@@ -38,12 +38,12 @@ def gain_rows(shelf: Shelf, words: str, figure: str, accuracy: tuple[float, floa
 
 
 def no_gain_rows(shelf: Shelf, words: str, old: str, new: str) -> list[Row]:
-    """`new` is no better than `old`."""
+    """Return rows on `new` being no better than `old`."""
     return _rows(shelf, words, [(q, "no gain", NoGain(higher=q.higher)) for q in QUALITIES], old, new)
 
 
 def _rows(shelf: Shelf, words: str, expected: list[tuple[Quality, str, Expectation]], old: str, new: str) -> list[Row]:
-    """One row a quality; one alone where a case is missing."""
+    """Return a row for each quality; a single one where a case is missing."""
     try:
         shelf.find(old, new)
     except CannotMeasure as error:
@@ -65,7 +65,7 @@ def _rows(shelf: Shelf, words: str, expected: list[tuple[Quality, str, Expectati
 
 
 def compared(shelf: Shelf, quality: Quality, old: str, new: str) -> Measured:
-    """new - old; the remark says what both came to. raises CannotMeasure"""
+    """Return new - old; the remark says what both came to. raises CannotMeasure"""
     a, b = shelf.find(old, new)
     was, now = (r.metrics[quality.metric].value * quality.unit.factor for r in (a, b))
     remark = f"`{old}` {was:.4g}, `{new}` {now:.4g} {quality.unit.of_level}"

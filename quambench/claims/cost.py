@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from quambench.claims.base import TIMES, CannotMeasure, Claim, Interval, Lies, Measured, Row, as_written, family, row
+from quambench.claims.base import TIMES, CannotMeasure, Claim, InRange, Interval, Measured, Row, as_written, family, row
 from quambench.claims.sources import Sources
 
 # words, the guide's figure, the factor that it stands for, case
@@ -28,13 +28,13 @@ def costs(sources: Sources) -> list[Row]:
     rows = []
     for name, _ in sources.prose:
         for words, figure, factor, spec in COSTS:
-            claim = Claim(words=words, figure=figure, expects=Lies(*as_written(factor)))
+            claim = Claim(words=words, figure=figure, expects=InRange(*as_written(factor)))
             rows.append(row(claim, name, _over_plain, sources, name, spec))
-        claim = Claim(words="learned scales", figure="×100", expects=Lies(*as_written("100")))
+        claim = Claim(words="learned scales", figure="×100", expects=InRange(*as_written("100")))
         rows.append(row(claim, name, _learned, sources, name))
     for name, shelf in sources.prose:
         if shelf.architecture == "mamba2":
-            claim = Claim(words="8×8 groups", figure="×5", expects=Lies(*as_written("5")))
+            claim = Claim(words="8×8 groups", figure="×5", expects=InRange(*as_written("5")))
             rows.append(row(claim, name, _over_plain, sources, name, "running_max/8x8/quamba2"))
     return rows
 

@@ -1,4 +1,4 @@
-"""What no baseline holds, measured in this process on a reduced number of sequences."""
+"""Measurements that no baseline holds, made in this process on a reduced number of sequences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GROUPS, GROUP, TOKENS = 6, 4, 64  # sensitivity: groups of test windows, windows
 FEW, MORE = 4, 12  # sequences of the two runs that a calibration's seconds follow from
 REPEATS = 3
 TIMED = ("running_max", "percentile", "percentile/channel", "mse[low=0.8,steps=20]", "dynamic_percentile")
-LOOKED_UP = "mamba2-8b"  # has heads for every number of groups
+LOOKED_UP = "mamba2-8b"  # a shape with heads for every number of groups
 TIMED_IN_GROUPS = {n: f"running_max/{n}x{n}/quamba2" for n in (2, 4, 8, 16)}  # of Mamba2 alone
 
 Progress = Callable[[str, int, int], None]
@@ -44,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Per site and sequence, float64 (S,): the largest |x|, and at case sites the ALPHA-quantile of |x|."""
+    """Magnitudes per site and sequence, float64 (S,): the largest |x|, and at case sites the ALPHA-quantile of |x|."""
 
     largest: Mapping[str, Tensor]
     quantile: Mapping[str, Tensor]
@@ -61,10 +61,10 @@ class LayerCosts:
 
 
 class Fresh:
-    """One model; each measurement is made when it is first asked for."""
+    """The fresh measurements of one model; each is made when it is first asked for."""
 
     def __init__(self, model: str, progress: Progress = lambda what, done, total: None) -> None:
-        """model: a bundled name or a folder"""
+        """Remember the model, a bundled name or a folder."""
         self.given, self._progress = model, progress
 
     @cached_property
@@ -79,12 +79,12 @@ class Fresh:
         return lambda done, total: self._progress(f"{self.checkpoint.name}: {what}", done, total)
 
     def sequences(self, part: str) -> Tensor:
-        """(SEQUENCES, LENGTH) int64 of "calibration" or "test" """
+        """Return (SEQUENCES, LENGTH) int64 of the part "calibration" or "test"."""
         return spread_windows(load_corpus(None).part(part), self.checkpoint.tokenizer, LENGTH, SEQUENCES).inputs
 
     @cached_property
     def _calibrated(self) -> tuple[Calibration, Seen]:
-        """By "percentile", and what passed meanwhile."""
+        """The calibration by "percentile", and what passed meanwhile."""
         seen, tap = _watching(self.prepared)
         case = self._case("percentile")
         made = self._calibrate(case, self.sequences("calibration"), self._report("calibration data"), tap)
@@ -92,12 +92,12 @@ class Fresh:
 
     @property
     def seen(self) -> Seen:
-        """On the calibration part."""
+        """The magnitudes on the calibration part."""
         return self._calibrated[1]
 
     @cached_property
     def seen_at_runtime(self) -> Seen:
-        """On as many sequences of the test part, in float: where activations would go without any grid."""
+        """The magnitudes on as many sequences of the test part, in float: where activations go without any grid."""
         seen, tap = _watching(self.prepared)
         pieces = self.sequences("test").split(16)
         for i, rows in enumerate(pieces):
@@ -128,9 +128,9 @@ class Fresh:
 
     @cached_property
     def times(self) -> dict[str, Tensor]:
-        """Case -> (REPEATS,) CPU seconds of its calibration on the protocol's number of sequences.
+        """Return case -> (REPEATS,) CPU seconds of its calibration on the protocol's number of sequences.
 
-        From two short runs of each, in turn: the difference is what sequences cost, the rest what is paid
+        They follow from two short runs of each, in turn: the difference is the cost of sequences, the rest is paid
         once. CPU seconds, since other work on the machine would be in the clock's.
         """
         cases = {spec: self._case(spec) for spec in (*TIMED, *self._timed_in_groups)}
@@ -149,14 +149,14 @@ class Fresh:
 
     @property
     def _timed_in_groups(self) -> list[str]:
-        """As many groups as the model has heads and channels for."""
+        """Return the cases that are timed: as many groups as the model has heads and channels for."""
         c = self.checkpoint.config
         most = min(c.n_heads // c.n_groups, c.head_dim) if c.architecture == "mamba2" else 0
         return [spec for n, spec in TIMED_IN_GROUPS.items() if n <= most]
 
     @cached_property
     def learning_seconds(self) -> float:
-        """CPU seconds of training scales, after calibration: one run of `learned` at its defaults."""
+        """Return the CPU seconds of training scales, after calibration: one run of `learned` at its defaults."""
         start, sequences = self._calibrated[0], self.sequences("calibration")
         model = quantize_model(self.prepared, start, Precision())
         learned = RefinementSpec.parse("learned").build()
@@ -165,9 +165,9 @@ class Fresh:
 
     @cached_property
     def look_up_costs(self) -> dict[str, Ratio]:
-        """Way and groups -> time of the INT8 convolution with these scales, over one scale for all.
+        """Return way and groups -> time of the INT8 convolution with these scales, over one scale for all.
 
-        Of LOOKED_UP's width, not this model's: "table", and "4x4" and the like by walking the runs.
+        The width is LOOKED_UP's, not this model's. Ways are "table", and "4x4" and the like by walking the runs.
         """
         shape, found = SHAPES[LOOKED_UP], {}
         report = self._report("looking scales up")
@@ -189,7 +189,9 @@ class Fresh:
         progress: Callable[[int, int], None] = lambda done, total: None,
         also: Tap = lambda site, x: x,
     ) -> Calibration:
-        """Groups are found first, where there are any: statistics, clusters, and the model in their order."""
+        """Calibrate a case. Groups come first, where there are any: statistics, clusters, and the model in their
+        order.
+        """
         config, groups = self.checkpoint.config, {}
         if case.groups_by:
             groups = groups_of(config, case.groups_by, lambda: channel_statistics(self.prepared, sequences))
@@ -203,7 +205,7 @@ Lists = tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]
 
 
 def _watching(prepared: LanguageModel) -> tuple[Lists, Tap]:
-    """Lists to be filled, and the tap that fills them."""
+    """Return lists to be filled, and the tap that fills them."""
     sites = sites_of(prepared.config)
     largest: dict[str, list[Tensor]] = {site: [] for site in sites}
     quantile: dict[str, list[Tensor]] = {site: [] for site in sites if sites[site].observer == "case"}

@@ -13,8 +13,8 @@ from quambench.claims.base import (
     TIMES,
     CannotMeasure,
     Claim,
+    InRange,
     Interval,
-    Lies,
     Measured,
     Row,
     Unit,
@@ -40,11 +40,11 @@ GROUPED_TIMES = {
 }
 # Scales found so -> the guide's figure for as many, in per cent of a convolution.
 LOOK_UPS = (
-    ("2x2", "<0.5", Lies(-math.inf, 0.005)),
-    ("4x4", "<1", Lies(-math.inf, 0.01)),
-    ("8x8", "~2", Lies(*as_written("2", 0.01))),
-    ("16x16", "~5", Lies(*as_written("5", 0.01))),
-    ("table", "~10", Lies(*as_written("10", 0.01))),
+    ("2x2", "<0.5", InRange(-math.inf, 0.005)),
+    ("4x4", "<1", InRange(-math.inf, 0.01)),
+    ("8x8", "~2", InRange(*as_written("2", 0.01))),
+    ("16x16", "~5", InRange(*as_written("5", 0.01))),
+    ("table", "~10", InRange(*as_written("10", 0.01))),
 )
 ADDED = Unit("%", 100, signed=True)
 LAYERS, STATES, BYTES = 64, 128, 4  # the guide's layers; published Mamba2's d_state; of a float32 scale
@@ -95,17 +95,17 @@ def numbers(sources: Sources) -> list[Row]:
 
 
 def x_scales(grouping: str, groups: int) -> int:
-    """Scales of x_conv_out a layer."""
+    """Return the number of scales of x_conv_out in a layer."""
     return groups * SIDES[grouping] ** 2
 
 
 def all_scales(grouping: str, groups: int) -> int:
-    """Of x, of the state and of B and C, a layer."""
+    """Return the number of scales of x, of the state and of B and C in a layer."""
     return x_scales(grouping, groups) * (1 + STATES) + 2 * groups
 
 
 def _counted(words: str, figure: str, claimed: int, found: int, model: str, remark: str = "") -> Row:
-    claim = Claim(words=words, figure=figure, expects=Lies(claimed, claimed))
+    claim = Claim(words=words, figure=figure, expects=InRange(claimed, claimed))
     effect = Interval.exactly(found)
     measured = Measured(effect=effect, unit=Unit(""), n="-", data="definition", remark=remark)
     return Row(claim=claim, model=model, measured=measured)
@@ -134,11 +134,11 @@ def steps(sources: Sources) -> list[Row]:
 
 
 def _steps(shelf: Shelf, coarse: str, fine: str) -> list[Row]:
-    """A row a site; one alone where the cases are not there."""
+    """Return a row for each site; a single one where the cases are not there."""
 
     def claim(site: str) -> Claim:
         words = f"`{fine}` has finer steps than `{coarse}`" + (f" at {site}" if site else "")
-        return Claim(words=words, figure="2.5-5×", expects=Lies(*FINER))
+        return Claim(words=words, figure="2.5-5×", expects=InRange(*FINER))
 
     try:
         found = finer(shelf, coarse, fine)
@@ -155,7 +155,7 @@ def _ratio(ratios: Tensor) -> Measured:
 
 
 def finer(shelf: Shelf, coarse: str, fine: str) -> dict[str, Tensor]:
-    """Case site -> (n_layers) step of the tensor over the mean of its finer steps. raises CannotMeasure"""
+    """Return case site -> (n_layers) step of the tensor over the mean of its finer steps. raises CannotMeasure"""
     one, many = shelf.find(coarse, fine)
     found: dict[str, list[float]] = {}
     for site in one.sites:
@@ -175,14 +175,14 @@ def finer(shelf: Shelf, coarse: str, fine: str) -> dict[str, Tensor]:
 def times(sources: Sources) -> list[Row]:
     rows = []
     for name, _ in sources.prose:
-        claim = Claim(words="per tensor", figure="<1 s", expects=Lies(0, 1))
+        claim = Claim(words="per tensor", figure="<1 s", expects=InRange(0, 1))
         rows.append(row(claim, name, _per_tensor, sources, name))
         words = "per channel takes as many times longer than per tensor"
-        claim = Claim(words=words, figure="1 h / <1 s", expects=Lies(3600, math.inf))
+        claim = Claim(words=words, figure="1 h / <1 s", expects=InRange(3600, math.inf))
         rows.append(row(claim, name, _per_channel, sources, name))
     for name, shelf in sources.prose:
         for grouping, (figure, low, high) in GROUPED_TIMES.items() if shelf.architecture == "mamba2" else ():
-            claim = Claim(words=f"{_called(grouping)}, clustering and all", figure=figure, expects=Lies(low, high))
+            claim = Claim(words=f"{_called(grouping)}, clustering and all", figure=figure, expects=InRange(low, high))
             rows.append(row(claim, name, _in_groups, sources, name, grouping))
     return rows
 
@@ -223,7 +223,7 @@ def look_up(sources: Sources) -> list[Row]:
     rows = []
     for _, shelf in sources.prose:
         if shelf.architecture == "mamba2":
-            claim = Claim(words="comparisons per look-up, 4×4", figure="~4", expects=Lies(3.5, 4.5))
+            claim = Claim(words="comparisons per look-up, 4×4", figure="~4", expects=InRange(3.5, 4.5))
             rows.append(row(claim, shelf.model, _comparisons, shelf, 4))
     for way, figure, expects in LOOK_UPS:
         words = "a table, per channel or any groups" if way == "table" else f"walking, {way.replace('x', '×')}"
@@ -233,7 +233,7 @@ def look_up(sources: Sources) -> list[Row]:
 
 
 def _look_up_cost(sources: Sources, way: str) -> Measured:
-    """What it adds to the INT8 convolution with one scale; of a published shape, whichever model is at hand."""
+    """Return what a look-up adds to the INT8 convolution with one scale; the shape is published, not the model's."""
     found = sources.measured(next(iter(sources.fresh), "")).look_up_costs[way]
     effect = Interval(found.value - 1, found.low - 1, found.high - 1)
     return Measured(
@@ -242,7 +242,7 @@ def _look_up_cost(sources: Sources, way: str) -> Measured:
 
 
 def _comparisons(shelf: Shelf, side: int) -> Measured:
-    """Of walking: a channel in the h-th head group's d-th dim group, from 1 on, takes h + d."""
+    """Return the comparisons of walking: a channel in the h-th head group's d-th dim group, from 1 on, takes h + d."""
     (record,) = shelf.find(f"running_max/{side}x{side}/quamba2")
     group = record.evidence["groups.of_channel"].long()  # (n_layers, E)
     taken = (group // side % side + 1) + (group % side + 1)

@@ -51,12 +51,12 @@ def _measured(sources: Sources, model: str, way: str, end: str) -> Measured:
 
 
 def costs(found: LayerCosts, way: str) -> Tensor:
-    """(groups, n_layers) nats/token that each layer costs."""
+    """Return (groups, n_layers) nats/token that each layer costs."""
     return found.alone if way == "alone" else found.every[:, None] - found.without
 
 
 def beyond_middle(cost: Tensor, end: str) -> Tensor:
-    """(groups,) cost of the first or last layer minus that of the layer between that is costliest on the mean.
+    """Return (groups,) cost of the first or last layer minus that of the costliest layer (on the mean) between them.
 
     raises CannotMeasure with fewer than three layers
     """

@@ -10,8 +10,8 @@ from quambench.claims.base import (
     TIMES,
     CannotMeasure,
     Claim,
+    InRange,
     Interval,
-    Lies,
     Measured,
     Row,
     family,
@@ -54,14 +54,17 @@ def overfit(sources: Sources) -> list[Row]:
             claim = Claim(
                 words=f"`{spec}` errs more than `running_max` on the test part",
                 figure="may",
-                expects=Lies(1, math.inf),
+                expects=InRange(1, math.inf),
             )
             rows.append(row(claim, shelf.model, _searched, shelf, spec))
     return rows
 
 
 def removed(record: Record) -> tuple[float, float]:
-    """Shares of the loss that training removed: on its own part, on the validation part. raises CannotMeasure"""
+    """Return the shares of the loss that training removed on its own part and on the validation part.
+
+    raises CannotMeasure
+    """
     train_start, train_end, start, end = evidence(record, LOSSES).tolist()
     if not (train_start > 0 and start > 0):
         raise CannotMeasure(f"{record.case_id} had no loss to remove")
@@ -96,7 +99,7 @@ def _test_gap(shelf: Shelf) -> Measured:
 
 
 def kl_left(before: Record, after: Record) -> Terms:
-    """Their mean is the share of `before`'s KL that `after` has."""
+    """Return terms whose mean is the share of `before`'s KL that `after` has."""
     old, new = terms_of("kl", before.evidence), terms_of("kl", after.evidence)
     return Terms(new.values, old.values, new.documents)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quambench.claims.base import PERCENT, Claim, Gain, Interval, Lies, Measured, Row, family, row
+from quambench.claims.base import PERCENT, Claim, Gain, InRange, Interval, Measured, Row, family, row
 from quambench.claims.compared import no_gain_rows
 from quambench.claims.sources import Sources
 from quambench.claims.stored import Shelf, at_sites
@@ -24,7 +24,7 @@ AFTER_SILU = frozenset({"x_proj:input", "x_conv_out", "B_conv_out", "C_conv_out"
     " against 256 sequences of 128 tokens, so that many times fewer values reach less far by themselves.",
 )
 def drift(sources: Sources) -> list[Row]:
-    claim = Claim(words="the range at runtime is the calibrated one", figure="within ±10 %", expects=Lies(0, NEAR))
+    claim = Claim(words="the range at runtime is the calibrated one", figure="within ±10 %", expects=InRange(0, NEAR))
     rows = []
     for name, shelf in sources.prose:
         rows.append(row(claim, name, _fresh, sources, name))
@@ -49,7 +49,7 @@ def error_windows(record: Record) -> str:
 
 
 def distance(ratios: Tensor, data: str) -> Measured:
-    """ratios (n_sites) runtime over calibration"""
+    """Return how far ranges moved: ratios (n_sites), runtime over calibration."""
     away = (ratios - 1).abs()
     within = int((away <= NEAR).sum())
     remark = (
@@ -69,7 +69,7 @@ def clipped(sources: Sources) -> list[Row]:
     rows = []
     for _, shelf in sources.prose:
         for site in _case_sites(shelf):
-            claim = Claim(words=f"clipped at {site}, `percentile`", figure="0.1-1 %", expects=Lies(*CLIPPED))
+            claim = Claim(words=f"clipped at {site}, `percentile`", figure="0.1-1 %", expects=InRange(*CLIPPED))
             rows.append(row(claim, shelf.model, _clipped, shelf, site))
     return rows
 
@@ -107,7 +107,9 @@ def symmetry(sources: Sources) -> list[Row]:
 
 
 def _wasted(shelf: Shelf) -> Measured:
-    """What a symmetric grid wastes beyond an asymmetric one: neither's ends need be reached by few windows."""
+    """Return the share of the range that a symmetric grid wastes beyond an asymmetric one, at sites of one-sided
+    data.
+    """
     records = shelf.find("running_max", "running_max/w8a8-asymmetric")
     symmetric, asymmetric = (at_sites(record, "sites.range_wasted", AFTER_SILU) for record in records)
     one, most, other = (x.item() * 100 for x in (symmetric.mean(), symmetric.max(), asymmetric.mean()))

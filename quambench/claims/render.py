@@ -22,7 +22,7 @@ MOST_DIGITS = 6  # of one with
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One family's rows."""
+    """The rows of one family."""
 
     title: str
     about: str
@@ -30,7 +30,9 @@ class Section:
 
 
 def effect_text(effect: Interval, unit: Unit) -> str:
-    """ "+0.12 [+0.05, +0.19] mnat/token": digits as the interval supports them; "128 exact" without a spread."""
+    """Return "+0.12 [+0.05, +0.19] mnat/token", with as many digits as the interval supports; "128 exact" without a
+    spread.
+    """
     value, low, high = (x * unit.factor for x in (effect.estimate, effect.low, effect.high))
     sign = "+" if unit.signed else ""
     name = f" {unit.name}" if unit.name else ""
@@ -57,7 +59,7 @@ def _cells(row: Row, note: str) -> list[str]:
 
 
 def _table(section: Section) -> tuple[list[list[str]], list[str]]:
-    """Cells, and the notes that they refer to; rows with the same remark share a note."""
+    """Return cells, and the notes that they refer to; rows with the same remark share a note."""
     notes: list[str] = []
     cells = []
     for row in section.rows:
@@ -69,13 +71,13 @@ def _table(section: Section) -> tuple[list[list[str]], list[str]]:
 
 
 def tally(sections: Sequence[Section]) -> str:
-    """ "3 confirmed, 5 not confirmed, ...": every verdict, in this order."""
+    """Return "3 confirmed, 5 not confirmed, ...": every verdict, in this order."""
     found = [row.verdict for section in sections for row in section.rows]
     return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in Verdict)
 
 
 def markdown(sections: Sequence[Section], models: Sequence[str]) -> str:
-    """The whole document."""
+    """Return the whole document."""
     parts = [_introduction(models), f"Of {sum(len(s.rows) for s in sections)} rows: {tally(sections)}.\n"]
     parts.append(f"## When a claim counts as confirmed\n\n{_rule()}\n")
     for section in sections:
@@ -112,7 +114,7 @@ def _rule() -> str:
 
 
 def terminal(sections: Sequence[Section]) -> str:
-    """A table and its notes for each family, then how many of each verdict."""
+    """Return a table and its notes for each family, then how many of each verdict."""
     parts = []
     for section in sections:
         cells, notes = _table(section)
@@ -123,7 +125,7 @@ def terminal(sections: Sequence[Section]) -> str:
 
 
 def document(sections: Sequence[Section]) -> dict[str, Any]:
-    """For machines: plain numbers, factors not applied; an infinite end is null."""
+    """Return the rows for machines: plain numbers, factors not applied; an infinite end is null."""
     return {
         "schema": 1,
         "families": [{"title": s.title, "about": s.about, "rows": [_entry(row) for row in s.rows]} for s in sections],

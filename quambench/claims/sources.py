@@ -1,4 +1,4 @@
-"""Where numbers come from: stored baselines of each model, and what is measured afresh."""
+"""The sources of numbers: stored baselines of each model, and fresh measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quambench.claims.stored import Shelf
 
 @dataclass(frozen=True)
 class Sources:
-    """By model name. Recall models answer for the state alone: the guide speaks of prose."""
+    """Sources by model name. Recall models answer for the state alone: the guide speaks of prose."""
 
     shelves: Mapping[str, Shelf]
     fresh: Mapping[str, Fresh] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Sources:
         return [(name, shelf) for name, shelf in self.shelves.items() if name in self.recall]
 
     def measured(self, model: str) -> Fresh:
-        """raises CannotMeasure"""
+        """Return the fresh measurements of a model. raises CannotMeasure"""
         if model not in self.fresh:
             raise CannotMeasure("baselines alone were asked for (--stored)")
         return self.fresh[model]

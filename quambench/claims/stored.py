@@ -1,4 +1,4 @@
-"""What stored baselines say of one model: cases by what they measured, and two of them compared."""
+"""The stored baselines of a model: cases by what they measured, and two of them compared."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Key = frozenset[tuple[str, object]]
 
 
 def _key(settings: Mapping[str, object]) -> Key:
-    """What a case measures, whatever it is called: "percentile" and "percentile[alpha=0.9995]" are one."""
+    """Return the key of what a case measures: "percentile" and "percentile[alpha=0.9995]" are one."""
     own = {k: v for k, v in settings.items() if k not in _DIGESTS and not k.startswith("metric.")}
     return frozenset(own.items())
 
 
 class Shelf:
-    """All stored cases of one model, over all suites; two that are compared come from one machine class."""
+    """The stored cases of one model, over all suites; two that are compared come from one machine class."""
 
     def __init__(self, store: BaselineStore, model: str) -> None:
-        """raises BadArtefact naming the file that cannot be read"""
+        """Read the model's baselines. raises BadArtefact naming the file that cannot be read"""
         self.model = model
         found: dict[str, dict[Key, Record]] = {}
         for suite in sorted(path.name for path in store.root.glob("*") if path.is_dir()):
@@ -47,26 +47,26 @@ class Shelf:
         self._classes = [found[name] for name in sorted(found, key=lambda name: (name != store.machine, name))]
 
     def __len__(self) -> int:
-        """Distinct cases of the machine class that has most."""
+        """Return the number of distinct cases of the machine class that has most."""
         return max(map(len, self._classes), default=0)
 
     @property
     def recalls(self) -> bool:
-        """Of a recall model: it has no prose to be judged on."""
+        """Whether the model is a recall model, which has no prose to be judged on."""
         return any("recall.associative.asked" in r.evidence for records in self._classes for r in records.values())
 
     @property
     def architecture(self) -> str:
-        """By the sites that were stored."""
+        """The architecture, by the sites that were stored."""
         record = next((record for records in self._classes for record in records.values()), None)
         names = {site_name(site) for site in record.sites} if record else set()
         return next((name for name, kind in ARCHITECTURES.items() if {s.name for s in kind.sites} <= names), "unknown")
 
     def find(self, *specs: str) -> list[Record]:
-        """Stored results of cases, as a suite writes them ("percentile/channel"), measured on the same data.
+        """Return stored results of cases, as a suite writes them ("percentile/channel"), measured on the same data.
 
-        Of the protocols and machine classes that have them all, the largest protocol, then this machine's class.
-        raises CannotMeasure
+        Of the protocols and machine classes that have them all, the largest protocol is taken, then this machine's
+        class. raises CannotMeasure
         """
         cases = [self._case(spec) for spec in specs]
         for protocol in PROTOCOLS:
@@ -86,7 +86,7 @@ class Shelf:
         try:
             return Case.parse(self.model, spec)
         except (UnknownName, BadParameter) as error:
-            reason = str(error).partition(". ")[0]  # the rest is help for whoever typed it
+            reason = str(error).partition(". ")[0]  # the rest is help for a user who typed it
             raise CannotMeasure(f"there is no such case yet ({reason})") from None
 
 
@@ -140,9 +140,9 @@ RECALL = Quality(
 
 
 def difference(quality: Quality, old: Record, new: Record, remark: str = "", level: float = LEVEL) -> Measured:
-    """new - old on the same items, in the metric's plain unit."""
+    """Return new - old on the same items, in the metric's plain unit. raises CannotMeasure"""
     if quality is ACCURACY and "items.correct" not in new.evidence:
-        raise CannotMeasure(f"{new.case_id} was asked for no last words")
+        raise CannotMeasure(f"{new.case_id} has no last-word items")
     if quality is ACCURACY:
         effect, n = flips(old.evidence["items.correct"], new.evidence["items.correct"], level)
     else:
@@ -158,7 +158,7 @@ def difference(quality: Quality, old: Record, new: Record, remark: str = "", lev
 
 
 def _floor(metric: str, record: Record) -> float:
-    """How far the case's mean moved under other numerics when it was stored; 0 where that was not measured."""
+    """Return how far the case's mean moved under other numerics when it was stored; 0 where that was not measured."""
     moved = record.noise.means.get(metric, 0.0)
     return 0.0 if math.isnan(moved) else moved
 
@@ -169,7 +169,7 @@ def _documents(metric: str, record: Record) -> int:
 
 
 def _paired(metric: str, old: Record, new: Record, level: float) -> tuple[Interval, int]:
-    """Over documents, by t; where the sign-flip test does not bear it out, the interval reaches 0."""
+    """Return the difference over documents, by t; where the sign-flip test does not agree, the interval reaches 0."""
     before, after = terms_of(metric, old.evidence), terms_of(metric, new.evidence)
     if not len(after.values):
         return Interval.exactly(math.nan), 0
@@ -181,7 +181,7 @@ def _paired(metric: str, old: Record, new: Record, level: float) -> tuple[Interv
 
 
 def flips(old: Tensor, new: Tensor, level: float = LEVEL) -> tuple[Interval, int]:
-    """(difference of the shares that are right, n items), old and new (n,) right or wrong.
+    """Return (difference of the shares that are right, n items) of old and new (n,) right or wrong.
 
     Wald's interval with half an item added to each of the four cells (Agresti & Min 2005, Statistics in
     Medicine 24:729): where no item flipped it still says what n could have missed. Items count as independent.
@@ -198,7 +198,7 @@ def flips(old: Tensor, new: Tensor, level: float = LEVEL) -> tuple[Interval, int
 
 
 def evidence(record: Record, name: str) -> Tensor:
-    """raises CannotMeasure where the case was stored without it"""
+    """Return an array of evidence. raises CannotMeasure where the case was stored without it"""
     if name not in record.evidence:
         raise CannotMeasure(
             f"{record.case_id} was stored before there was {name}; pytest suites/ --qb-update records it"
@@ -207,7 +207,7 @@ def evidence(record: Record, name: str) -> Tensor:
 
 
 def at_sites(record: Record, rows: str, names: frozenset[str] | None = None) -> Tensor:
-    """Evidence (S,) of the sites with these names in their block ("ssm_state"), or of all; NaN left out.
+    """Return evidence (S,) of the sites with these names in their block ("ssm_state"), or of all; NaN left out.
 
     raises CannotMeasure where the evidence has no such rows
     """
@@ -220,5 +220,5 @@ def at_sites(record: Record, rows: str, names: frozenset[str] | None = None) -> 
 
 
 def site_name(site: str) -> str:
-    """ "ssm_state" of "layers.3.ssm_state" """
+    """Return "ssm_state" of "layers.3.ssm_state"."""
     return site.split(".", 2)[-1]

@@ -1,1 +1,3 @@
-"""What every room stands on: errors, files, reading, processes, git, provenance; knows nothing of models."""
+"""The ground that every room stands on: errors, files, reading, processes, git, provenance. It knows nothing of
+models.
+"""

@@ -1,4 +1,4 @@
-"""Every exception that quambench raises on purpose.
+"""The exceptions that quambench raises on purpose.
 
 Each message is written for the person who reads it in a terminal: what is wrong, what is known,
 what to type next. The command line prints it as one line and exits with 2, pytest with 4.
@@ -14,11 +14,11 @@ from typing import Self
 
 from quambench.core.plain_text import plain
 
-_LONGEST = 2000  # characters of a message; what is wrong stands at its begin, what to do at its end
+_LONGEST = 2000  # characters of a message; what is wrong stands at its beginning, what to do at its end
 
 
 class QuambenchError(Exception):
-    """Base of all errors that are somebody's input, not a bug in quambench: a message of one line."""
+    """Base of all errors that come from somebody's input and not from a bug in quambench. Its message is one line."""
 
     def __str__(self) -> str:
         line = plain(super().__str__())
@@ -26,7 +26,7 @@ class QuambenchError(Exception):
         return line if len(line) <= _LONGEST else f"{line[:half]} ... {line[-half:]}"
 
     def within(self, where: str) -> Self:
-        """The same error, with what it is about in front: a case or an observer as it was written."""
+        """Return the same error with `where` in front of its message: a case or an observer as it was written."""
         return type(self).__new__(type(self), f"{where}: {self}")
 
 
@@ -34,7 +34,12 @@ class UnknownName(QuambenchError):
     """A name that no registry entry carries."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], home: str = "", listed_by: str = "") -> None:
-        """listed_by: the command that lists the names, where they are too many for one line."""
+        """Say which names are known, and which of them is the nearest.
+
+        known      the names that the registry has
+        home       where a module with one more would go; "" where none can be added
+        listed_by  the command that lists the names, where they are too many for one line
+        """
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -62,13 +67,14 @@ class BadArtefact(QuambenchError):
 
 
 class NewerSchema(BadArtefact):
-    """A file that a later version wrote: nothing here may replace it."""
+    """A file that a later version wrote. This version must not replace it."""
 
 
 class NotWritten(QuambenchError, OSError):
-    """A file that could not be written: a full disk, a folder that may not be written; what stood there stands.
+    """A file that could not be written, as on a full disk or in a read-only folder. The old file is still there,
+    unchanged.
 
-    The system's refusal, in one line with the path and what to do.
+    The message is the system's refusal in one line, with the path and what to do.
     """
 
 
@@ -77,7 +83,9 @@ class NonFinite(QuambenchError):
 
 
 class BrokenJudge(QuambenchError):
-    """What judges results does not tell right from wrong itself: no verdict of it can be trusted."""
+    """A part that judges results fails its own self-test: it cannot tell right from wrong, so no verdict can be
+    trusted.
+    """
 
 
 class SiteUnseen(QuambenchError):
@@ -85,11 +93,11 @@ class SiteUnseen(QuambenchError):
 
 
 class OutsideFailed(QuambenchError):
-    """Somebody else's code raised; the message has what and where, the cause is what it raised."""
+    """An error in somebody else's code. The message says what failed and where; the cause is the original exception."""
 
 
 class GitFailed(QuambenchError):
-    """Something that git could not do; `words` are git's own, in one line."""
+    """A failure of git; `words` are git's own, in one line."""
 
     def __init__(self, message: str, words: str = "") -> None:
         self.words = words
@@ -106,7 +114,7 @@ class MissingExtra(QuambenchError):
 
 
 def check_name(path: Path) -> None:
-    """Whether a file or folder can have such a name, there or not yet. raises BadParameter"""
+    """Check that the file system allows a file or folder of this name, whether it exists or not. raises BadParameter"""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -117,7 +125,7 @@ def check_name(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Whether a folder, there or not yet, can be written to; before work that would end in it.
+    """Check that a folder, which need not exist yet, can be written to. Called before long work that would end in it.
 
     raises BadParameter
     """

@@ -1,6 +1,6 @@
-"""The one way in which anything here is written: whole or not at all, in UTF-8, one writer of a folder at a time.
+"""The only way in which anything here is written: whole or not at all, in UTF-8, one writer of a folder at a time.
 
-What the system refuses is a NotWritten: one line with the path, what is wrong and what to do.
+A refusal by the system becomes a NotWritten: one line with the path, what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -50,14 +50,17 @@ REMEDIES = {
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file, in a folder that is made where there is none. raises NotWritten; the file is then as it was"""
+    """Replace a file; its folder is made where it is missing. raises NotWritten, and then the file is as it was"""
     with making(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 @contextmanager
 def making(path: Path) -> Iterator[Path]:
-    """`replacing`, for a library that writes to a path; the folder is made. raises NotWritten"""
+    """Yield a path to write to, whose file replaces `path` when the block ends; for libraries that write to a path.
+
+    The folder is made where it is missing. raises NotWritten
+    """
     with told(path):
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def making(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Whether a file can take a path's place: a device, a pipe, a folder is nobody's to replace. raises NotWritten"""
+    """Check that `path` is free or a regular file: devices, pipes and folders are never replaced. raises NotWritten"""
     with told(path):
         try:
             found = path.stat()  # through links: one to a device stands for it
@@ -79,9 +82,10 @@ def check_replaceable(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in this block for this folder, which is made where there is none.
+    """Hold the lock of a folder during the block, so that one process at a time works in it. The folder is made if
+    missing.
 
-    raises NotWritten where another holds it for longer than any write takes
+    raises NotWritten where another process holds it longer than any write takes
     """
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,21 +103,21 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: who waits for the lock sees that the name is gone, and begins anew (filelock >= 3.24).
+        # Removed while held: a process that waits for it sees that the name is gone and starts over (filelock >= 3.24).
         with suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()
 
 
 def remove(path: Path) -> None:
-    """A file that need not be there. raises NotWritten"""
+    """Remove a file, if there is one. raises NotWritten"""
     with told(path):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """What the system refuses, as one line. raises NotWritten"""
+    """Turn the system's refusals inside of the block into one line about `path`. raises NotWritten"""
     try:
         yield
     except NotWritten:
@@ -121,14 +125,14 @@ def told(path: Path) -> Iterator[None]:
     except OSError as error:
         raise NotWritten(f"cannot write {path}: {why(error)}") from error
     except Exception as error:
-        if number := re.search(r"\(os error (\d+)\)", str(error)):  # of a library in Rust, which has a type of its own
+        if number := re.search(r"\(os error (\d+)\)", str(error)):  # a library in Rust raises a type of its own
             meant = OSError(int(number[1]), os.strerror(int(number[1])))
             raise NotWritten(f"cannot write {path}: {why(meant)}") from error
         raise
 
 
 def why(error: OSError) -> str:
-    """What the system says, and what to do about it."""
+    """Return what the system says went wrong, and what to do about it."""
     said = error.strerror or str(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0)
     return f"{said}; {remedy}" if remedy else said

@@ -1,7 +1,7 @@
-"""git, asked about somebody's repository: nothing of theirs is changed, and no program that they name is run.
+"""git, asked about somebody's repository. Nothing of theirs is changed, and no program that they name is run.
 
 A hook hands its own index and repository on in GIT_* variables, and a repository's configuration may name programs
-(a monitor of files, hooks, filters). Neither reaches git from here, and git asks nobody and no network.
+(a monitor of files, hooks, filters). Neither reaches git from here. git neither prompts nor uses the network.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ Unknown = Literal["unknown"]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Which code lies in a folder; what git cannot tell is unknown, and not clean."""
+    """The code that lies in a folder. "unknown" is whatever git cannot tell; it does not count as clean."""
 
     commit: str = "unknown"  # 12 digits
     dirty: bool | Unknown = "unknown"  # whether a tracked file differs from the commit
 
 
 def without_repository(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment that names no repository, index or setting of git: a program that gets it stands in no hook."""
+    """Return the environment without git's variables for a repository, index or settings, as a hook would set them."""
     return {name: value for name, value in environment.items() if not name.startswith("GIT_") or name in _KEPT}
 
 
@@ -78,9 +78,9 @@ def run(
     environment: Mapping[str, str] | None = None,
     timeout: float = _QUICK,
 ) -> str:
-    """What a git command says in a folder, without the last line break.
+    """Run a git command in a folder and return its output without the last line break.
 
-    settings, environment  on top of those that every command has
+    settings, environment  come on top of those that every command has
     timeout                s
     raises GitFailed
     """
@@ -104,7 +104,7 @@ def run(
 
 
 def root_of(folder: Path) -> Path:
-    """The top of the checkout that a folder lies in. raises GitFailed"""
+    """Return the top of the checkout that a folder lies in. raises GitFailed"""
     try:
         return Path(run(folder, "rev-parse", "--show-toplevel"))
     except GitFailed as error:
@@ -116,7 +116,7 @@ def root_of(folder: Path) -> Path:
 
 
 def holds(root: Path, *files: str) -> bool:
-    """Whether files are tracked in the checkout whose top `root` is."""
+    """Whether all these files are tracked in the checkout whose top is `root`."""
     try:
         return root_of(root) == root and bool(run(root, "ls-files", "--error-unmatch", "--", *files))
     except GitFailed:
@@ -124,7 +124,7 @@ def holds(root: Path, *files: str) -> bool:
 
 
 def state(folder: Path) -> State:
-    """The commit of the checkout that tracks a folder, and whether tracked files were changed since.
+    """Return the commit of the checkout that tracks a folder, and whether tracked files were changed since.
 
     A folder that merely lies inside of a checkout, untracked, is not of that commit: unknown.
     """
@@ -142,10 +142,10 @@ def state(folder: Path) -> State:
 
 @contextmanager
 def revision(folder: Path, name: str) -> Iterator[tuple[Path, Path]]:
-    """(top of the checkout that `folder` lies in, a folder with the files of revision `name`), for the block's time.
+    """Yield (top of the checkout that `folder` lies in, a folder with the files of revision `name`).
 
-    Nothing is written into the repository, no entry of a worktree either: git reads it with an index of ours.
-    raises GitFailed
+    Nothing is written into the repository, not even an entry of a worktree: git reads it with an index of ours. The
+    folder goes away with the block. raises GitFailed
     """
     root = root_of(folder)
     commit = _commit(root, name)
@@ -175,7 +175,7 @@ def revision(folder: Path, name: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _commit(root: Path, name: str) -> str:
-    """The commit that a name means, in full."""
+    """Return the full hash of the commit that a name means."""
     try:
         found = "" if name.startswith("-") else run(root, "rev-parse", "--verify", f"{name}^{{commit}}")
         words = f"{name} is no revision"
@@ -193,7 +193,7 @@ def _commit(root: Path, name: str) -> str:
 
 
 def _refusal(root: Path, *arguments: str) -> str:
-    """The words with which git refuses a command; "" when it does not."""
+    """Return the words with which git refuses a command; "" when it does not."""
     try:
         run(root, *arguments)
     except GitFailed as error:
@@ -212,7 +212,7 @@ def _is_dirty(root: Path) -> bool | Unknown:
 
 
 def _submodules(root: Path) -> list[Path]:
-    """Those that are checked out."""
+    """Return the folders of the submodules that are checked out."""
     if not (root / ".gitmodules").is_file():
         return []
     asked = ("config", "--file", ".gitmodules", "--null", "--get-regexp", r"^submodule\..*\.path$")
@@ -221,7 +221,9 @@ def _submodules(root: Path) -> list[Path]:
 
 
 def _filters_off(root: Path) -> dict[str, str]:
-    """Settings under which no filter runs that the repository's own configuration brings; the user's own ones do."""
+    """Return settings that turn off every filter of the repository's own configuration; the user's own filters still
+    run.
+    """
     try:
         asked = ("config", "--show-scope", "--null", "--get-regexp", r"^filter\..*\.(clean|smudge|process|required)$")
         fields = run(root, *asked).split("\0")
@@ -238,13 +240,13 @@ def _filters_off(root: Path) -> dict[str, str]:
         elif scope != "command":
             theirs.add(name)
     if odd := [name for name in sorted(theirs) if "=" in name]:
-        raise GitFailed(f"the configuration of {root} names a filter that cannot be turned off: {odd[0]}")
+        raise GitFailed(f"the configuration of {root} names a filter that quambench cannot turn off: {odd[0]}")
     off = {name: "false" if name.endswith(".required") else "" for name in theirs}
     return {name: users.get(name, value) for name, value in sorted(off.items())}
 
 
 def _words(said: str) -> str:
-    """git's own words in one line, printable, without the labels."""
+    """Return git's own words in one line, printable, without the labels."""
     lines = (re.sub(r"^(fatal|error): ", "", line.strip()) for line in said.splitlines())
     text = "; ".join(line for line in lines if line).replace(":; ", ": ")
     return shorten("".join(c if c.isprintable() else "?" for c in text), 300, placeholder=" ...")

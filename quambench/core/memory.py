@@ -24,6 +24,6 @@ def keep_freed_memory() -> bool:
 
 
 def give_back() -> None:
-    """Return what is freed to the system after all, where there is glibc: before memory is measured."""
+    """Return freed memory to the system after all, where there is glibc. Called before memory is measured."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

@@ -1,6 +1,6 @@
-"""What comes from outside (names of models, reasons, messages), made fit to be shown: on a terminal, in Markdown.
+"""Text from outside (names of models, reasons, messages), made fit to be shown on a terminal and in Markdown.
 
-Text keeps what a reader reads; what a terminal or a page would obey is spelled out.
+A reader sees the same text; characters that a terminal or a page would obey are spelled out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _IN_ASCII |= {"–": "-", "…": "...", "√": "sqrt", "²": "^2", "µ": "u", "�
 
 
 def print_anywhere() -> None:
-    """Let both streams take every text: what a locale has no letter for is spelled in ASCII, nothing is lost for it."""
+    """Let both output streams take every text: characters that the locale lacks are spelled in ASCII, and nothing is
+    lost.
+    """
     codecs.register_error("quambench", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
@@ -36,7 +38,7 @@ def print_anywhere() -> None:
 
 
 def spelled_for(encoding: str, text: str) -> str:
-    """Text as a stream of this encoding shows it: what that has no letter for is spelled in ASCII."""
+    """Return text as a stream of this encoding shows it: characters that the encoding lacks are spelled in ASCII."""
     codecs.register_error("quambench", _in_ascii)
     return text.encode(encoding, errors="quambench").decode(encoding)
 
@@ -49,19 +51,19 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def plain(text: str) -> str:
-    """One line of text, with control characters and changes of direction spelled out: "\\x1b", "\\n"."""
+    """Return text as a single line, with control characters and changes of direction spelled out: "\\x1b", "\\n"."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_spelled(c) if _is_obeyed(c) else c for c in text)
 
 
 def in_markdown(text: str) -> str:
-    """Text in a paragraph or in the cell of a table: no markup, no link, no mention, no new cell."""
+    """Return text for a paragraph or for a table's cell: no markup, no link, no mention, no new cell."""
     return re.sub(r"\](?=[(\[:])|!(?=\[)", r"\\\g<0>", plain(text).translate(_MARKDOWN))
 
 
 def as_code(text: str) -> str:
-    """Text as a code span of a paragraph. Its fence is longer than any that it holds."""
+    """Return text as a code span of a paragraph. Its fence is longer than any that it holds."""
     shown = plain(text)
     fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
     space = " " if shown.startswith("`") or shown.endswith("`") or not shown.strip() else ""
@@ -69,7 +71,9 @@ def as_code(text: str) -> str:
 
 
 def posted(text: str) -> str:
-    """Text that leaves this machine: paths from here are relative to here, the user's folder is "~"."""
+    """Return text that may leave this machine: paths become relative to the current folder, the user's folder is
+    "~".
+    """
     for folder, name in _folders():
         text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?=[^\w-]|$)", name, text)
     return text

@@ -29,7 +29,7 @@ _sources: dict[str, dict[str, str]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What may come from outside: "observer", found by the entry points of "quambench.observers"."""
+    """A kind of thing that may come from outside: "observer", found by the entry points of "quambench.observers"."""
 
     name: str
 
@@ -43,14 +43,17 @@ class Kind:
 
     @property
     def installed(self) -> dict[str, str]:
-        """Entry point -> module:name. raises BadParameter when two packages claim one name"""
+        """Return entry point -> module:name of each installed one. raises BadParameter when two packages claim one
+        name
+        """
         return installed(self)
 
     def find(self, name: str, known: Collection[str], home: str, of: str = "name") -> Any:
-        """The thing behind `module:name`, or behind an installed entry point.
+        """Return the thing behind `module:name`, or behind an installed entry point.
 
-        known, home  what there is besides, and where one more is written: for the message
-        of           what a module should have there, "class" or "function": likewise
+        known  the names that exist besides, for the message
+        home   where a module with one more would go, for the message
+        of     "class" or "function": what is looked for in a module, for the message
         raises UnknownName, BadParameter: each says in one line what is wrong
         """
         target = name if ":" in name else self.installed.get(name)
@@ -70,20 +73,20 @@ class Kind:
         return found
 
     def used(self, name: str, thing: Any) -> None:
-        """Note it for `sources`; what is quambench's own, as its probes' are, is not from outside."""
+        """Note for `sources` that this thing was used; things of quambench itself, as its probes use, are left out."""
         if name.startswith("quambench."):
             return
         _sources.setdefault(self.plural, {})[name] = _digest(thing)
 
 
 def sources() -> dict[str, dict[str, str]]:
-    """All from outside that this process used: "observers" -> name -> 16 digits of its source file's hash."""
+    """Return the code from outside that this process used: "observers" -> name -> 16 digits of its file's hash."""
     return {kind: dict(sorted(named.items())) for kind, named in sorted(_sources.items())}
 
 
 @cache
 def installed(kind: Kind) -> dict[str, str]:
-    """As Kind.installed; asked once in a process."""
+    """Look up Kind.installed; the environment is asked once in a process."""
     found: dict[str, str] = {}
     for entry in entry_points(group=kind.group):
         value = f"{entry.module}:{entry.attr}"
@@ -94,7 +97,7 @@ def installed(kind: Kind) -> dict[str, str]:
 
 @contextmanager
 def calling(name: str) -> Iterator[None]:
-    """Around a call of code from outside: what it raises becomes one line that says where.
+    """Turn any exception in the block, a call of code from outside, into one line that says where it arose.
 
     raises OutsideFailed
     """
@@ -105,7 +108,7 @@ def calling(name: str) -> Iterator[None]:
 
 
 def place_of(error: BaseException) -> str:
-    """file:line where an error arose: the innermost frame that is nobody's library, if there is one."""
+    """Return the file:line where an error arose: the innermost frame outside of any library, if there is one."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
@@ -115,7 +118,7 @@ def place_of(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """ "ValueError: what it says", without line breaks."""
+    """Return "ValueError: its message", without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -129,7 +132,10 @@ def _imported(module: str, asked: str) -> ModuleType:
 
 @contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """As under `python -m`, also for a console script; so one name is one thing however it was started."""
+    """Put the current folder first on the path, as `python -m` does.
+
+    A console script then finds the same modules, so a name means one thing however quambench was started.
+    """
     here = os.getcwd()
     sys.path.insert(0, here)
     try:

@@ -1,4 +1,4 @@
-"""Git LFS: in a clone without it, a short text stands for each large file, and readers say that it is one."""
+"""Git LFS pointers. In a clone without LFS, a short text stands for each large file, and every reader should say so."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LONGEST = 1023  # bytes; the specification's
 
 
 def check_fetched(path: Path, error: type[QuambenchError]) -> None:
-    """Whether a file that is about to be read is itself, and no pointer to it. raises `error`"""
+    """Check that a file is itself and not a pointer to it, before it is read. raises `error`"""
     try:
         if not path.is_file() or path.stat().st_size > _LONGEST:
             return
         begin = path.read_bytes()[: len(_BEGIN)]
-    except OSError:  # for the reader to tell
+    except OSError:  # the reader will say what is wrong
         return
     if begin == _BEGIN:
         raise error(f"{path} is a git-lfs pointer, not the file that it stands for: git lfs pull fetches it")

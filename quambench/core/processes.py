@@ -1,4 +1,4 @@
-"""Other programs as children of this one: they end with it, whatever ends it.
+"""Other programs as children of this one: they end with it, however it ends.
 
 Each runs in a session of its own, so that what it starts ends with it. A guard stands beside it: a shell that waits for
 the end of its input, which comes when this process is gone by any signal, and then kills that session.
@@ -17,10 +17,10 @@ _GUARD = ("/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$0"')
 
 
 class Child:
-    """A process that outlives neither `close` nor this process, nor do those that it starts."""
+    """A process that ends, with all that it starts, at `close` or when this process ends."""
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:
-        """options: as subprocess.Popen's. raises OSError"""
+        """Start the command; the options are subprocess.Popen's. raises OSError"""
         self.process = subprocess.Popen(command, start_new_session=True, **options)
         try:
             self._guard = subprocess.Popen(
@@ -38,12 +38,12 @@ class Child:
             raise
 
     def kill(self) -> None:
-        """End the process and those that it started; whoever waits for its answer hears that it ended."""
+        """End the process and those that it started. A reader of its output then sees the end of it."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Kill it, and leave nothing open; nobody may be reading from it."""
+        """Kill the process and close all that is open. Nobody may be reading from it."""
         self.kill()
         self._guard.kill()  # before the process's number is free for another
         self._guard.wait()
@@ -57,7 +57,7 @@ class Child:
 def run(
     command: Sequence[str], timeout: float | None = None, errors: str = "replace", **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """A program from start to end, without input, with what it wrote.
+    """Run a program to its end, without input, and return its exit code and output.
 
     timeout  s
     errors   how bytes that are not UTF-8 are read

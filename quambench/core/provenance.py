@@ -1,4 +1,4 @@
-"""Where a number comes from: machine, versions, code, settings that can change floating point."""
+"""The origin of a number: machine, versions, code, and settings that can change floating point."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _NUMERICS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MK
 
 
 def machine_class(device: str = "cpu") -> str:
-    """Machines whose float results should agree: "cpu-x86_64-avx512", "cuda-sm90". Names a baseline folder."""
+    """Return the name of a class of machines whose float results should agree: "cpu-x86_64-avx512", "cuda-sm90".
+
+    Baseline folders are named by it.
+    """
     if torch.device(device).type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda-sm{major}{minor}"
@@ -34,7 +37,7 @@ def machine_class(device: str = "cpu") -> str:
 
 
 def provenance(device: str = "cpu", folder: Path | None = None) -> dict[str, Any]:
-    """What a stored result says about how it was made. No path, host or user name.
+    """Return what a stored result says about how it was made. It holds no path, host or user name.
 
     device  where models are
     folder  of the project whose code is judged (default: the current one); `commit` and `dirty` are of the
@@ -57,17 +60,19 @@ def provenance(device: str = "cpu", folder: Path | None = None) -> dict[str, Any
 
 @cache
 def judged(folder: Path) -> git.State:
-    """Which code lies in a folder, asked once: what this process loaded, and not what it or others store meanwhile."""
+    """Return which code lies in a folder. git is asked once: this process keeps what it loaded, whatever is stored
+    later.
+    """
     return git.state(folder)
 
 
 def ran_here() -> dict[str, Any]:
-    """What this process ran: code from outside, and which implementation of each kernel."""
+    """Return what this process ran: code from outside, and which implementation of each kernel."""
     return sources() | {"kernels": chosen()}
 
 
 def merged(own: dict[str, Any], others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """A provenance, with what ran in other processes of the same run: code from outside, and kernels."""
+    """Return a provenance with what other processes of the same run used added: code from outside, and kernels."""
     for other in others:
         for key in ("observers", "groupings", "calibrations"):
             if found := own.get(key, {}) | other.get(key, {}):
@@ -80,7 +85,7 @@ def merged(own: dict[str, Any], others: Iterable[Mapping[str, Any]]) -> dict[str
 
 @cache
 def code_digest() -> str:
-    """Hash over the package's own sources and the kernels': which code produced a result."""
+    """Return a hash over the sources of this package and of the kernels: which code produced a result."""
     import quambench_kernels
 
     h = hashlib.sha256()
@@ -92,9 +97,9 @@ def code_digest() -> str:
 
 @cache
 def quambench_itself() -> dict[str, Any]:
-    """Which quambench this is: its version, and its commit and dirtiness where it is a checkout of its own.
+    """Return which quambench this is: its version, and its commit and dirtiness where it runs from its own checkout.
 
-    The repository that an environment happens to lie in says nothing of the packages installed there.
+    Where it is merely installed into an environment inside of some repository, that repository says nothing about it.
     """
     top = _PACKAGE.parent
     if not git.holds(top, "pyproject.toml", f"{_PACKAGE.name}/core/{Path(__file__).name}"):

@@ -1,4 +1,4 @@
-"""Reading what somebody else may have written: regular files of a bounded size, JSON of a bounded depth.
+"""Reading of files that somebody else may have written: regular files of a bounded size, JSON of a bounded depth.
 
 Every reader of a file goes through here, and turns Unreadable into its own error. So a pipe never makes one wait, a
 huge file never fills the memory, and whatever a file or its name holds is one line.
@@ -39,7 +39,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Unreadable(QuambenchError):
-    """A file that cannot be read, or that holds no JSON; `why` says it without the file's name."""
+    """A file that cannot be read, or that holds no JSON. `why` is the reason without the file's name."""
 
     def __init__(self, place: Path | str, why: str) -> None:
         super().__init__(f"cannot read {shown(place)}: {why}")
@@ -47,13 +47,13 @@ class Unreadable(QuambenchError):
 
 
 def shown(text: object) -> str:
-    """A name or a reason as a message has it: on one line, without control characters, not too long."""
+    """Return a name or a reason as messages show it: on one line, without control characters, not too long."""
     line = plain(str(text))
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there; of a name that can be none (too long, with a NUL), no."""
+    """Whether a regular file is there. An impossible name (too long, with a NUL) gives False."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -61,7 +61,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; of a name that can be none, no."""
+    """Whether a folder is there. An impossible name gives False."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def is_folder(path: Path) -> bool:
 
 
 def check_file(path: Path, limit: int | None = None) -> None:
-    """Whether `path` is a regular file, of at most `limit` bytes; before somebody else's reader opens it by its name.
+    """Check that `path` is a regular file of at most `limit` bytes, before somebody else's reader opens it by its name.
 
     raises Unreadable
     """
@@ -86,12 +86,12 @@ def check_file(path: Path, limit: int | None = None) -> None:
 
 
 def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
-    """All of a regular file of at most `limit` bytes. raises Unreadable"""
+    """Return the content of a regular file of at most `limit` bytes. raises Unreadable"""
     check_file(path, limit)
     try:
-        # Not to wait where a pipe has taken the file's place since.
+        # Opened so that it does not wait where a pipe has taken the file's place since.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            # What is asked for is allocated: so much as there is, and then whatever has been added since.
+            # read() allocates what it is asked for: first the known size, then whatever has been added since.
             content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
             while len(content) <= limit and (more := file.read(min(MIB, limit + 1 - len(content)))):
                 content += more
@@ -103,12 +103,12 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
-    """What the JSON of a file says. raises Unreadable"""
+    """Return the document in a JSON file of at most `limit` bytes. raises Unreadable"""
     return parse_json(read_bytes(path, limit), path)
 
 
 def parse_json(content: bytes, place: Path | str, any_text: bool = False) -> Any:
-    """What JSON in UTF-8 says.
+    """Return the document in UTF-8 JSON; `place` names it in messages.
 
     any_text  strings may hold half a surrogate pair, which no encoding can write
     raises Unreadable; also for a key that an object has twice, which readers take differently
@@ -147,7 +147,9 @@ def _whole(digits: str) -> int:
 
 
 def _check_depth(document: Any, place: Path | str) -> None:
-    """Level by level, so that no depth is too much for the check itself."""
+    """Refuse a document nested deeper than DEEPEST; it goes level by level, so that no depth is too much for the check
+    itself.
+    """
     level = [document]
     for _ in range(DEEPEST + 1):
         inner = [part for part in level if isinstance(part, dict | list)]
@@ -158,7 +160,8 @@ def _check_depth(document: Any, place: Path | str) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Whether a zip archive, as torch.save writes, is as large as what it holds: nothing in it is compressed.
+    """Check that nothing in a zip archive is compressed: torch.save compresses nothing, and unpacking must not fill
+    memory.
 
     A file that is no archive passes. raises Unreadable
     """
@@ -175,7 +178,7 @@ def check_archive(path: Path) -> None:
 
 
 def mappings(document: Any, *keys: str) -> bool:
-    """Whether a document is an object, and what it has under each key too."""
+    """Whether a document is an object and so is each of its values under these keys."""
     return isinstance(document, dict) and all(isinstance(document.get(key), dict) for key in keys)
 
 
@@ -184,17 +187,17 @@ Check = Callable[[Any], bool]
 
 
 def number(value: Any) -> bool:
-    """A number that a float can be, and no true or false."""
+    """Whether a value is a number that a float can hold; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def text(value: Any) -> bool:
-    """A string."""
+    """Whether a value is a string."""
     return isinstance(value, str)
 
 
 def scalar(value: Any) -> bool:
-    """Anything but lists, objects, and what JSON has no number for."""
+    """Whether a value is neither a list nor an object nor a number that JSON lacks (NaN, infinity)."""
     return not isinstance(value, dict | list) and (not isinstance(value, float) or math.isfinite(value))

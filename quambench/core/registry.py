@@ -1,4 +1,4 @@
-"""One small registry; observers, policies, models, metrics and report formats all use it."""
+"""A small registry that observers, policies, models, metrics and report formats all use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Names to entries; an unknown name raises UnknownName with the nearest one.
+    """A mapping of names to entries. An unknown name raises UnknownName with the nearest one.
 
     kind  what an entry is called in messages
     home  where a new entry belongs, named in messages
@@ -22,14 +22,14 @@ class Registry(Mapping[str, T]):
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Enter `entry` under `name`; a name is given once."""
+        """Enter `entry` under `name` and return it. raises ValueError for a name that is taken"""
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = entry
         return entry
 
     def register(self, name: str) -> Callable[[T], T]:
-        """`add` as a decorator."""
+        """Return `add` for this name as a decorator."""
         return lambda entry: self.add(name, entry)
 
     def __getitem__(self, name: str) -> T:

@@ -1,7 +1,7 @@
-"""Folders for the time of one piece of work: private, gone with it, and swept by the next when a kill left them.
+"""Temporary folders for one piece of work: private, removed after it, and swept by the next run if a kill left them.
 
-Whoever works in one holds a lock on its file `owner`. The system takes the lock back when the process ends, however it
-does, so a folder whose lock is free is nobody's.
+Every process that works in one holds a lock on its file `owner`. The system frees the lock when the process ends,
+however it ends, so a folder whose lock is free is in use by no process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONG = 7 * 86_400.0  # s; a folder that never had a lock: left in the moment in
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder in the temporary folder, which only this user can read; it goes away with the block."""
+    """Yield an empty folder in the temporary folder, which only this user can read. It goes away with the block."""
     sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
@@ -35,7 +35,7 @@ def scratch() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove the folders that processes of this user left when they were killed; nothing else, and without a word."""
+    """Remove, silently, the folders that killed processes of this user left behind, and nothing else."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # its owner lives, or another sweeps it too
             if _is_left(folder):
@@ -44,7 +44,9 @@ def sweep() -> None:
 
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
-    """The lock is there before the name is: who finds the file finds it locked."""
+    """Hold the lock of a folder during the block. It is taken before the file has its name: whoever finds it finds it
+    locked.
+    """
     with open(folder / f"{_OWNER}.new", "x", encoding="utf-8") as held:
         with suppress(OSError):  # a file system without locks; such a folder is swept by age
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -53,7 +55,7 @@ def _owned(folder: Path) -> Iterator[None]:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether nobody works in it. raises BlockingIOError when somebody does"""
+    """Whether no process works in the folder. raises BlockingIOError when one does"""
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
         return False

@@ -1,4 +1,4 @@
-"""How a thing with parameters is named: on the command line, in a suite's mark, in a case's id.
+"""The spelling of a thing with parameters: on the command line, in a suite's mark, in a case's id.
 
 name[key=value,...]     value: 0.5, a word, or a list a|b|c of numbers or of pairs 50:0.5
 """
@@ -19,13 +19,15 @@ Value = float | str | tuple[Item, ...]
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A name and the parameters given. A subclass says which dataclass stands behind a name.
+    """A name and the parameters written with it. A subclass says which dataclass stands behind a name.
 
-    raises UnknownName, BadParameter from `parse` and `build`: in one line
+    Methods that end in an object of that dataclass are `build` and `make`; those that return another spec are
+    `complete` (defaults added) and `given` (values replaced). `parse` and `build` raise UnknownName or BadParameter,
+    each in one line.
     """
 
-    kind: ClassVar[str] = "thing"  # what messages call it
-    fixed: ClassVar[frozenset[str]] = frozenset()  # fields that no spec sets
+    kind: ClassVar[str] = "thing"  # the word for it in messages
+    fixed: ClassVar[frozenset[str]] = frozenset()  # fields that no spec may set: the caller of `make` gives them
 
     name: str
     parameters: tuple[tuple[str, Value], ...] = ()
@@ -37,7 +39,7 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a spec; what it names and its parameters must exist."""
+        """Read a spec from text. Its name and its parameters must exist."""
         match = re.fullmatch(r"\s*([\w.:-]+)\s*(?:\[(.*)\])?\s*", text)
         if match is None or cls.miswritten(text):
             hint = f": write {cls.miswritten(text)}" if cls.miswritten(text) else ""
@@ -54,9 +56,9 @@ class Spec:
 
     @classmethod
     def miswritten(cls, text: str) -> str:
-        """What should be typed for a known name with its value outside of brackets, "percentile:0.999"; else "".
+        """Return what to type instead of a known name with its value outside of brackets, "percentile:0.999"; else "".
 
-        "percentile:Mine", where what follows could be a name in a module, is no such thing.
+        "percentile:Mine" gives "": what follows the colon could be a name in a module.
         """
         match = re.fullmatch(r"\s*(\w+)\s*[:(@{=\s]\s*([^\[].*?)[)}]?\s*", text)
         if match is None or re.fullmatch(r"[A-Za-z_][\w.]*(\[.*\])?", match[2]):
@@ -68,7 +70,10 @@ class Spec:
         return cls(match[1])._with(match[2])
 
     def _given(self, inside: str) -> dict[str, str]:
-        """What stands in brackets, by name. raises BadParameter for what has no name, no value, or is there twice"""
+        """Return the parameters inside of the brackets, as text by name.
+
+        raises BadParameter for what has no name or no value, or is there twice
+        """
         given: dict[str, str] = {}
         last = ""
         for item in filter(None, (part.strip() for part in inside.split(","))):
@@ -87,7 +92,7 @@ class Spec:
         return given
 
     def _with(self, value: str) -> str:
-        """This as it is typed with a parameter of that value, "0.5" or "alpha:0.5"; with a default, where none fits."""
+        """Return the spec as it is typed with a value, "0.5" or "alpha:0.5"; with a default where no parameter fits."""
         key, _, rest = (part.strip() for part in re.sub(r"[:=\s]+", "=", value, count=1).partition("="))
         known = self.settable()
         tried = [(key, rest)] if key in known and rest else [(name, value) for name in known if value not in known]
@@ -100,20 +105,20 @@ class Spec:
         return f"{self.name}[{name}={written(cast(Value, known[name].default))}]" if name else self.name
 
     def found(self) -> type:
-        """The dataclass behind the name."""
+        """Return the dataclass behind the name, which every subclass defines; no object is made. raises UnknownName"""
         raise NotImplementedError
 
     def settable(self) -> dict[str, Field[Any]]:
-        """Parameters that a spec may give, by name; the neutral ones last."""
+        """Return the dataclass's fields that a spec may set, by name: all but `fixed`, the neutral ones last."""
         free = (f for f in fields(self.found()) if f.name not in self.fixed)
         return {f.name: f for f in sorted(free, key=lambda f: bool(f.metadata.get("neutral")))}
 
     def build(self) -> Any:
-        """A fresh object with these parameters."""
+        """Return a new object with the written parameters; `make` without further values."""
         return self.make()
 
     def make(self, **fixed: Any) -> Any:
-        """`build`, with values for fields that no spec sets."""
+        """Return a new object with the written parameters and with values for fields in `fixed`."""
         for key, _ in self.parameters:
             self._check_known(key)
         return self.found()(**fixed, **dict(self.parameters))
@@ -126,7 +131,8 @@ class Spec:
 
     @property
     def values(self) -> dict[str, Value | None]:
-        """Every parameter and its value, the defaults too; one object of each spec is built for it in a process.
+        """Return every parameter with its value, defaults included. One object of each spec is built for it in a
+        process.
 
         raises BadParameter where a value is outside its parameter's domain
         """
@@ -134,7 +140,7 @@ class Spec:
 
     @property
     def complete(self) -> Self:
-        """This with its defaults written out: equal for any two ways to name the same one.
+        """The same spec with its defaults written out, so that two spellings of one thing are equal.
 
         A parameter that is marked neutral stands only where it is not at its default: it was added after
         results were stored without it.
@@ -145,26 +151,33 @@ class Spec:
         return type(self)(self.name, tuple(sorted(kept)))
 
     def given(self, **parameters: Value) -> Self:
-        """This with other parameters in place of its own."""
+        """Return a spec of the same name in which these parameters replace or join the written ones."""
         return type(self)(self.name, tuple(sorted((dict(self.parameters) | parameters).items())))
 
 
 @lru_cache(maxsize=4096)
 def _values(spec: Spec, found: type, as_given: str) -> tuple[tuple[str, Value | None], ...]:
-    """found: what the name stands for now, since code from outside may be loaded anew; as_given: 1 is not 1.0"""
+    """Build the spec once and return its parameters' values.
+
+    found     the class behind the name now, since code from outside may be loaded anew
+    as_given  the parameters as text, since 1 equals 1.0 as a key
+    """
     built = spec.build()
     return tuple((name, getattr(built, name)) for name in spec.settable())
 
 
 def written(value: Value) -> str:
-    """A value as `parse` reads it."""
+    """Return a value as `parse` reads it."""
     if isinstance(value, tuple):
         return "|".join(":".join(map(repr, item)) if isinstance(item, tuple) else repr(item) for item in value)
     return value if isinstance(value, str) else repr(value)
 
 
 def _read(key: str, text: str, field: Field[Any] | None) -> Value:
-    """By the type of the parameter's default; an unknown parameter is a number until `build` refuses it."""
+    """Return a value of the type of the parameter's default; an unknown parameter is a number until `build` refuses it.
+
+    raises BadParameter
+    """
     default = field.default if field else 0.0
     if isinstance(default, str):
         return text

@@ -1,4 +1,4 @@
-"""Ctrl-C, TERM and HUP: all three end a run in the same way, with what is finished kept and one line said."""
+"""Ctrl-C, TERM and HUP: all three end a run in the same way. Finished results are kept, and one line is printed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ends a run, where Python raises KeyboardInterrupt for Ctrl-C alone."""
+    """A TERM or HUP signal that ends a run. Python itself raises KeyboardInterrupt for Ctrl-C alone."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -24,21 +24,21 @@ class Stopped(KeyboardInterrupt):
 
 
 def code_of(error: KeyboardInterrupt) -> int:
-    """The exit code, as a shell has it: 130 after Ctrl-C, 143 after TERM, 129 after HUP."""
+    """Return the exit code as a shell has it: 130 after Ctrl-C, 143 after TERM, 129 after HUP."""
     return 128 + error.number if isinstance(error, Stopped) else INTERRUPTED
 
 
 @contextmanager
 def as_interrupts() -> Iterator[Callable[[], None]]:
-    """TERM and HUP raise in this block, as Ctrl-C does; in the main thread alone, where no other handler is set.
+    """Let TERM and HUP raise in the block as Ctrl-C does, in the main thread and only where no other handler is set.
 
-    What is yielded is to be called when the work is done. From then on no signal raises, in code of others that only
-    prints or cleans up; TERM and HUP end the process behind the block.
+    Yields a function to call when the work is done. From then on no signal raises inside of others' code that only
+    prints or cleans up; TERM and HUP end the process after the block.
     """
     late: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for other in SIGNALS:  # the second one finds a run that is ending already
+        for other in SIGNALS:  # a second signal finds a run that is ending already
             signal.signal(other, signal.SIG_IGN)
         raise Stopped(number)
 
@@ -56,7 +56,7 @@ def as_interrupts() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """In this block nothing is worth a word: imports that take seconds, inside of which an exception may be lost."""
+    """End the process at once at a signal during the block: imports that take seconds and may swallow an exception."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nquambench: interrupted while it was starting\n")
@@ -68,7 +68,10 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def _handled(handlers: dict[int, Callable[..., Any]], only: tuple[Any, ...] = ()) -> Iterator[None]:
-    """only: leave signals alone that have another handler than these"""
+    """Set these handlers for the block.
+
+    only  replace a signal's handler only where it is one of these; () replaces any
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -76,7 +79,7 @@ def _handled(handlers: dict[int, Callable[..., Any]], only: tuple[Any, ...] = ()
     for number, handler in handlers.items():
         found = signal.getsignal(number)
         if found is signal.SIG_IGN or found is None or (only and found not in only):
-            continue  # nohup, for one
+            continue  # for example under nohup
         before[number] = signal.signal(number, handler)
     try:
         yield

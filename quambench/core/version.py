@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def installed() -> str:
-    """Return the version that the installed distribution names; "unknown" of a copy on the path."""
+    """Return the version that the installed distribution names; "unknown" where the package is merely on the path."""
     try:
         return metadata.version("quambench")
     except metadata.PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""Other processes that are sent requests and answer them, each a line of JSON.
+"""Worker processes that take requests and answer them, each as a line of JSON.
 
-A `Worker` is one such process; a `Crew` does jobs in several of them at once. `serve` is the other side.
+A `Worker` is one such process; a `Crew` does jobs in several of them at once. `serve` is their side of it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Answer = dict[str, Any]
 
 
 class Worker:
-    """One process: what is said to it, and what it answers. It ends when this one does, by whatever signal."""
+    """A process that takes requests and answers them. It ends when this process does, by whatever signal."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None) -> None:
-        """environment: on top of this process's own, less what a git hook put there"""
-        self.lost = ""  # why it can be asked no more
+        """Start the command. `environment` comes on top of this process's own, without what a git hook put there."""
+        self.lost = ""  # the reason why it can no longer be asked; "" while it can
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would block it once full)
         try:
             self._child = Child(
@@ -48,7 +48,7 @@ class Worker:
         self.process = self._child.process
 
     def tell(self, line: str) -> None:
-        """A process that is gone is noticed when it does not answer."""
+        """Send a line. If the process is gone, `ask` notices that no answer comes."""
         assert self.process.stdin
         try:
             self.process.stdin.write(line + "\n")
@@ -58,7 +58,7 @@ class Worker:
                 self.process.stdin.close()
 
     def ask(self, request: int | Mapping[str, Any], wanted: str) -> Answer | str:
-        """The answer, which has the field `wanted`, or else what went wrong in one line."""
+        """Return the answer, which has the field `wanted`, or else what went wrong in one line."""
         assert self.process.stdin
         assert self.process.stdout
         if self.lost:
@@ -77,16 +77,16 @@ class Worker:
             return str(answer["error"])
         if isinstance(answer, dict) and wanted in answer:
             return answer
-        # What comes after it may answer anything.
+        # From here on an answer could belong to another request.
         self.lost = f"the process that measures it printed {line.strip()[:80]!r} where its answer was due"
         return self.lost
 
     def kill(self) -> None:
-        """End the process and those that it started; whoever waits for its answer hears that it ended."""
+        """End the process and those that it started. Whoever waits for its answer hears that it ended."""
         self._child.kill()
 
     def close(self) -> None:
-        """Kill it, and leave nothing open; nobody may be waiting for its answer."""
+        """Kill the process and close all that is open. Nobody may be waiting for its answer."""
         self._child.close()
         self._said.close()
 
@@ -101,7 +101,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request, and the environment of a worker that may be sent it, on top of the crew's."""
+    """A request, and the environment of the worker that it needs, on top of the crew's."""
 
     request: Mapping[str, Any]
     wanted: str  # the answer's field
@@ -109,9 +109,9 @@ class Job:
 
 
 class Crew:
-    """Workers of one command, `size` at the most; they end when the context does.
+    """A group of at most `size` workers of one command. They end when the context does.
 
-    A worker stays for the next job; one that died, or has another environment than the job wants, is replaced.
+    A worker stays for the next job. It is replaced if it died or if the next job needs another environment.
     """
 
     def __init__(self, command: Sequence[str], size: int, environment: Mapping[str, str]) -> None:
@@ -136,7 +136,7 @@ class Crew:
             worker.close()
 
     def work(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Answer | str]]:
-        """(index of a job, its answer or what went wrong), as they are done; begun in the order given."""
+        """Yield (index of a job, its answer or what went wrong) as jobs end; they are started in the order given."""
         done: SimpleQueue[tuple[int, Answer | str | BaseException]] = SimpleQueue()
         for numbered in enumerate(jobs):
             self._todo.put(numbered)
@@ -152,7 +152,7 @@ class Crew:
             yield index, answer
 
     def _take(self, place: int, done: SimpleQueue[tuple[int, Answer | str | BaseException]]) -> None:
-        """In a thread: one job after another, in the worker of this place."""
+        """Do one job after another in the worker of this place; the body of a thread."""
         while not self._ended:
             try:
                 index, job = self._todo.get_nowait()
@@ -160,7 +160,7 @@ class Crew:
                 return
             try:
                 done.put((index, self._worker(place, job.environment).ask(job.request, job.wanted)))
-            except BaseException as error:  # whoever waits must hear of it
+            except BaseException as error:  # the reader of the results must learn of it
                 done.put((index, error))
 
     def _worker(self, place: int, environment: Mapping[str, str]) -> Worker:
@@ -178,9 +178,9 @@ class Crew:
 
 
 def serve(answer: Callable[[Any], Answer]) -> None:
-    """In a worker: answer each request until there are no more; what else is printed goes to stderr."""
+    """Answer each request until there are no more; runs in a worker. All other output goes to stderr."""
     own = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # also for what is printed by other than Python code
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for code that is not Python
     sys.stdout = sys.stderr
     for line in sys.stdin:
         own.write(json.dumps(answer(json.loads(line))) + "\n")

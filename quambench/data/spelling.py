@@ -1,4 +1,4 @@
-"""How many bytes of a text its tokens stand for, by what a tokenizer.json says about their spelling.
+"""The number of UTF-8 bytes that a token stands for, from what a tokenizer.json says about spelling.
 
 bytes     GPT-2's: a character for each byte of the text, so that a token may hold half a character
 fallback  SentencePiece's: the text's own characters, ▁ for a space, <0xE2> for a byte of a character that has no token
@@ -25,12 +25,12 @@ _SPLIT_ALONE = {"Digits", "Punctuation", "Split", "UnicodeScripts", "ByteLevel",
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How a tokenizer's tokens are spelled.
+    """The way in which a tokenizer spells its tokens.
 
-    kind     as above
+    kind     bytes, fallback or text, as above
     exact    the bytes of any text are those of its tokens' spelling, one by one
-    unknown  the token that stands for what has none, which spells nothing; "" where every text can be spelled
-    refusal  why bytes cannot be counted
+    unknown  the token for characters that have none, which spells nothing; "" where every text can be spelled
+    refusal  the reason why bytes cannot be counted; "" where they can
     """
 
     kind: str = ""
@@ -39,7 +39,10 @@ class Spelling:
     refusal: str = ""
 
     def length(self, token: str, added: bool) -> int:
-        """Bytes that a token stands for by its spelling alone; added: beside the model's own vocabulary."""
+        """Return the bytes that a token stands for by its spelling alone.
+
+        added  the token stands beside the model's own vocabulary and is spelled as it is
+        """
         if added:
             return len(token.encode())
         if self.kind == "bytes":
@@ -50,7 +53,11 @@ class Spelling:
 
 
 def spelling_of(document: Mapping[str, Any], vocabulary: Collection[str]) -> Spelling:
-    """document: a tokenizer.json, whole; vocabulary: all its tokens"""
+    """Return how a tokenizer spells.
+
+    document    a whole tokenizer.json
+    vocabulary  all its tokens
+    """
     model = document["model"]
     if model["type"] not in ("BPE", "Unigram"):
         return Spelling(refusal=f"tokens of a {model['type']} model do not spell the text")
@@ -78,9 +85,9 @@ def spelling_of(document: Mapping[str, Any], vocabulary: Collection[str]) -> Spe
 
 
 def check_merges(document: Mapping[str, Any]) -> None:
-    """Whether every merge is of tokens, and into one; where not, `tokenizers` may panic, or end the process.
+    """Check that every merge is of known tokens and into one. Where not, `tokenizers` may panic, or end the process.
 
-    raises ValueError, and whatever a document raises that is no tokenizer.json
+    raises ValueError, and any error of a document that is no tokenizer.json
     """
     model = document["model"]
     prefix = model.get("continuing_subword_prefix") or ""
@@ -88,14 +95,14 @@ def check_merges(document: Mapping[str, Any]) -> None:
         first, second = merge.split(" ") if isinstance(merge, str) else merge
         there = {first, second, first + second.removeprefix(prefix)} <= model["vocab"].keys()
         if not there or not second.startswith(prefix):
-            raise ValueError(f"it merges {first!r} and {second!r} into a token that it has not")
+            raise ValueError(f"it merges {first!r} and {second!r} into a token that its vocabulary lacks")
 
 
 def bytes_of_tokens(text: str, ends: Sequence[int], spelled: Sequence[int]) -> list[int]:
-    """Bytes of `text` that each token stands for; their sum is the text's.
+    """Return the bytes of `text` that each token stands for; their sum is the text's.
 
-    ends     the character behind each token's last, in order
-    spelled  what each token's spelling says, which counts where it is right, and parts one character between tokens
+    ends     index of the character behind each token's last, in order
+    spelled  bytes of each token's spelling: they count where they are right, and they divide a character between tokens
 
     A character that has no token of its own, as white space that is dropped, counts with the token behind it.
     """
@@ -116,7 +123,7 @@ def bytes_of_tokens(text: str, ends: Sequence[int], spelled: Sequence[int]) -> l
 
 
 def _steps(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """A part of a tokenizer.json, its sequences laid out."""
+    """Return a part of a tokenizer.json as a list of steps, with its sequences laid out."""
 
     def laid_out(step: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
         if step is None:

@@ -19,9 +19,9 @@ from torch import Tensor
 from quambench.data.corpus import Document
 from quambench.data.tokenizer import Tokenizer
 
-MIN_WORDS, MAX_WORDS = 36, 90  # a longer passage (its last sentence alone is so long) is left out
+MIN_WORDS, MAX_WORDS = 36, 90  # a longer passage is left out: its last sentence alone is too long
 MIN_LETTERS = 4
-MOST_REST = 1000  # items of a second look; the bundled corpus has fewer, and a large one would take hours
+MOST_REST = 1000  # items of a second look; the bundled corpus has fewer, and all of a large one would take hours
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
@@ -45,7 +45,7 @@ class LastWordItems:
 
     @property
     def digest(self) -> str:
-        """Hash of inputs, targets and document names: which items are judged."""
+        """A hash of inputs, targets and document names: it identifies the judged items."""
         h = hashlib.sha256("\n".join(self.names).encode())
         for tensor in (self.inputs, self.targets, self.documents):
             h.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
@@ -54,7 +54,9 @@ class LastWordItems:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Text before the last word, that word, and the chance of guessing it from the words before (0: it is new)."""
+    """The text before a last word, that word, and the chance of guessing it from the words before (0 if it is new
+    there).
+    """
 
     context: str
     word: str
@@ -62,12 +64,12 @@ class Passage:
 
 
 def passages(text: str) -> Iterator[Passage]:
-    """The items of one document, in order: at most one per sentence."""
+    """Yield the items of one document in order, at most one per sentence."""
     return (passage for passage in endings(text) if passage.chance)
 
 
 def endings(text: str) -> Iterator[Passage]:
-    """As `passages`, also where the last word is new."""
+    """Yield the passages of one document in order, also those whose last word is new (chance 0)."""
     parts = sentences(text)
     sizes = [len(s.split()) for s in parts]
     for end in range(len(parts)):
@@ -80,7 +82,7 @@ def endings(text: str) -> Iterator[Passage]:
 
 
 def sentences(text: str) -> list[str]:
-    """Split behind . ! ?, white space between words made one space."""
+    """Split text behind . ! ?, with white space between words made one space."""
     return [s for s in _SENTENCE_END.split(" ".join(text.split())) if s]
 
 
@@ -95,7 +97,7 @@ def _ending(passage: str) -> Passage | None:
 
 
 def _even(places: Sequence[int], most: int | None) -> Sequence[int]:
-    """`most` of them, spaced evenly; all where there are no more."""
+    """Return `most` places, spaced evenly; all where there are no more."""
     n = len(places)
     return places if most is None or n <= most else [places[i * n // most] for i in range(most)]
 
@@ -103,9 +105,9 @@ def _even(places: Sequence[int], most: int | None) -> Sequence[int]:
 def last_word_items(
     documents: Sequence[Document], tokenizer: Tokenizer, max_items: int | None = None, rest: bool = False
 ) -> LastWordItems:
-    """All items of `documents`, or `max_items` of them spaced evenly.
+    """Make the items of `documents`: all, or `max_items` of them spaced evenly.
 
-    rest  those instead that a first look at `max_items` leaves out; at most MOST_REST, spaced evenly
+    rest  take instead the items that a first look at `max_items` leaves out; at most MOST_REST, spaced evenly
 
     Context and word are tokenized apart and joined, as a reader would type the word after the
     context; a byte-level BPE that splits words off with their space gives the same tokens.

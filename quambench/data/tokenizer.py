@@ -1,4 +1,4 @@
-"""Text to token ids and back, for any folder that carries a tokenizer.json."""
+"""Text to token ids and back, for any folder that has a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ END_OF_TEXT = "<|endoftext|>"  # stands before the first token of every window, 
 
 
 class Tokenizer:
-    """A `tokenizers` tokenizer, and the id that stands where nothing came before."""
+    """A `tokenizers` tokenizer, and the id of the start token."""
 
     def __init__(self, inner: _Tokenizer) -> None:
         start = inner.token_to_id(END_OF_TEXT)
         if start is None:
             raise BadCheckpoint(f"tokenizer.json has no {END_OF_TEXT} token, which every window starts with")
         inner.encode_special_tokens = True  # a text that spells a special token is still text, byte by byte
-        inner.no_truncation()  # a tokenizer.json may ask for either: documents would be cut, or filled up
+        inner.no_truncation()  # a tokenizer.json may ask for either, and documents would be cut or padded
         inner.no_padding()
         self._inner, self.start_id = inner, start
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """raises BadCheckpoint when the file is missing or unreadable."""
+        """Read a tokenizer.json. raises BadCheckpoint when the file is missing or unreadable"""
         if not is_file(path):
             raise BadCheckpoint(f"{path.parent} has no tokenizer.json")
         check_fetched(path, BadCheckpoint)
@@ -54,7 +54,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Byte-level BPE over `texts`; every byte string can be encoded."""
+        """Train a byte-level BPE over `texts`; every byte string can be encoded."""
         inner = _Tokenizer(models.BPE())
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()
@@ -69,7 +69,7 @@ class Tokenizer:
 
     @classmethod
     def of_words(cls, words: Sequence[str]) -> Tokenizer:
-        """One token a word, words apart by spaces; the start token first."""
+        """Make a tokenizer of words: each is one token, spaces stand between them, and the start token comes first."""
         entries = {word: i for i, word in enumerate([END_OF_TEXT, *words])}
         inner = _Tokenizer(models.WordLevel(entries, unk_token=words[0]))
         inner.add_special_tokens([END_OF_TEXT])
@@ -77,42 +77,43 @@ class Tokenizer:
         return cls(inner)
 
     def save(self, path: Path) -> None:
-        """Write tokenizer.json; the folder is made. raises NotWritten"""
+        """Write tokenizer.json; its folder is made. raises NotWritten"""
         write(path, self._inner.to_str(pretty=True))
 
     @cached_property
     def digest(self) -> str:
-        """Of all that decides how text is read."""
+        """A hash of everything that decides how text is read."""
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
     @cached_property
     def vocab_size(self) -> int:
-        """Every id is below it; some may be no token's."""
+        """The number that every id is below; some ids may be no token's."""
         return max(self._inner.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, no special token added. raises BadCheckpoint where the tokenizer cannot read it"""
+        """Return the token ids of `text`, without special tokens. raises BadCheckpoint where the tokenizer cannot read
+        it
+        """
         return self._encoded(text).ids
 
     def _encoded(self, text: str) -> Encoding:
         try:
             return self._inner.encode(text, add_special_tokens=False)
-        except BaseException as error:  # as where the vocabulary lacks the unknown token that the model speaks of
+        except BaseException as error:  # for example where the vocabulary lacks the unknown token that the model names
             raise BadCheckpoint(f"tokenizer.json cannot read this text: {_of_tokenizers(error)}") from None
 
     @cached_property
     def spelling(self) -> Spelling:
-        """How tokens are spelled. raises BadCheckpoint where that does not say how many bytes they stand for"""
+        """The spelling of tokens. raises BadCheckpoint where it does not say how many bytes a token stands for"""
         found = spelling_of(json.loads(self._inner.to_str()), self._inner.get_vocab())
         if found.refusal:
             raise BadCheckpoint(f"tokenizer.json: bits per byte cannot be counted, {found.refusal}")
         return found
 
     def byte_lengths(self) -> Tensor:
-        """(vocab_size,) int64: UTF-8 bytes that each token's spelling stands for; 0 for the start token and for ids
-        that are no token's.
+        """Return (vocab_size,) int64: the UTF-8 bytes of each token's spelling.
 
-        raises BadCheckpoint as `spelling` does
+        The start token, and ids that are no token's, have 0. raises BadCheckpoint as `spelling` does
         """
         return self._lengths.clone()
 
@@ -126,7 +127,8 @@ class Tokenizer:
         return counts
 
     def bytes_of(self, text: str) -> Tensor:
-        """(tokens,) int64: UTF-8 bytes of `text` that each of its tokens stands for; their sum is all of them.
+        """Return (tokens,) int64: the UTF-8 bytes of `text` that each of its tokens stands for; their sum is the
+        text's.
 
         raises BadCheckpoint as `spelling` does, and where some of the text is unknown to the tokenizer
         """
@@ -141,9 +143,9 @@ class Tokenizer:
 
 
 def _of_tokenizers(error: BaseException) -> str:
-    """What the library says went wrong, in a line; it raises bare exceptions, and panics, which are none.
+    """Return in a line what the library says went wrong. It raises bare exceptions, and panics that are no Exception.
 
-    raises the error where it is not the library's
+    raises the error itself where it is not the library's
     """
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error

@@ -24,7 +24,7 @@ class Windows:
     documents  (W,)  int64    index into `names`
     names      documents, in order
     n_bytes    UTF-8 bytes of the text that the targets spell
-    starts     (W,)  int64    index of each window's first target in its document; None of made sequences
+    starts     (W,)  int64    index of each window's first target in its document; None for generated sequences
     """
 
     inputs: Tensor
@@ -36,14 +36,14 @@ class Windows:
 
     @property
     def none(self) -> Windows:
-        """The same without a window."""
+        """The same object without any window."""
         inputs, targets, documents = self.inputs[:0], self.targets[:0], self.documents[:0]
         starts = None if self.starts is None else self.starts[:0]
         return replace(self, inputs=inputs, targets=targets, documents=documents, n_bytes=0, starts=starts)
 
     @property
     def digest(self) -> str:
-        """Hash of inputs, targets and document names: which tokens are judged."""
+        """A hash of inputs, targets and document names: it identifies the judged tokens."""
         h = hashlib.sha256("\n".join(self.names).encode())
         for tensor in (self.inputs, self.targets, self.documents):
             h.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
@@ -51,7 +51,7 @@ class Windows:
 
 
 def full_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Windows:
-    """Non-overlapping windows over whole documents: every token of every document is a target."""
+    """Cut whole documents into windows that do not overlap: every token of every document is a target."""
     _positive(length)
     rows, places = [], []
     for index, document in enumerate(documents):
@@ -64,17 +64,17 @@ def full_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: in
 
 
 def spread_windows(documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int) -> Windows:
-    """`count` complete windows, taken in turn from all documents and spaced evenly inside each; all where they have
-    fewer, which `check_count` tells.
+    """Cut `count` complete windows, taken in turn from all documents and spaced evenly inside each.
 
-    raises BadCorpus when the documents together have fewer complete windows than one.
+    Where there are fewer, all are taken; `check_count` refuses that.
+    raises BadCorpus where no document fills a window
     """
     encoded = _encoded(documents, tokenizer, length)
     return _cut(encoded, _spread(encoded, length, count), documents, tokenizer, length)
 
 
 def check_count(windows: Windows, asked: int, part: str) -> None:
-    """raises BadCorpus where the texts of a part had fewer windows than were asked for"""
+    """Check that a part's texts had as many windows as were asked for. raises BadCorpus"""
     there, length = windows.targets.shape
     if there < asked:
         raise BadCorpus(
@@ -86,8 +86,9 @@ def check_count(windows: Windows, asked: int, part: str) -> None:
 def rest_windows(
     documents: Sequence[Document], tokenizer: Tokenizer, length: int, count: int, seen: int
 ) -> Windows | None:
-    """Those of `spread_windows` of `count` that are not among its windows of `seen`; None where there are none.
+    """Cut the windows of `spread_windows(count)` that are not among those of `spread_windows(seen)`.
 
+    returns None where there are none
     raises BadCorpus as `spread_windows` does
     """
     encoded = _encoded(documents, tokenizer, length)
@@ -97,7 +98,7 @@ def rest_windows(
 
 
 def _encoded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> list[list[int]]:
-    """Token ids of each document. raises BadCorpus where none fills a window"""
+    """Return the token ids of each document. raises BadCorpus where none fills a window"""
     _positive(length)
     encoded = [tokenizer.encode(d.text) for d in documents]
     longest = max((len(ids) for ids in encoded), default=0)
@@ -107,7 +108,7 @@ def _encoded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -
 
 
 def _spread(encoded: Sequence[Sequence[int]], length: int, count: int) -> list[tuple[int, int]]:
-    """(document, first token) of `count` windows, or of as many as there are."""
+    """Return (document, first token) of `count` windows, or of as many as there are."""
     _positive(count)
     room = [len(ids) // length for ids in encoded]
     quota = _quotas(room, min(count, sum(room)))
@@ -127,7 +128,7 @@ def _cut(
 
 
 def bytes_of_windows(windows: Windows, documents: Sequence[Document], tokenizer: Tokenizer) -> Tensor:
-    """(W,) float64: UTF-8 bytes of the documents that each window's targets stand for.
+    """Return (W,) float64: the UTF-8 bytes of the documents that each window's targets stand for.
 
     raises BadCheckpoint where the tokenizer does not say
     """
@@ -144,13 +145,13 @@ def bytes_of_windows(windows: Windows, documents: Sequence[Document], tokenizer:
 
 
 def sequence_windows(made: RecallSequences) -> Windows:
-    """Made sequences as windows, each its own document; they spell no bytes."""
+    """Return generated sequences as windows, each its own document; they spell no bytes."""
     owners = torch.arange(len(made.inputs))
     return Windows(made.inputs, made.tokens, owners, tuple(f"sequence {i}" for i in owners.tolist()), 0)
 
 
 def _quotas(room: list[int], count: int) -> list[int]:
-    """One window from each document in turn, until `count` are taken."""
+    """Return how many windows each document gives, taken one from each in turn until `count` are taken."""
     quota = [0] * len(room)
     while sum(quota) < count:
         for index in range(len(room)):

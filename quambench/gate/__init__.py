@@ -1,1 +1,1 @@
-"""The gate: is this result the stored one, worse, better, or something else altogether?"""
+"""The gate: it says whether a result is the stored one, worse, better, or something else altogether."""

@@ -1,8 +1,8 @@
-"""How each array of evidence is compared with the stored one: by a rule that suits it, and none by no rule.
+"""Rules by which each array of evidence is compared with the stored one; every array has a rule.
 
 exact      counts and labels: equal on every machine
-reference  what the float model says or holds: computed in float64, stored by way of float32
-noisy      what the INT8 model says: within a multiple of what repetitions of the case lie apart
+reference  output and weights of the float model: computed in float64, stored by way of float32
+noisy      output of the INT8 model: within a multiple of the distance between repetitions of the case
 quantiles  as noisy, and never finer than their own standard error: a quantile hangs on few tokens
 elsewhere  compared by a finder of its own in quambench/gate/verdicts.py
 """
@@ -20,7 +20,7 @@ Evidence = Mapping[str, Tensor]
 
 
 class Rule(enum.Enum):
-    """How an array is compared."""
+    """The way in which an array is compared."""
 
     EXACT = "exact"
     REFERENCE = "reference"
@@ -53,20 +53,20 @@ RULES: tuple[tuple[str, Rule], ...] = (
 
 
 def rule_of(name: str) -> Rule:
-    """Return the rule of an array; one that nobody named is what the INT8 model says."""
+    """Return the rule of an array. An array without a pattern here is output of the INT8 model, and so noisy."""
     return next((rule for pattern, rule in RULES if fnmatchcase(name, pattern)), Rule.NOISY)
 
 
-# Of a float64 result that is stored by way of float32: each side is rounded once (eps / 2 relative), to
+# Bound for a float64 result that is stored by way of float32: each side is rounded once (eps / 2 relative), to
 # neighbours of each other at the worst; sums of terms of one sign keep that. Twice as much is allowed.
 REFERENCE_TOLERANCE = 2 * torch.finfo(torch.float32).eps
 TIES = 0.125  # share of windows that one comparison may lose to values across ties
 
 
 def moved(name: str, old: Tensor, new: Tensor) -> float:
-    """How far an array of equal shape moved, relative to its size; entries that `old` lacks (NaN) do not count.
+    """Return how far an array of equal shape moved, relative to its size; entries that `old` lacks (NaN) do not count.
 
-    Of a noisy array the root mean square over `most` entries; of quantiles the largest of them.
+    It is the root mean square over `most` entries for a noisy array, the largest of them for quantiles.
     """
     known = old.double()[~old.isnan()]
     difference = new.double()[~old.isnan()] - known
@@ -81,16 +81,16 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 def lost(old: Tensor, new: Tensor) -> Tensor:
-    """Where `new`, of equal shape, has a NaN or infinity in place of a number."""
+    """Return bool of an array's shape: where `new` has a NaN or infinity in place of a number of `old`."""
     return old.isfinite() & ~new.isfinite()
 
 
 def most(x: Tensor) -> Tensor:
-    """x without those that lie farthest from 0, TIES of what was measured along the last axis: they become NaN.
+    """Return x without the values that lie farthest from 0: a share of TIES along the last axis becomes NaN.
 
-    A value that falls across a tie changes its window's every later step, and where 4 bits leave little of a model,
-    by half: one window of twenty, in one repetition of five. So rarely that repetitions may not have met it and
-    measured a floor of nothing. A fault that touches no more windows than that is left to the probes.
+    A value that falls across a tie changes all later steps of its window, and by half where 4 bits leave little of a
+    model. That happened in one window of twenty, in one repetition of five. It is so rare that the repetitions may not
+    have met it, and then the measured floor is 0. A fault that touches no more windows than that is left to the probes.
     """
     measured = (~x.isnan()).sum(-1, keepdim=True)
     rank = (-x.double().abs()).argsort().argsort()  # along the last axis; 0: the farthest; NaN stands last
@@ -98,10 +98,10 @@ def most(x: Tensor) -> Tensor:
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """Over the last axis; entries that were not measured (NaN) do not count."""
+    """Return the root mean square over the last axis; entries that were not measured (NaN) do not count."""
     return x.double().square().nanmean(-1).sqrt().nan_to_num()
 
 
 def noisy_names(evidence: Evidence) -> Iterator[str]:
-    """Names of the arrays whose repetitions lie apart."""
+    """Yield the names of the arrays in which repetitions differ."""
     return (name for name in evidence if rule_of(name) in (Rule.NOISY, Rule.QUANTILES))

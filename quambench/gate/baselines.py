@@ -3,7 +3,7 @@
 The JSON holds what a reviewer reads: one case a block, sorted. Its evidence (arrays) is a
 safetensors file whose name carries its own hash, so that replacing the JSON is the one atomic step:
 killed at any moment, a write leaves the old pair or the new one. One process writes in a folder at a
-time, and reads again what is there before it does; readers wait for nobody.
+time, and reads again what is there before it does; readers do not wait.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FLOORS = ("means", "units", "arrays")  # of Noise, by name
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One baseline file's cases, and whether it is this machine class's own."""
+    """The cases of a baseline file, and whether the file belongs to this machine class."""
 
     path: Path
     cases: Mapping[str, Record]
@@ -47,7 +47,7 @@ class Stored:
 
 
 class BaselineStore:
-    """All baselines under one folder."""
+    """The baselines under one folder."""
 
     def __init__(self, root: Path, machine: str) -> None:
         self.root, self.machine = root, machine
@@ -57,7 +57,7 @@ class BaselineStore:
         return self.root / suite / (machine or self.machine) / f"{model}.json"
 
     def find(self, suite: str, model: str, case_id: str | None = None) -> Stored | None:
-        """This class's file, else the nearest class's (marked portable), else None.
+        """Return this class's file, else the nearest class's (marked portable), else None.
 
         case_id  only files that have this case: a class may have stored some of a suite's cases alone
         raises BadArtefact naming the file when it cannot be trusted
@@ -69,15 +69,15 @@ class BaselineStore:
         return None
 
     def suites(self) -> list[str]:
-        """Suites that something is stored of."""
+        """Return the suites of which something is stored."""
         return sorted({path.parents[1].name for path in self.root.glob("*/*/*.json")})
 
     def models(self, suite: str) -> list[str]:
-        """Models that something is stored of, in one suite."""
+        """Return the models of which something is stored in a suite."""
         return sorted({path.stem for path in (self.root / suite).glob("*/*.json")})
 
     def files(self, suite: str, model: str) -> list[Path]:
-        """Every class's file that there is: this class's first, then the nearest."""
+        """Return the files of every class that has one: this class's first, then the nearest."""
         own = self.path(suite, model)
         every = (
             folder / f"{model}.json" for folder in _folders(self.root / suite)
@@ -86,7 +86,7 @@ class BaselineStore:
         return ([own] if _exists(own) else []) + [path for path in others if path != own]
 
     def named(self, suite: str, model: str) -> set[str]:
-        """Ids of the cases that this class's file names, as far as its text shows, readable or not."""
+        """Return the ids of the cases that this class's file names, as far as its text shows, readable or not."""
         path = self.path(suite, model)
         if not is_file(path):
             return set()
@@ -94,14 +94,16 @@ class BaselineStore:
         return {_unescaped(name) for name in re.findall(r'^  (".+"): \{\r?$', text, re.MULTILINE)}
 
     def read(self, path: Path) -> Stored:
-        """raises BadArtefact"""
+        """Read one baseline file. raises BadArtefact"""
         if path not in self._read:
             own = path.parent.name == self.machine
             self._read[path] = Stored(path, read_baseline(path), portable=not own)
         return self._read[path]
 
     def remove(self, suite: str, model: str, gone: Iterable[str]) -> list[Path]:
-        """Take cases out of every class's file; a file left without any goes. Returns what was written."""
+        """Take cases out of every class's file, and remove a file that is left without any. Returns the files that
+        changed.
+        """
         written, out = [], set(gone)
         for path in self.files(suite, model):
             if not out & self.read(path).cases.keys():
@@ -117,7 +119,7 @@ class BaselineStore:
         return written
 
     def _distance(self, path: Path) -> tuple[int, str]:
-        """Fewer shared words of the class name is farther; ties by name."""
+        """Return a key that sorts classes by distance: fewer shared words of the name are farther; ties by name."""
         return -len(set(path.parent.name.split("-")) & set(self.machine.split("-"))), path.parent.name
 
     def write(
@@ -125,7 +127,7 @@ class BaselineStore:
     ) -> tuple[Path, list[str]]:
         """Put `records` into this class's file, beside what it has by now; `afresh`: in place of it.
 
-        Returns the file, and the ids that it had already and kept, where only what is new was to be stored.
+        Returns the file, and with `new_only` the ids that it had already and kept.
         raises BadArtefact, and leaves the file alone, when it cannot be read and is not to be replaced; NotWritten
         """
         path = self.path(suite, model)
@@ -147,7 +149,7 @@ def write_baseline(path: Path, cases: Mapping[str, Record]) -> None:
 
 
 def remove_baseline(path: Path) -> None:
-    """The file and its evidence. raises NotWritten"""
+    """Remove the file and its evidence. raises NotWritten"""
     with locked(path.parent):
         _remove(path)
 
@@ -157,7 +159,7 @@ def _there(path: Path) -> dict[str, Record]:
 
 
 def _write(path: Path, cases: Mapping[str, Record]) -> None:
-    """The evidence first, then the JSON that names it, then the evidence that nothing names any more goes."""
+    """Write the evidence, then the JSON that names it, then remove evidence that no JSON names any more."""
     # Cases share arrays (documents, float losses); safetensors wants each stored apart.
     blob = save({k: v.clone().contiguous() for case in cases.values() for k, v in _arrays(case).items()})
     digest = hashlib.sha256(blob).hexdigest()
@@ -175,22 +177,22 @@ def _write(path: Path, cases: Mapping[str, Record]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """The file first, so that no JSON ever names what is not there."""
+    """Remove the JSON first, so that none ever names what is not there."""
     remove(path)
     _remove_evidence(path)
 
 
 def _remove_evidence(path: Path, but: Path | None = None) -> None:
-    """Evidence of this file alone: another model's name may begin like this one's."""
+    """Remove evidence of this file alone: another model's name may begin like this one's."""
     of_this = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{12}\.safetensors")
     for old in path.parent.glob("*.safetensors"):
         if old != but and of_this.fullmatch(old.name):
-            with suppress(NotWritten):  # nothing names it any more; the next write tries again
+            with suppress(NotWritten):  # no JSON names it any more; the next write tries again
                 remove(old)
 
 
 def read_baseline(path: Path) -> dict[str, Record]:
-    """Every stored case; an older schema is brought up to date on the way.
+    """Read every stored case; an older schema is brought up to date on the way.
 
     raises BadArtefact when unreadable, corrupt, from a newer schema, or without its evidence
     """
@@ -201,7 +203,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
         except BadArtefact:
             if _text(path) == text:
                 raise
-            # somebody replaced the pair between the reading of the one and of the other: the new one is whole
+            # the pair was replaced between the reading of the two files: the new pair is whole
 
 
 def _text(path: Path) -> bytes:
@@ -215,7 +217,7 @@ def _text(path: Path) -> bytes:
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Record]:
-    """raises BadArtefact"""
+    """Read a baseline file's text, and the evidence that it names. raises BadArtefact"""
     try:
         document = parse_json(text, path)
         schema = document["schema"]
@@ -258,7 +260,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether anything is there, whatever it is; of a name that can be none, no."""
+    """Whether anything is there, of any kind. An impossible name gives False."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -266,7 +268,7 @@ def _exists(path: Path) -> bool:
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
-    """Of all that the JSON says of its cases: results are measured, never typed."""
+    """Return a hash of all that the JSON says of its cases: results are measured, never typed."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
@@ -275,7 +277,7 @@ def _repair(path: Path) -> str:
 
 
 def _unescaped(name: str) -> str:
-    """A name as JSON spells it; one that is broken, as it stands."""
+    """Return a name as JSON spells it; a broken one as it stands."""
     with suppress(ValueError):
         return str(json.loads(name))
     return name[1:-1]
@@ -316,12 +318,12 @@ def _entry(record: Record) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN; 9 digits are more than any standard error here resolves."""
+    """Return a number for JSON, which has no NaN. 9 digits are more than any standard error here resolves."""
     return None if math.isnan(value) else float(f"{value:.9g}")
 
 
 def _floors(stored: Mapping[str, Any]) -> dict[str, float]:
-    """raises ValueError for what no repetition can come to: a floor that is no number would make everything noise"""
+    """Return the floors of one kind, by name. raises ValueError for one that is no number: everything would be noise"""
     floors = {name: math.nan if value is None else float(value) for name, value in stored.items()}
     for name, floor in floors.items():
         if not 0 <= floor < math.inf:
@@ -365,7 +367,9 @@ def _record(case_id: str, entry: Mapping[str, Any], arrays: Mapping[str, torch.T
 
 
 def _measured(metric: Metric, entry: Mapping[str, Any], evidence: Mapping[str, torch.Tensor]) -> Measurement:
-    """From the evidence, so that it can be paired; another version's as stored, since it may have no such evidence."""
+    """Return a metric from the evidence, so that it can be paired; of another version as stored, for want of
+    evidence.
+    """
     if entry["settings"].get(f"metric.{metric.name}", metric.version) == metric.version:
         return metric.measure(evidence)
     value, error = (math.nan if number is None else float(number) for number in entry["metrics"][metric.name])
@@ -375,7 +379,7 @@ def _measured(metric: Metric, entry: Mapping[str, Any], evidence: Mapping[str, t
 def _restated(
     entry: Mapping[str, Any], metrics: Mapping[str, Measurement], known: Mapping[str, Metric]
 ) -> dict[str, tuple[str, str]]:
-    """Metrics of unchanged version that the stored evidence gives otherwise today: (as stored, today)."""
+    """Return metrics of unchanged version that the stored evidence gives otherwise today: (as stored, today)."""
     found = {}
     for name, measured in metrics.items():
         was = tuple(math.nan if number is None else float(number) for number in entry["metrics"][name])
@@ -387,7 +391,7 @@ def _restated(
 
 
 def _as_stored(was: float, now: float) -> bool:
-    """Equal to the digits that are stored; a number that there was none of is another thing."""
+    """Whether two numbers are equal to the digits that are stored. NaN equals NaN alone."""
     return math.isclose(was, now, rel_tol=1e-6, abs_tol=1e-12) or (math.isnan(was) and math.isnan(now))
 
 
@@ -396,7 +400,7 @@ def _told(value: float, error: float) -> str:
 
 
 def _dump(document: Mapping[str, Any]) -> str:
-    """One line per field of a case, so that a diff shows what moved."""
+    """Return the JSON text with one line per field of a case, so that a diff shows what moved."""
     head = json.dumps({k: v for k, v in document.items() if k != "cases"}, indent=1)[:-2]
     blocks = []
     for case_id, entry in document["cases"].items():

@@ -1,4 +1,4 @@
-"""Paired comparison of every gated metric of two results, and which of them are suspicious.
+"""Paired comparison of every gated metric of two results, and the rows that are suspicious.
 
 A row is judged at its share of a level that holds for the whole file, so that many rows raise no more false
 alarms than one. That share is small: a quick row of eighty items may lose sixteen right answers and not reach
@@ -26,7 +26,7 @@ FAMILY_LEVEL = 1e-3
 # however the two depend on each other (their windows may stand in the same documents).
 LOOKS = 2
 
-# What counts at the least, relative: to KL, of a metric in nats; of an error's energy, at a site. Where 4 bits
+# The least change that counts, relative to KL for a metric in nats, to an error's energy at a site. Where 4 bits
 # leave nothing of a model, disturbing it moves a site in one draw of five and by 0.02 % of KL, or never: two
 # draws then measure a floor of 0, and another machine's float64 sums are not even equal to the last bit.
 LEAST_CHANGE = 1e-3
@@ -34,7 +34,7 @@ LEAST_CHANGE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One metric's paired comparison; worse is > 0 in the metric's bad direction."""
+    """The paired comparison of one metric; worse is > 0 in the metric's bad direction."""
 
     metric: str
     paired: Paired
@@ -52,19 +52,19 @@ class Comparison:
 
 
 def gated(evidence: Evidence) -> tuple[str, ...]:
-    """Names of the metrics whose change decides; the others are functions of these or of one extreme, and shown."""
+    """Return the metrics whose change decides; the others, functions of these or of one extreme, are only shown."""
     return tuple(name for name, metric in metrics_of(evidence).items() if metric.judged is not Judged.NOT)
 
 
 def sensitive() -> tuple[str, ...]:
-    """Names of those that any change of the computation moves."""
+    """Return the gated metrics that any change of the computation moves."""
     return tuple(name for name, metric in METRICS.items() if metric.judged is not Judged.NOT and metric.continuous)
 
 
 def compare(
     old: Evidence, new: Evidence, noise: Noise, level: float, names: Collection[str] | None = None
 ) -> tuple[Comparison, ...]:
-    """Every gated metric that both have terms of, Holm's correction over them.
+    """Compare every gated metric that both have terms of, with Holm's correction over them.
 
     old, new  evidence on the same windows and items, in the same order
     noise     measured when `old` was stored
@@ -76,7 +76,7 @@ def compare(
     wanted = [n for n in gated(old) if names is None or n in names]
     pairs = {n: (terms_of(n, old), terms_of(n, new)) for n in wanted}
     pairs = {n: (a, b) for n, (a, b) in pairs.items() if len(a.values) == len(b.values) and _known(a)}
-    share = level / max(len(pairs), 1)  # Holm's first step: what one metric alone must clear
+    share = level / max(len(pairs), 1)  # Holm's first step: the level that one metric alone must clear
     tests = {
         n: mcnemar(a.values, b.values, share) if by_item(known[n], a) else paired(a, b, share)
         for n, (a, b) in pairs.items()
@@ -100,18 +100,18 @@ def compare(
 
 
 def _known(terms: Terms) -> bool:
-    """Whether there is anything to compare: what an older schema did not measure is NaN, and of nothing all is."""
+    """Whether there is anything to compare: terms that an older schema did not measure are all NaN."""
     return not bool(terms.values.isnan().all())
 
 
 def by_item(metric: Metric, terms: Terms) -> bool:
-    """Whether each item is right or wrong: what McNemar's test is of."""
+    """Whether each item is right or wrong, as McNemar's test needs it."""
     right_or_wrong = bool(((terms.values == 0) | (terms.values == 1)).all())
     return metric.judged is Judged.BY_ITEM or (metric.judged is Judged.BY_VALUES and right_or_wrong)
 
 
 def least_change(evidence: Evidence) -> dict[str, float]:
-    """Gated metric -> the change, in its terms' unit, that more than arithmetic must exceed."""
+    """Return gated metric -> the change, in its terms' unit, that more than arithmetic must exceed."""
     sizes = {name: unit_size(terms_of(name, evidence)) for name in sensitive()}
     in_nats = max(sizes["kl"], sizes["decode_kl"])
     of = {name: max(size, in_nats) if METRICS[name].in_nats else size for name, size in sizes.items()}
@@ -119,7 +119,7 @@ def least_change(evidence: Evidence) -> dict[str, float]:
 
 
 def say(found: Sequence[Comparison]) -> str:
-    """The two clearest changes: "kl +0.366 ± 0.038, decode_kl +0.344 ± 0.036"."""
+    """Return the two clearest changes in words: "kl +0.366 ± 0.038, decode_kl +0.344 ± 0.036"."""
     parts = []
     for c in sorted(found, key=lambda c: c.paired.p_value)[:2]:
         parts.append(f"{c.metric} {c.paired.difference:+.3g} ± {c.paired.standard_error:.2g}")

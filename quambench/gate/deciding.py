@@ -1,4 +1,4 @@
-"""Comparisons that decide a verdict. NaN is greater than nothing and less than nothing, and so would decide SAME."""
+"""Comparisons that decide a verdict. Every comparison with NaN is false, so that NaN would decide SAME."""
 
 from __future__ import annotations
 

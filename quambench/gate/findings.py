@@ -1,7 +1,8 @@
-"""What of a record is not as stored, and where it first shows. Pure.
+"""Differences of a record from the stored one, and where each first shows. Pure.
 
-Each finder returns the first thing that differs, in forward order, or None. Artefacts are compared exactly, what a
-machine may round otherwise within a bound that is derived or was measured; no stored number is compared by none.
+Each finder returns the first thing that differs, in forward order, or None. Artefacts are compared exactly. Numbers
+that another machine may round otherwise are compared within a bound that is derived or was measured. No stored number
+is left uncompared.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from quambench.gate.recount import miscounted
 
 COUNTED = {"scales.count": "n_scales", "scales.bytes": "scale_bytes", "model.bytes": "model_bytes"}
 
-# Of shares at an unchanged scale: an activation or scale 1 ulp off (1e-7) may move a few of some
+# Bound for shares at an unchanged scale: an activation or scale 1 ulp off (1e-7) may move a few of some
 # hundred thousand values across the end of the grid.
 MAX_SHARE_CHANGE = 1e-4
 
@@ -34,7 +35,7 @@ SHARES = {"clipped": "share clipped", "range_used": "share of the range used", "
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as stored: where, and what."""
+    """A difference from the stored record: where, and what."""
 
     place: str
     what: str
@@ -44,14 +45,14 @@ class Finding:
 
 
 def first_broken(old: Record, new: Record) -> Finding | None:
-    """A measurement that cannot be judged: a number that is no number, or that its own evidence contradicts."""
+    """Return a measurement that cannot be judged: not a finite number, or contradicted by its own evidence."""
     quantized = torch.tensor([new.artefacts.scales[site].numel() > 0 for site in new.sites])
     for name, array in new.evidence.items():
         before = old.evidence.get(name)
         if before is None or before.shape != array.shape:
             continue
         spoilt = lost(before, array)
-        # A site that stays float now has no grid to measure; its scale, gone, says so.
+        # A site that stays float now has no grid to measure; that its scale is gone says so.
         if bool((spoilt[quantized] if name.startswith("sites.") else spoilt).any()):
             return Finding(name, f"{name} is not finite any more")
     if found := miscounted(new.metrics, new.evidence):
@@ -60,13 +61,13 @@ def first_broken(old: Record, new: Record) -> Finding | None:
 
 
 def first_gone(old: Evidence, new: Evidence, metrics: Iterable[str] = ()) -> Finding | None:
-    """A measurement that was stored and is not made any more, or that is made of another number of terms.
+    """Return a measurement that was stored and is no longer made, or is made of another number of terms.
 
     metrics  names of stored ones that today's code does not know
     """
     for name, array in old.items():
         if name.startswith("groups."):
-            continue  # first_changed_order
+            continue  # first_changed_order reports these
         if name not in new:
             return Finding(name, "stored, and not measured any more")
         if new[name].shape != array.shape:
@@ -79,14 +80,14 @@ def _size(array: Tensor) -> str:
 
 
 def first_restated(old: Record) -> Finding | None:
-    """A metric that today's code computes otherwise from the stored evidence than it was stored."""
+    """Return a metric for which today's code computes another value from the stored evidence than was stored."""
     for name, (was, now) in old.restated.items():
         return Finding(name, f"the metric's formula changed ({was} -> {now} from the same evidence)")
     return None
 
 
 def first_changed_order(old: Record, new: Record) -> Finding | None:
-    """The first layer whose channels stand in another order, or in other groups; all else there follows."""
+    """Return the first layer whose channels stand in another order, or in other groups; all else there follows."""
     for name, what in (("channel_index", "order of channels"), ("of_channel", "groups of channels")):
         was, now = (record.evidence.get(f"groups.{name}") for record in (old, new))
         if was is None or now is None or was.shape != now.shape:
@@ -101,7 +102,7 @@ def first_changed_order(old: Record, new: Record) -> Finding | None:
 
 
 def first_changed_artefact(old: Record, new: Record) -> Finding | None:
-    """The first scale or weight that is not the stored one."""
+    """Return the first scale or weight that is not the stored one."""
     a, b = old.artefacts, new.artefacts
     for name in {**b.scales, **a.scales}:
         if name not in a.scales or name not in b.scales:
@@ -119,9 +120,9 @@ def first_changed_artefact(old: Record, new: Record) -> Finding | None:
 
 
 def first_changed_local_error(old: Record, new: Record) -> Finding | None:
-    """Same scale, another error: the grid itself rounds or clips differently.
+    """Return the first site with the same scale and another error: the grid itself rounds or clips differently.
 
-    What may differ is derived: a scale 1 ulp off (relative eps) moves x / scale by at most
+    The bound on a difference is derived: a scale 1 ulp off (relative eps) moves x / scale by at most
     q_max * eps steps, and an activation 1 ulp off does the same once more; with mse = mean e^2 that
     changes mse by at most 2 sqrt(mse) d + d^2, d = 2 q_max eps scale (Cauchy-Schwarz). A value
     moved across a rounding tie has the same error on both sides of it.
@@ -140,7 +141,7 @@ def first_changed_local_error(old: Record, new: Record) -> Finding | None:
 
 
 def _by_site(old: Record, new: Record, name: str) -> Iterable[tuple[str, float, float]]:
-    """(site, was, now) of sites.<name>; not where it was not measured: a site that stays float has no grid."""
+    """Yield (site, was, now) of sites.<name>, except where it was not measured: a site that stays float has no grid."""
     was, now = old.evidence.get(f"sites.{name}"), new.evidence.get(f"sites.{name}")
     if was is None or now is None or was.shape != now.shape or old.sites != new.sites:
         return ()
@@ -149,7 +150,7 @@ def _by_site(old: Record, new: Record, name: str) -> Iterable[tuple[str, float, 
 
 
 def _largest_step(record: Record, site: str) -> float:
-    """0 for a site that stays float; on an asymmetric grid the zero points stand behind the steps."""
+    """Return the largest step of a site's grid; 0 for a site that stays float. Zero points stand behind the steps."""
     scales = record.artefacts.scales[site]
     if not record.settings.get("symmetric", True):
         scales = scales[: len(scales) // 2]
@@ -157,7 +158,7 @@ def _largest_step(record: Record, site: str) -> float:
 
 
 def first_changed_count(old: Record, new: Record) -> Finding | None:
-    """A number of scales or bytes that is not the stored one: exact on every machine."""
+    """Return a number of scales or bytes that is not the stored one: it is exact on every machine."""
     for array, metric in COUNTED.items():
         was, now = old.evidence.get(array), new.evidence.get(array)
         if was is None or now is None or was.isnan():
@@ -168,7 +169,7 @@ def first_changed_count(old: Record, new: Record) -> Finding | None:
 
 
 def first_changed_reference(old: Evidence, new: Evidence) -> Finding | None:
-    """A count, a label, or what the float model says: these hang on nothing that calibration does."""
+    """Return a count, a label, or an output of the float model that changed: none depends on calibration."""
     for name, was in old.items():
         now, rule = new.get(name), rule_of(name)
         if now is None or now.shape != was.shape or rule not in (Rule.EXACT, Rule.REFERENCE):
@@ -185,7 +186,7 @@ def first_changed_reference(old: Evidence, new: Evidence) -> Finding | None:
 
 
 def first_moved_site(old: Record, new: Record) -> Finding | None:
-    """First site whose error inside the INT8 model moved beyond noise, prefill before decoding."""
+    """Return the first site whose error inside the INT8 model moved beyond noise, prefill before decoding."""
     if old.sites != new.sites:
         return None  # other sites: already named as a changed artefact
     for rows, phase in zip(SITE_ROWS, ("prefill", "decoding"), strict=True):
@@ -201,14 +202,14 @@ def first_moved_site(old: Record, new: Record) -> Finding | None:
 
 
 def _by(log_ratio: float) -> str:
-    """By how much: in percent where that is read at a glance, else as a multiple."""
+    """Return how large a change is: in percent where that is read at a glance, else as a multiple."""
     if log_ratio < math.log(11):
         return f"by {math.expm1(log_ratio):.0%}"
     return f"{math.exp(log_ratio):.2g}-fold" if log_ratio < 200 else f"10^{log_ratio / math.log(10):.0f}-fold"
 
 
 def first_moved_metric(old: Record, new: Record, comparisons: Sequence[Comparison]) -> Finding | None:
-    """A metric that moved beyond noise in single windows, although its mean may not have."""
+    """Return a metric that moved beyond noise in single windows, although its mean may not have."""
     least, continuous = least_change(old.evidence), sensitive()
     for c in comparisons:
         if c.metric in continuous and c.metric in old.noise.units:
@@ -219,7 +220,7 @@ def first_moved_metric(old: Record, new: Record, comparisons: Sequence[Compariso
 
 
 def first_moved_array(old: Evidence, new: Evidence, noise: Noise) -> Finding | None:
-    """An array of what the INT8 model says that moved beyond noise, although no metric that is gated shows it."""
+    """Return an array of the INT8 model's output that moved beyond noise, although no gated metric shows it."""
     for name, was in old.items():
         now = new.get(name)
         if name not in noise.arrays or now is None or now.shape != was.shape:
@@ -236,7 +237,7 @@ def first_moved_array(old: Evidence, new: Evidence, noise: Noise) -> Finding | N
 
 
 def _moved_quantile(name: str, was: Tensor, now: Tensor, limit: float, stored: Mapping[str, Tensor]) -> Finding | None:
-    """A quantile that moved beyond noise and beyond its own standard error; errors themselves are counted again."""
+    """Return a quantile that moved beyond noise and its own standard error; errors themselves are counted again."""
     errors = stored[f"{name.partition('.')[0]}.kl_quantiles"][:, 1:].nan_to_num()
     if name.endswith("kl_quantiles"):
         was, now = was[:, :1], now[:, :1]

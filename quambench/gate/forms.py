@@ -1,6 +1,6 @@
-"""What a stored record may hold: the type of each entry of its JSON, type and axes of each of its arrays.
+"""The form of a stored record: the type of each entry of its JSON, type and axes of each of its arrays.
 
-Hashes say that a file is as somebody wrote it, not that a measurement wrote it: a script may change a baseline and
+Hashes say that a file is as it was written, not that a measurement wrote it: a script may change a baseline and
 sign it anew. What then stands there is of the form that the judge works with, or it is refused.
 """
 
@@ -23,7 +23,7 @@ _FLOATS = (torch.float64, torch.float32)
 _WHOLE = (torch.int32, torch.int64, torch.uint8)
 _EITHER = _FLOATS + _WHOLE
 
-# The first pattern that fits a name says what its array is. What no pattern fits is an array of somebody's own metric.
+# The first pattern that fits a name says what its array is. An array without one belongs to a metric from outside.
 FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
     ("noise.*", _FLOATS, (SITES,)),
     ("groups.*", _EITHER, ("layers", "E")),
@@ -57,7 +57,7 @@ _LARGEST = 1e100  # squares of it, and sums of those, are still numbers
 
 
 def check_entry(entry: Mapping[str, Any]) -> None:
-    """Whether a case's JSON, brought up to date, has every field in its type. raises ValueError naming the field"""
+    """Check that a case's JSON, brought up to date, has every field in its type. raises ValueError naming the field"""
     for field in ("settings", "provenance", "metrics", "noise", "weights"):
         _demand(isinstance(entry[field], dict), f"{field} must be an object", entry[field])
     for field in ("protocol", "artefacts", "rest"):
@@ -85,14 +85,14 @@ def check_entry(entry: Mapping[str, Any]) -> None:
 
 
 def _by_kind(value: Any) -> bool:
-    """Whether it is what code came from outside: kind -> name -> digest."""
+    """Whether a value lists code from outside: kind -> name -> digest."""
     return isinstance(value, dict) and all(
         isinstance(named, dict) and all(map(scalar, named.values())) for named in value.values()
     )
 
 
 def check_scales(scales: Mapping[str, Tensor], symmetric: bool) -> None:
-    """Whether scales, float32 by name, are numbers that a grid can have. raises ValueError naming the first other"""
+    """Check that scales, float32 by name, can be a grid's. raises ValueError naming the first that cannot"""
     for name, scale in scales.items():
         if scale.dtype != torch.float32 or scale.ndim != 1:
             raise ValueError(f"the scales of {shown(name)} must be float32 in a row (got {scale.dtype})")
@@ -102,9 +102,9 @@ def check_scales(scales: Mapping[str, Tensor], symmetric: bool) -> None:
 
 
 def check_arrays(evidence: Mapping[str, Tensor], n_sites: int | None) -> None:
-    """Whether arrays are of the types and lengths that the judge works with.
+    """Check that arrays are of the types and lengths that the judge works with.
 
-    n_sites  how many sites the record has; None of a second look, which has none
+    n_sites  how many sites the record has; None for a second look, which has none
     raises ValueError naming the first that is not
     """
     lengths: dict[tuple[str, Axis], int] = {} if n_sites is None else {("", SITES): n_sites}

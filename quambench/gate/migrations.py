@@ -1,4 +1,4 @@
-"""Stored results of older schemas, brought up to date one step at a time while they are read.
+"""Migration of stored results of older schemas, one step at a time while they are read.
 
 1 -> 2  KL quantiles as a table; the error at the last decoding step at every site instead of the
         state's alone; floors per window and site. What was not measured then is NaN.
@@ -20,7 +20,7 @@ Arrays = dict[str, Tensor]
 
 
 def migrated(entries: Mapping[str, Any], arrays: Mapping[str, Tensor], schema: int) -> tuple[Entries, Arrays]:
-    """Entries and arrays of `schema`, as those of SCHEMA."""
+    """Return entries and arrays of `schema` as those of SCHEMA."""
     found: tuple[Entries, Arrays] = ({case: dict(entry) for case, entry in entries.items()}, dict(arrays))
     for step in range(schema, SCHEMA):
         found = STEPS[step](*found)

@@ -1,7 +1,7 @@
-"""How far a result moves although nothing changed: the floor under every comparison of quality.
+"""Noise: how far a result moves although nothing changed. It is the floor under every comparison of quality.
 
 Integer arithmetic is exact everywhere; what differs between machines is the float arithmetic before
-a rounding, which moves values across ties. Rarely, but then by a whole step, and the steps after it
+a rounding. It moves a value across a tie rarely, but then by a whole step, and the steps after it
 follow. So the floor is measured when a baseline is written, by repeating the case
 
 - in another process with one thread, narrower vector instructions, no C++ kernels and another batch
@@ -33,7 +33,7 @@ _POOL = 1 << 22  # random numbers drawn beforehand: more than a tensor of the bu
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """How far repetitions of one case lie apart.
+    """The distance of repetitions of one case.
 
     means  gated metric -> |difference of its mean|, in its unit
     units  gated metric -> root mean square of its difference per window, in its unit, over `most` windows
@@ -47,8 +47,10 @@ class Noise:
     arrays: Mapping[str, float] = field(default_factory=dict)
 
     def site_floors(self, rows: str) -> Tensor | None:
-        """(S,) what each site's log ratio may come to. Errors are handed on, so no floor falls along
-        the forward order; where a few repetitions met no tie at all, the least that was met stands in.
+        """Return (S,), the largest log ratio that counts as noise at each site; None where it was not measured.
+
+        Errors are handed on, so no floor falls along the forward order. Where a few repetitions met no tie at all, the
+        least floor that was met stands in.
         """
         if rows not in self.sites:
             return None
@@ -59,7 +61,7 @@ class Noise:
 
 
 def disturbance(seed: int) -> Callable[[Tensor], Tensor]:
-    """x -> x plus what rounding may add when a sum of as many terms as x's last axis has is reordered.
+    """Return x -> x plus what rounding may add when a sum of as many terms as x's last axis has is reordered.
 
     A float32 sum of n terms of size s, whichever its order, errs by about sqrt(n) eps s / 2 (random
     signs; Higham, Accuracy and Stability, 4.2); uniform in twice that, so that it also covers two
@@ -84,7 +86,7 @@ def disturbance(seed: int) -> Callable[[Tensor], Tensor]:
 
 
 def spread(a: Evidence, b: Evidence, gated: Sequence[str]) -> Noise:
-    """How far two repetitions of one case lie apart.
+    """Return how far two repetitions of one case lie apart.
 
     raises NonFinite where the second has no number and the first has one
     """
@@ -114,11 +116,11 @@ LEAST_KL = 1e-6
 
 
 def implausible(side: str, apart: Noise, evidence: Evidence, share: float, beside: Noise | None = None) -> str:
-    """Why a repetition cannot be noise, naming both sides; "" where it can.
+    """Return why a repetition cannot be noise, naming both sides; "" where it can.
 
     side    what the repetition is, in words
     share   of KL that it may lie away
-    beside  another repetition: BEYOND times what that came to is noise too
+    beside  another repetition: up to BEYOND times its distance is noise too
     """
     for name in ("kl", "decode_kl"):
         size = abs(terms_of(name, evidence).mean())
@@ -133,7 +135,7 @@ def implausible(side: str, apart: Noise, evidence: Evidence, share: float, besid
 
 
 def largest(of: Sequence[Noise]) -> Noise:
-    """Entry by entry; what one repetition alone measured is that one's.
+    """Return the largest of several, entry by entry; an entry that only one repetition measured is taken from it.
 
     raises NonFinite where a repetition is not finite
     """
@@ -148,22 +150,22 @@ def largest(of: Sequence[Noise]) -> Noise:
 
 
 def terms_of(name: str, evidence: Evidence) -> Terms:
-    """A gated metric's terms."""
+    """Return the terms of a gated metric."""
     terms = metrics_of(evidence)[name].terms
     assert terms is not None, f"{name} is gated and so must have terms"
     return terms(evidence)
 
 
 def unit_moved(old: Terms, new: Terms) -> float:
-    """Root mean square of the difference per unit of weight, over `most` windows: a mean may cancel."""
+    """Return the root mean square of the difference per unit of weight, over `most` windows: a mean may cancel."""
     return float(root_mean_square(most((new.values - old.values) / old.weights.mean())))
 
 
 def unit_size(terms: Terms) -> float:
-    """Root mean square per unit of weight: what `unit_moved` is small beside."""
+    """Return the root mean square per unit of weight, to which `unit_moved` is compared."""
     return float(root_mean_square(terms.values / terms.weights.mean()))
 
 
 def site_moved(old: Tensor, new: Tensor) -> Tensor:
-    """(S, W) energies, twice -> (S,): root mean square of the log ratio, over `most` windows."""
+    """Return (S,) the root mean square of the log ratio of energies (S, W), over `most` windows."""
     return root_mean_square(most(log_ratio(old, new)))

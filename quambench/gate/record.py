@@ -1,4 +1,4 @@
-"""A result as the gate keeps it: numbers, evidence, artefacts, settings, provenance."""
+"""Records: results as the gate keeps them, with numbers, evidence, artefacts, settings and provenance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quambench.metrics import Measurement
 
 @dataclass(frozen=True, slots=True)
 class Artefacts:
-    """What calibration and weight quantization made, by name in forward order.
+    """The products of calibration and weight quantization, by name in forward order.
 
     scales   "layers.0.x_proj:input" (a site) or "layers.0.in_proj.weight" -> float32, any shape
     digests  weight name -> hash of its integers
@@ -31,7 +31,7 @@ class Artefacts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One judged or stored case. Evidence arrays are those of `evaluate`."""
+    """A judged or stored case. Evidence arrays are those of `evaluate`."""
 
     case_id: str
     settings: Mapping[str, Any]
@@ -43,9 +43,9 @@ class Record:
     # metric -> (as stored, as today's code has it from the stored evidence), where these differ
     restated: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     accepted: str = ""  # why a worse result was stored, in its author's words
-    # Of a second look, on what the first left out; only where it was taken.
+    # Evidence of a second look, on what the first left out; empty where none was taken.
     rest: Mapping[str, Tensor] = field(default_factory=dict)
-    rest_digest: str = ""  # which windows and items those are
+    rest_digest: str = ""  # hash of the windows and items of the second look
     gone: tuple[str, ...] = ()  # metrics that were stored and that no code measures any more
 
     @property
@@ -54,12 +54,12 @@ class Record:
 
     @property
     def sites(self) -> list[str]:
-        """Site names, in the order of the evidence's site rows."""
+        """The names of sites, in the order of the evidence's site rows."""
         return [name for name in self.artefacts.scales if name not in self.artefacts.digests]
 
     @property
     def artefact_digest(self) -> str:
-        """One hash over all artefacts: shows in a diff that something changed."""
+        """A hash over all artefacts, so that a diff shows that something changed."""
         h = hashlib.sha256()
         for name, scale in self.artefacts.scales.items():
             h.update(name.encode() + scale.contiguous().numpy().tobytes())
@@ -86,12 +86,12 @@ def record_of(result: Result, provenance: Mapping[str, Any]) -> Record:
 
 
 def _layer(name: str) -> float:
-    """Its number; the embedding is before the first layer, lm_head after the last."""
+    """Return a layer's number; the embedding comes before the first layer, lm_head after the last."""
     if name.startswith("layers."):
         return int(name.split(".")[1])
     return -math.inf if name.startswith("embedding") else math.inf
 
 
 def scale_steps_apart(a: Tensor, b: Tensor) -> Tensor:
-    """Distance in float32 representable steps (ulp), for positive finite values; int64."""
+    """Return the distance in representable float32 steps (ulp) of positive finite values; int64."""
     return (a.view(torch.int32).long() - b.view(torch.int32).long()).abs()

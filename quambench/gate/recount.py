@@ -1,7 +1,7 @@
-"""The numbers of a row once more, from its evidence, by other lines than those that measured them.
+"""The numbers of a row counted once more, from its evidence, by other code than that which measured them.
 
-A wrong standard error or a wrong clustering makes every comparison wrong at once and looks like nothing: so what a
-metric says is held against a second formula that shares no code with it (quambench/metrics).
+A wrong standard error or a wrong clustering makes every comparison wrong at once and looks like nothing. So each
+metric is compared with a second formula that shares no code with it (quambench/metrics).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from quambench.gate.arrays import Evidence
 from quambench.metrics import Measurement
 
-# Of sums of at most 1e5 float64 terms, whose relative error is at most 1e5 * 2^-53 = 1e-11 of the sum of their
+# Bound for sums of at most 1e5 float64 terms, whose relative error is at most 1e5 * 2^-53 = 1e-11 of the sum of their
 # sizes; loss_rise is a thousandth of the losses that it is the difference of.
 TOLERANCE = 1e-6
 QUANTILE_ROWS = ("p50", "p90", "p99", "p999")
@@ -22,7 +22,7 @@ _Column = Sequence[float]
 
 
 def miscounted(metrics: Mapping[str, Measurement], evidence: Evidence) -> tuple[str, str] | None:
-    """(metric, what is wrong) of the first number that its own evidence contradicts."""
+    """Return (metric, what is wrong) of the first number that its own evidence contradicts."""
     for name, (value, error) in recounted(evidence).items():
         if name not in metrics:
             continue
@@ -36,7 +36,7 @@ def miscounted(metrics: Mapping[str, Measurement], evidence: Evidence) -> tuple[
 
 
 def recounted(evidence: Evidence) -> dict[str, tuple[float, float]]:
-    """Metric -> (value, standard error by documents), for those whose evidence is there."""
+    """Return metric -> (value, standard error by documents), for those whose evidence is there."""
     found: dict[str, tuple[float, float]] = {}
     columns: dict[str, _Column] = {n: a.double().tolist() for n, a in evidence.items() if a.ndim == 1}
 
@@ -81,7 +81,7 @@ def recounted(evidence: Evidence) -> dict[str, tuple[float, float]]:
 
 
 def _ratio(values: _Column, weights: _Column, owners: _Column) -> tuple[float, float]:
-    """Sum of values over sum of weights, and its standard error where whole documents are drawn."""
+    """Return the sum of values over the sum of weights, and its standard error where whole documents are drawn."""
     total = math.fsum(weights)
     mean = math.fsum(values) / total
     by_owner: dict[float, list[float]] = defaultdict(list)
@@ -95,7 +95,7 @@ def _ratio(values: _Column, weights: _Column, owners: _Column) -> tuple[float, f
 
 
 def _exponential(found: dict[str, tuple[float, float]], name: str) -> None:
-    """exp of what stands there, its error by the first derivative."""
+    """Replace a number by its exponential, and its error by the first derivative's."""
     if name in found:
         mean, error = found.pop(name)
         with suppress(OverflowError):
@@ -103,7 +103,7 @@ def _exponential(found: dict[str, tuple[float, float]], name: str) -> None:
 
 
 def _quantiles(evidence: Evidence, phase: str, prefix: str) -> dict[str, tuple[float, float]]:
-    """Quantiles with their delete-one-document jackknife errors, from the quantiles without each document."""
+    """Return quantiles with their delete-one-document jackknife errors, from the quantiles without each document."""
     left_out = evidence.get(f"{phase}.kl_left_out")
     if left_out is None:
         return {}

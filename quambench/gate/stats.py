@@ -1,8 +1,8 @@
 """Paired comparison of two results on the same windows or items.
 
-scipy has the distributions and the tests; what stands here is how they are asked: over documents,
+scipy has the distributions and the tests. This module says how they are asked: over documents,
 since windows of one document are alike; two-sided, since a change for the better is news too; and
-Holm's correction, which scipy lacks.
+with Holm's correction, which scipy lacks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from quambench.metrics import Terms
 POWER = 0.8  # chance with which the stated detectable effect would have been seen
 FLIPS = 4095  # sign flips drawn beside the observed one
 _FLIP_STREAM = 20_251_123  # the permutation test's own stream: equal input, equal p
-# Fewer documents than this, and windows stand for themselves: the least number for which the
+# With fewer documents than this, windows stand for themselves: the least number for which the
 # two-sided sign-flip test can fall below 5 % (2 / 2^6 = 3 %).
 MIN_CLUSTERS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Mean difference new - old, its standard error, and what follows from them."""
+    """The mean difference new - old, its standard error, and what follows from them."""
 
     difference: float
     standard_error: float
@@ -38,7 +38,7 @@ class Paired:
 
 
 def paired(old: Terms, new: Terms, level: float) -> Paired:
-    """t-test of a ratio's difference over documents, held against a sign-flip permutation test.
+    """Compare by the t-test of a ratio's difference over documents, checked by a sign-flip permutation test.
 
     The permutation test needs no normality, but 4,096 flips cannot show a p below 5e-4, so the
     t-test gives the p-value where the two agree: where the permutation test is below `level` or as
@@ -52,14 +52,14 @@ def paired(old: Terms, new: Terms, level: float) -> Paired:
     if found.p_value >= level:
         return found
     p_flip, least = sign_flip_p(difference.cluster_sums(difference.values))
-    # So few that signs could not clear the level are not enough for the t-test alone either, when
+    # Too few documents for signs to clear the level are too few for the t-test alone as well, when
     # they are windows that only stand in for documents.
     agrees = p_flip <= (level if few else max(level, least))
     return found if agrees else Paired(found.difference, found.standard_error, p_flip, found.detectable, found.n)
 
 
 def sign_flip_p(differences: Tensor) -> tuple[float, float]:
-    """(two-sided p of sum(differences) under random signs, the least p that this many can give)."""
+    """Return (two-sided p of sum(differences) under random signs, the least p that this many can give)."""
     drawn = stats.permutation_test(
         (differences.numpy(),),
         lambda x, axis: np.sum(x, axis=axis),
@@ -72,14 +72,14 @@ def sign_flip_p(differences: Tensor) -> tuple[float, float]:
 
 
 def paired_mean(differences: Tensor, level: float) -> Paired:
-    """t-test of the mean of independent differences (n,)."""
+    """Compare by the t-test of the mean of independent differences (n,)."""
     n = len(differences)
     error = (differences.std() / math.sqrt(n)).item() if n > 1 else math.nan
     return _t_test(differences.mean().item(), error, n, level)
 
 
 def mcnemar(old: Tensor, new: Tensor, level: float) -> Paired:
-    """Exact McNemar test of (n,) scores per item; with several answers an item, the exact sign test.
+    """Compare (n,) scores per item by the exact McNemar test; with several answers an item, by the exact sign test.
 
     Items that scored as before say nothing; of the others, under no change, as many gain as lose.
     `detectable` is the smallest share of items that would be significant if all went one way.
@@ -93,7 +93,7 @@ def mcnemar(old: Tensor, new: Tensor, level: float) -> Paired:
 
 
 def holm(p_values: Mapping[str, float], level: float) -> set[str]:
-    """Names significant at family-wise `level` (Holm 1979, Scand. J. Statist. 6:65-70)."""
+    """Return the names significant at family-wise `level` (Holm 1979, Scand. J. Statist. 6:65-70)."""
     found: set[str] = set()
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         if p >= level / (len(p_values) - rank):
@@ -115,6 +115,6 @@ def _t_test(mean: float, error: float, n: int, level: float) -> Paired:
 
 
 def log_ratio(old: Tensor, new: Tensor) -> Tensor:
-    """log(new / old) where both are positive; 0 where both are 0; float64."""
+    """Return log(new / old) where both are positive; 0 where both are 0; float64."""
     tiny = torch.finfo(torch.float64).tiny
     return torch.log(new.clamp(min=tiny)) - torch.log(old.clamp(min=tiny))

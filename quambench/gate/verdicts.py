@@ -1,7 +1,7 @@
-"""From two records to a verdict. Pure: no file, no clock, no model.
+"""Verdicts from pairs of records. Pure: no file, no clock, no model.
 
 Two kinds of evidence (docs/gate.md): artefacts, where any change is news, and quality, compared
-pairwise. What is named is the first that differs: probes before artefacts before local error before
+pairwise. A verdict names the first thing that differs: probes before artefacts before local error before
 accumulated error before quality, each in forward order (gate/findings.py).
 """
 
@@ -21,7 +21,7 @@ from quambench.metrics import Measurement
 
 
 class Status(enum.StrEnum):
-    """Worst first."""
+    """The status of a case, worst first."""
 
     ERROR = "ERROR"
     REGRESSED = "REGRESSED"
@@ -39,12 +39,12 @@ SEVERITY = tuple(Status)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One row of the table."""
+    """The verdict on one case: a row of the table."""
 
     case_id: str
     status: Status
     reason: str = ""
-    unit: str = ""  # first unit that answers its probe otherwise: "observer/percentile"
+    unit: str = ""  # the first unit that answers its probe otherwise: "observer/percentile"
     place: str = ""  # first diverging site or weight, or else metric
     metrics: Mapping[str, Measurement] | None = None
     stored: Mapping[str, Measurement] | None = None
@@ -52,12 +52,12 @@ class Verdict:
     portable: bool = False  # compared with another machine class's baseline
     written: bool = False  # the run stored this result
     suspicious: bool = False  # a second look may tell what this one cannot
-    suite: str = field(default="", compare=False)  # that asked for it; "" of a probe
-    accepted: str = ""  # of a report on what is stored, never of a run: why it was stored although it was worse
+    suite: str = field(default="", compare=False)  # the suite that asked for it; "" for a probe
+    accepted: str = ""  # only in a report on stored results: why it was stored although it was worse
 
     @property
     def word(self) -> str:
-        """What a table says: the status, or that something worse was accepted."""
+        """The word of a table: the status, or that something worse was accepted."""
         return "ACCEPTED" if self.accepted else self.status.value
 
     def passes(self, allow_drift: bool = False) -> bool:
@@ -73,11 +73,11 @@ def judge(
     probe: Finding | None = None,
     rest: Evidence | None = None,
 ) -> Verdict:
-    """Verdict on `new` against the stored `old`.
+    """Return the verdict on `new` against the stored `old`.
 
     n_cases  cases stored in the baseline file: the level is split over all of them
     probe    first probe of a unit that this case rests on and that answers otherwise than stored
-    rest     what `new` answers on the windows and items of `old.rest`, where a first verdict was suspicious
+    rest     answers of `new` on the windows and items of `old.rest`, where a first verdict was suspicious
     raises   NonFinite where a number that decides is NaN or infinite
     """
     if old is None:
@@ -115,7 +115,7 @@ def _named(
     portable: bool = False,
     suspicious: bool = False,
 ) -> Verdict:
-    """A verdict that names the first place, or else the metric that decided."""
+    """Return a verdict that names the first place, or else the metric that decided."""
     return Verdict(
         new.case_id,
         status,
@@ -131,7 +131,7 @@ def _named(
 
 
 def _findings(new: Record, old: Record, first: Sequence[Comparison], probe: Finding | None) -> list[Finding]:
-    """The probe's, the first artefact's, and where those do not explain it the first echo inside the model."""
+    """Return the probe's, the first artefact's, and where those do not explain it the first echo inside the model."""
     changed = (
         findings.first_changed_order(old, new)
         or findings.first_changed_artefact(old, new)
@@ -140,7 +140,7 @@ def _findings(new: Record, old: Record, first: Sequence[Comparison], probe: Find
         or findings.first_changed_reference(old.evidence, new.evidence)
     )
     found = [f for f in (probe, changed, findings.first_restated(old)) if f]
-    if len(found) < 2:  # accumulated error is the echo of what stands above
+    if len(found) < 2:  # accumulated error is the echo of the findings above
         echo = (
             findings.first_moved_site(old, new)
             or findings.first_moved_metric(old, new, first)
@@ -151,7 +151,9 @@ def _findings(new: Record, old: Record, first: Sequence[Comparison], probe: Find
 
 
 def _decide(first: Sequence[Comparison], second: Sequence[Comparison], changed: bool) -> tuple[Status, str]:
-    """A change is sure where either look shows it, and unsure where the last look at its metric leaves it so."""
+    """Decide: a change is sure where either look shows it, and unsure where the last look at its metric leaves it
+    so.
+    """
     sure = [c for look in (first, second) for c in look if c.significant]
     worse = [c for c in sure if c.worse > 0]
     looked = {c.metric for c in second}
@@ -168,13 +170,13 @@ def _decide(first: Sequence[Comparison], second: Sequence[Comparison], changed: 
 
 
 def _said(found: Sequence[Comparison], second: Sequence[Comparison]) -> str:
-    """The clearest changes, and that a second look shows them where it does."""
+    """Return the clearest changes in words, and that a second look shows them where it does."""
     again = [c for c in found if c in second]
     return say(found) + (f", in a second look at {again[0].paired.n} documents or items more" if again else "")
 
 
 def _needed(unsure: Sequence[Comparison]) -> str:
-    """How many would tell: errors fall with the root of n."""
+    """Return how many would tell in words: errors fall with the root of n."""
     first = min(unsure, key=lambda c: c.paired.detectable / c.worse)
     if not math.isfinite(first.paired.detectable):
         return "a corpus of more documents would tell"
@@ -183,7 +185,7 @@ def _needed(unsure: Sequence[Comparison]) -> str:
 
 
 def _equal(comparisons: Sequence[Comparison]) -> str:
-    """What could have been seen, and what moved without being significant."""
+    """Return what could have been seen, and what moved without being significant, in words."""
     moved = [c for c in comparisons if c.paired.difference or c.paired.standard_error]  # else no window differs
     if not moved:
         return "quality equal to the last bit"
@@ -193,7 +195,7 @@ def _equal(comparisons: Sequence[Comparison]) -> str:
 
 
 def changed_fields(old: Record, new: Record) -> str:
-    """ "calib_length 128 -> 256, ..." for every setting that differs.
+    """Return "calib_length 128 -> 256, ..." for every setting that differs.
 
     A metric that only one of the two knows makes neither measure something else.
     """

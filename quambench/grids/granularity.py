@@ -1,4 +1,4 @@
-"""How many values share a scale. The one place that lays a tensor out for observers.
+"""Granularities: how many values share a scale. Only this module lays a tensor out for observers.
 
 An observer sees (n_obs, *scale_shape, group): n_obs observations, and in each of them `group`
 values per scale. So it needs to know nothing of sites, axes or heads.
@@ -21,7 +21,7 @@ from quambench.models.sites import layer_of, shape_at
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one site's tensor meets its scales.
+    """The correspondence of a site's tensor and its scales.
 
     lay_out   (B, ..., C) float -> parts (n_obs, *scale_shape, group), each for an observer of its own
     join      the parts' scales, (..., *scale_shape) each -> the site's
@@ -38,18 +38,18 @@ GRANULARITIES: Registry[Callable[[str, ModelConfig], Layout]] = Registry(
 )
 """Name -> (site in its block, config) -> Layout; coarsest first."""
 
-UNQUANTIZED = "float"  # stands where a granularity would: the site has no grid
-GROUPS = "groups"  # stands there too: one scale per group of the layer's Groups; of a state, and n
+UNQUANTIZED = "float"  # takes the place of a granularity: the site has no grid
+GROUPS = "groups"  # takes that place too: a scale per group of the layer's Groups; of a state, per group and n
 
 
 def groups_at(site: str, groups: Mapping[int, Groups]) -> Groups | None:
-    """A site's, of those by layer; None where its layer has none, or it is in no layer."""
+    """Return the Groups of a site's layer; None where the layer has none, or the site is in no layer."""
     layer = layer_of(site)
     return None if layer is None else groups.get(layer)
 
 
 def scale_shape(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> tuple[int, ...]:
-    """Of one site's scale on a symmetric grid, as `layout` makes it; an asymmetric one has two such.
+    """Return the shape of one site's scale on a symmetric grid, as `layout` makes it; an asymmetric one has two such.
 
     raises UnknownName, BadParameter
     """
@@ -62,12 +62,17 @@ def scale_shape(granularity: str, site: str, config: ModelConfig, groups: Groups
 
 
 def layout(granularity: str, site: str, config: ModelConfig, groups: Groups | None = None) -> Layout:
-    """site: "layers.0.z" or its last part; groups: the layer's, where the granularity is GROUPS"""
+    """Return the Layout of a site at a granularity.
+
+    site    "layers.0.z", or its part behind the layer
+    groups  the layer's, where the granularity is GROUPS
+    raises UnknownName, BadParameter
+    """
     name = site.rpartition(".")[2]
     if granularity != GROUPS:
         return GRANULARITIES[granularity](name, config)
     if groups is None:
-        raise BadParameter(f"{site} is to have a scale per group, and its layer has no groups")
+        raise BadParameter(f"{site} cannot have a scale per group: its layer has no groups")
     return _grouped_state(groups, config) if name == "ssm_state" else _grouped(groups)
 
 
@@ -76,13 +81,13 @@ def _as_is(scale: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, L, C) -> (B*L, C)."""
+    """Return x (B, L, C) as (B*L, C)."""
     return x.flatten(0, -2)
 
 
 @GRANULARITIES.register("tensor")
 def _tensor(site: str, config: ModelConfig) -> Layout:
-    """One scale. A sequence's activation is L observations of C values, a state one of all it has."""
+    """A single scale. An activation is L observations of C values for each sequence, a state one of all its values."""
     if site == "ssm_state":
         return Layout(lambda x: (x.flatten(1),), _as_is)
     return Layout(lambda x: (_rows(x),), _as_is)
@@ -90,7 +95,7 @@ def _tensor(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("split")
 def _split(site: str, config: ModelConfig) -> Layout:
-    """One scale per part that another consumer reads: (B, L, C) -> (B*L, size) for each."""
+    """A scale for each part with a consumer of its own: (B, L, C) -> (B*L, size) for each."""
     c = config
     sizes = {
         "in_proj:output": [c.d_inner, c.d_inner],  # x, z
@@ -105,14 +110,14 @@ def _split(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("ssd_group")
 def _ssd_group(site: str, config: ModelConfig) -> Layout:
-    """One scale per SSD group: (B, L, G*N) -> (B*L, G, N)."""
+    """A scale per SSD group: (B, L, G*N) -> (B*L, G, N)."""
     shape = (config.n_groups, config.d_state)
     return Layout(lambda x: (_rows(x).unflatten(-1, shape),), lambda scale: scale.repeat_interleave(shape[1]))
 
 
 @GRANULARITIES.register("head")
 def _head(site: str, config: ModelConfig) -> Layout:
-    """One scale per head: (B, L, H*P) -> (B*L, H, P); Δ has one value a head, a state P*N."""
+    """A scale per head: (B, L, H*P) -> (B*L, H, P); Δ has one value a head, a state P*N."""
     if site == "ssm_state":
         return Layout(lambda x: (x.flatten(2),), lambda scale: scale[:, None, None])
     width = 1 if site == "dt" else config.head_dim
@@ -122,7 +127,7 @@ def _head(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("channel")
 def _channel(site: str, config: ModelConfig) -> Layout:
-    """One scale per channel of the last axis, (B, L, C) -> (B*L, C, 1); of a state, per row of N values."""
+    """A scale per channel of the last axis, (B, L, C) -> (B*L, C, 1); in a state, per row of N values."""
     if site == "ssm_state":
         return Layout(lambda x: (x,), lambda scale: scale[..., None])
     return Layout(lambda x: (_rows(x)[..., None],), _as_is)
@@ -130,12 +135,12 @@ def _channel(site: str, config: ModelConfig) -> Layout:
 
 @GRANULARITIES.register("channel_state")
 def _channel_state(site: str, config: ModelConfig) -> Layout:
-    """One scale per channel and n: a state's (B, ..., N) -> (B, ..., N, 1)."""
+    """A scale per channel and n: a state's (B, ..., N) -> (B, ..., N, 1)."""
     return Layout(lambda x: (x[..., None],), _as_is)
 
 
 def _grouped(groups: Groups) -> Layout:
-    """One scale per group, (G, n_head_groups, n_dim_groups).
+    """A scale per group, (G, n_head_groups, n_dim_groups).
 
     Groups of equal size stand together, so that (B, L, E) becomes (B*L, groups of a size, size) for each size.
     """
@@ -148,7 +153,7 @@ def _grouped(groups: Groups) -> Layout:
 
 
 def _grouped_state(groups: Groups, config: ModelConfig) -> Layout:
-    """One scale per group and n: a state's (B, H, P, N) -> (B, groups of a size, N, size) for each size."""
+    """A scale per group and n: a state's (B, H, P, N) -> (B, groups of a size, N, size) for each size."""
     parts, join = _by_size(groups)
 
     def lay_out(state: Tensor) -> tuple[Tensor, ...]:
@@ -162,7 +167,9 @@ def _grouped_state(groups: Groups, config: ModelConfig) -> Layout:
 
 
 def _by_size(groups: Groups) -> tuple[list[Tensor], Callable[[list[Tensor], int], Tensor]]:
-    """For each size of group, (groups of it, size) channels; and how to put their scales into the groups' order."""
+    """Return, for each size of group, the channels (groups of it, size), and a function that puts scales in groups'
+    order.
+    """
     by_group = groups.of_channel.argsort(stable=True).split(groups.sizes.tolist())  # channels of each group
     sizes = groups.sizes.unique()
     members = [(groups.sizes == size).nonzero().flatten() for size in sizes]

@@ -33,7 +33,7 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def q_max(bits: int) -> int:
-    """Largest integer of the grid: 127 at 8 bits."""
+    """Return the largest integer of the grid: 127 at 8 bits. raises BadParameter"""
     if not 2 <= bits <= 8:
         raise BadParameter(f"bits must be from 2 to 8 (got {bits})")
     largest: int = 2 ** (bits - 1) - 1
@@ -41,7 +41,7 @@ def q_max(bits: int) -> int:
 
 
 def symmetric_scale(amax: Tensor, bits: int = 8) -> Tensor:
-    """Step of the symmetric grid, amax / q_max, at least MIN_SCALE.
+    """Return the step of the symmetric grid, amax / q_max, at least MIN_SCALE.
 
     amax     (*scale_shape), >= 0, in the tensor's own unit; divided in its own dtype
     returns  (*scale_shape) float32, tensor units per integer step
@@ -50,9 +50,10 @@ def symmetric_scale(amax: Tensor, bits: int = 8) -> Tensor:
 
 
 def check_steps(steps: Tensor, place: str) -> None:
-    """Whether steps that were read from somewhere can be a grid's: each finite, and at least MIN_SCALE.
+    """Check that steps that were read from a file or from outside can be a grid's: finite, and at least MIN_SCALE.
 
-    steps (any shape) float32; place: what a message starts with
+    steps  (any shape) float32
+    place  the beginning of the message
     raises BadArtefact
     """
     bad = ~(steps.isfinite() & (steps >= torch.tensor(MIN_SCALE)))
@@ -62,7 +63,7 @@ def check_steps(steps: Tensor, place: str) -> None:
 
 
 def check_zero_points(zeros: Tensor, bits: int, place: str) -> None:
-    """Whether shifted zero points lie within the asymmetric grid. raises BadArtefact"""
+    """Check that shifted zero points lie within the asymmetric grid. raises BadArtefact"""
     half = q_max(bits) + 1
     bad = ~((zeros >= -half) & (zeros < half))
     if bad.any():
@@ -71,7 +72,7 @@ def check_zero_points(zeros: Tensor, bits: int, place: str) -> None:
 
 
 def quantize(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even") -> Tensor:
-    """x (float, any shape) by a scale that broadcasts to it -> int8 of x's shape.
+    """Quantize x (float, any shape) by a scale that broadcasts to it -> int8 of x's shape.
 
     The quotient is taken in x's dtype, as the runtime takes it in float32.
     """
@@ -80,17 +81,17 @@ def quantize(x: Tensor, scale: Tensor, bits: int = 8, rounding: str = "half_even
 
 
 def dequantize(q: Tensor, scale: Tensor) -> Tensor:
-    """int8 by a scale that broadcasts to it -> float of the scale's dtype."""
+    """Multiply int8 by a scale that broadcasts to it -> float of the scale's dtype."""
     return q * scale
 
 
 def fake_quantize(x: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
-    """`dequantize(quantize(x))` in x's dtype: what the integer model knows of x."""
+    """Return `dequantize(quantize(x))` in x's dtype: what the integer model knows of x."""
     return dequantize(quantize(x, scale, bits), scale.to(x.dtype))
 
 
 def asymmetric_scale(low: Tensor, high: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Step (high - low) / (2^n - 1), at least MIN_SCALE, and zero point round(-low / step), clamped.
+    """Return the step (high - low) / (2^n - 1), at least MIN_SCALE, and the zero point round(-low / step), clamped.
 
     low, high  (*scale_shape) float64, low <= 0 <= high, in the tensor's own unit
     returns    step and zero point, (*scale_shape) float32 each; the zero point shifted by -2^(n-1)
@@ -102,18 +103,18 @@ def asymmetric_scale(low: Tensor, high: Tensor, bits: int = 8) -> tuple[Tensor, 
 
 
 def quantize_asymmetric(x: Tensor, scale: Tensor, zero: Tensor, bits: int = 8) -> Tensor:
-    """x (float, any shape) by a step and a shifted zero point that broadcast to it -> int8 of x's shape."""
+    """Quantize x (float, any shape) by a step and a shifted zero point that broadcast to it -> int8 of x's shape."""
     top = q_max(bits)
     return (ROUNDINGS["half_even"](x / scale) + zero).clamp_(-top - 1, top).to(torch.int8)
 
 
 def dequantize_asymmetric(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """int8 by a step and a shifted zero point -> float of the step's dtype."""
+    """Return int8 values by a step and a shifted zero point as float of the step's dtype."""
     return (q - zero) * scale
 
 
 def clipped(x: Tensor, scale: Tensor, bits: int = 8, zero: Tensor | float = 0.0) -> Tensor:
-    """bool of x's shape: values that the grid's ends cut, i.e. whose rounded quotient lies outside it."""
+    """Return bool of x's shape: the values that the grid's ends cut, i.e. whose rounded quotient lies outside of it."""
     top = q_max(bits)
     q = ROUNDINGS["half_even"](x / scale) + zero
     return (q > top) | (q < -top - 1)

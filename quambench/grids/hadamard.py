@@ -29,17 +29,18 @@ def supported(n: int) -> bool:
 
 
 def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """H (n, n), orthonormal, every entry +-1/sqrt(n). A fresh tensor: the caller may change it.
+    """Return H (n, n), orthonormal, every entry +-1/sqrt(n). A fresh tensor: the caller may change it.
 
-    Sylvester's doubling of a base: 1, Paley's matrix of order 12, or twice Paley's of order 20.
+    It comes by Sylvester's doubling from a base: 1, Paley's matrix of order 12, or twice Paley's of order 20.
+    raises BadParameter for a size without a matrix here
     """
-    signs = _signs(n).double()  # first: it refuses a size that there is not
+    signs = _signs(n).double()  # comes first: it refuses a size without a matrix
     entry: float = n**-0.5
     return (signs * entry).to(dtype)
 
 
 def rotate(x: Tensor) -> Tensor:
-    """x (..., n) floating -> H x over the last axis, same shape and dtype. Mutates nothing.
+    """Rotate x (..., n) floating to H x over the last axis, same shape and dtype. Mutates nothing.
 
     H is a Kronecker product H_a (x) H_b with a*b = n, both near sqrt(n): two small matrix products.
     On one thread, 512 float32 vectors of n = 384 / 512 / 768 / 1536 took 0.5 / 0.4 / 1.0 / 2.1 ms;
@@ -58,7 +59,7 @@ def rotate(x: Tensor) -> Tensor:
 @cache
 @torch.inference_mode(False)  # kept, as _factors are
 def base_signs(n: int, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008  (immutable)
-    """(m, m) float32 of +-1, n = m 2^k: the base whose doublings are sqrt(n) H."""
+    """Return (m, m) float32 of +-1, n = m 2^k: the base whose doublings are sqrt(n) H."""
     return _signs(_base(n)).float().to(device)
 
 
@@ -70,7 +71,7 @@ class Rotation(nn.Module):
 
 
 def _base(n: int) -> int:
-    """The m of n = m * 2^k."""
+    """Return the m of n = m * 2^k. raises BadParameter"""
     for m in _BASES:
         times, rest = divmod(n, m)
         if rest == 0 and times >= 1 and times & (times - 1) == 0:
@@ -80,7 +81,7 @@ def _base(n: int) -> int:
 
 @cache
 def _split(n: int) -> tuple[int, int]:
-    """(a, b) with a*b = n, a in n's family, b a power of two, a + b smallest: the fewest operations."""
+    """Return (a, b) with a*b = n, a in n's family, b a power of two, a + b smallest: the fewest operations."""
     m = _base(n)
     doublings = (n // m).bit_length()
     return min(((m << i, n // (m << i)) for i in range(doublings)), key=sum)
@@ -89,14 +90,14 @@ def _split(n: int) -> tuple[int, int]:
 @cache
 @torch.inference_mode(False)  # kept, so it must also serve calls that record gradients
 def _factors(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """H_a * sqrt(a)/sqrt(n) and the signs of H_b^T: the irrational factor is rounded once, not twice."""
+    """Return H_a * sqrt(a)/sqrt(n) and the signs of H_b^T: the irrational factor is rounded once, not twice."""
     a, b = _split(n)
     left = _signs(a).double() * n**-0.5
     return left.to(device, dtype), _signs(b).t().to(device, dtype)
 
 
 def _signs(n: int) -> Tensor:
-    """sqrt(n) H, (n, n) int8 of +-1."""
+    """Return sqrt(n) H, (n, n) int8 of +-1."""
     two = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
     bases = {1: lambda: two[:1, :1], 12: lambda: _paley(11), 40: lambda: torch.kron(two, _paley(19))}
     signs = bases[_base(n)]()
@@ -106,7 +107,7 @@ def _signs(n: int) -> Tensor:
 
 
 def _paley(q: int) -> Tensor:
-    """Paley's first construction, order q + 1, for a prime q = 3 mod 4: I + S with S skew, so not symmetric.
+    """Return Paley's first construction, order q + 1, for a prime q = 3 mod 4: I + S with S skew, so not symmetric.
 
     S borders Q_ij = chi(i - j) by +1 above and -1 at the left; chi is +1 on non-zero squares mod q,
     -1 on other non-zero numbers, 0 at 0.

@@ -1,4 +1,4 @@
-"""How many bits weights and activations have: all of a model's, or each layer's own.
+"""Precisions: the bits of weights and of activations, of a whole model or of each layer.
 
 16 bits are half precision and no grid at all: w4a16 rounds weights alone, w16a8 activations alone. The
 latter is for comparison, no runtime has it. A mix of precisions by layer is Quamba2's (its hybrid blocks).
@@ -21,13 +21,13 @@ from quambench.core.reading import Unreadable, read_json, shown
 from quambench.models.sites import layer_of
 
 FLOAT_BITS = 16
-MOST_LAYERS = 10_000  # of a mix; the deepest model that we know of has 64
-_RUNS = 8  # of equal layers, that a mix's id spells out; beyond them it counts
+MOST_LAYERS = 10_000  # most layers of a mix; the deepest model that we know of has 64
+_RUNS = 8  # runs of equal layers that a mix's id spells out; of more, it gives the counts alone
 
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """Of weights and of activations: 2 to 8, or FLOAT_BITS."""
+    """The bits of weights and of activations: 2 to 8, or FLOAT_BITS."""
 
     weights: int = 8
     acts: int = 8
@@ -53,7 +53,7 @@ HEAD_OF_A_MIX, EMBEDDING_OF_A_MIX = Bits(4, 8), 4  # as Quamba2 has them beside 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Bits of weights and activations; embedding, lm_head and the carried SSM state may stay float.
+    """The bits of weights and activations; embedding, lm_head and the carried SSM state may stay float.
 
     layers          a mix: the bits of each; weight_bits and act_bits are then lm_head's
     embedding_bits  the embedding's own; None: as the recipe of weights has it
@@ -78,7 +78,7 @@ class Precision:
 
     @property
     def id(self) -> str:
-        """For people: "w8a8", "mix[w8a8,w4a16*3]", with what stays float named."""
+        """The name for people: "w8a8", "mix[w8a8,w4a16*3]", followed by what stays float."""
         kept = [name for name in ("embedding", "lm_head", "ssm_state") if not getattr(self, name)]
         named = [f"float_{name}" for name in kept] + ([] if self.symmetric else ["asymmetric"])
         return "-".join([self._mixed() if self.layers else str(self.of(None)), *named])
@@ -96,30 +96,30 @@ class Precision:
         return f"mix[{','.join(parts)}]"
 
     def of(self, layer: int | None) -> Bits:
-        """A layer's; lm_head's for None."""
+        """Return the bits of a layer; for None, those of lm_head."""
         if layer is None or not self.layers:
             return Bits(self.weight_bits, self.act_bits)
         return self.layers[layer]
 
     @property
     def everywhere(self) -> tuple[Bits, ...]:
-        """lm_head's, then each layer's where they have their own."""
+        """The bits of lm_head, then of each layer where layers have their own."""
         return (self.of(None), *self.layers)
 
     @property
     def _rounds_anything(self) -> bool:
-        """Whether a weight or an activation is of fewer bits than half precision has."""
+        """Whether a weight or an activation has fewer bits than half precision."""
         embedding = self.weight_bits if self.embedding_bits is None else self.embedding_bits
         rounded = {*self.layers, *((self.of(None),) if self.lm_head or not self.layers else ())} - {_FLOAT}
         return bool(rounded) or (self.embedding and embedding < FLOAT_BITS)
 
     @property
     def grid_bits(self) -> int:
-        """Of all activations that are rounded at all; FLOAT_BITS where none is."""
+        """The bits of all activations that are rounded at all; FLOAT_BITS where none is."""
         return min(bits.acts for bits in self.everywhere)
 
     def has_grid(self, site: str) -> bool:
-        """Whether a site's activations are of so few bits that calibration makes it a scale."""
+        """Whether a site's activations have so few bits that calibration makes a scale for it."""
         return self.of(layer_of(site)).acts < FLOAT_BITS
 
     def quantizes(self, site: str) -> bool:
@@ -128,7 +128,7 @@ class Precision:
         return self.has_grid(site) and not kept
 
     def check_layers(self, n_layers: int) -> None:
-        """raises BadParameter where a mix is of another number of layers than the model's"""
+        """Check that a mix is for as many layers as the model has. raises BadParameter"""
         if self.layers and len(self.layers) != n_layers:
             raise BadParameter(f"{self.id} is for {len(self.layers)} layers, and this model has {n_layers}")
 
@@ -161,7 +161,7 @@ class Precision:
 
     @classmethod
     def _bare(cls, text: str) -> Precision | None:
-        """Without what stays float; None where it is no precision at all."""
+        """Read a precision without the parts that stay float; None where the text is none at all."""
         if text.startswith("mix["):
             inner = text.removeprefix("mix[").removesuffix("]")
             return _read(Path(inner)) if inner.endswith(".json") else _spelled(inner, text)
@@ -176,12 +176,12 @@ _WIDTH = re.compile(r"(w|a|u?int|i|bf|fp|float|f|)-?(2|3|4|5|6|7|8|16|32)-?(?:bi
 
 
 def is_width(text: str) -> bool:
-    """Whether it is one width alone, as other tools write precisions: int8, fp16, a8, 8bit."""
+    """Whether a text is a single width, as other tools write precisions: int8, fp16, a8, 8bit."""
     return _WIDTH.fullmatch(text) is not None
 
 
 def _meant(text: str) -> str:
-    """What to type for a width alone."""
+    """Return what to type in place of a single width."""
     match = _WIDTH.fullmatch(text)
     assert match is not None
     kind, bits = match[1].lower(), int(match[2])
@@ -192,7 +192,7 @@ def _meant(text: str) -> str:
 
 
 def _spelled(inner: str, text: str) -> Precision:
-    """What stands in the brackets of a mix's id: "w8a8,w4a16*3,embedding=w8"."""
+    """Read the brackets of a mix's id: "w8a8,w4a16*3,embedding=w8". raises BadParameter"""
     if not inner.strip():
         raise BadParameter(
             f"{text} needs a precision for each layer, as in mix[w8a8,w4a16*3], or a file, mix[mix.json]"
@@ -218,7 +218,7 @@ def _spelled(inner: str, text: str) -> Precision:
 
 
 def _read(path: Path) -> Precision:
-    """A JSON list with one string per layer, or an object with that as "layers", "embedding" and "lm_head"."""
+    """Read a mix's file: a JSON list with a string per layer, or an object with "layers", "embedding" and "lm_head"."""
     check_fetched(path, BadParameter)
     try:
         found: Any = read_json(path)
@@ -232,7 +232,7 @@ def _read(path: Path) -> Precision:
 
 
 def _mix(layers: Sequence[object], top: Mapping[str, object], where: str) -> Precision:
-    """raises BadParameter naming what cannot be read, and where"""
+    """Make a mix. raises BadParameter naming what cannot be read, and where"""
     if unknown := sorted(set(top) - {"embedding", "lm_head"}):
         raise BadParameter(f"{where}: a mix says layers, embedding and lm_head (got {unknown[0]!r})")
     if len(layers) > MOST_LAYERS:

@@ -1,4 +1,4 @@
-"""More groups where they pay: another number of them in each layer."""
+"""Groupings that give each layer a number of groups of its own, more where they pay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Numbers = tuple[int, int]
 @GROUPINGS.register("adaptive")
 @dataclass(frozen=True)
 class Adaptive(Grouping):
-    """Numbers of groups by layer, from one side's `base` or under a budget.
+    """Another number of groups in each layer, from one side's `base` or under a budget.
 
     error     a budget of base^2 scales per SSD group and layer, on average, is spent one doubling of one
               layer's head or dim groups at a time, always where a scale more removes most of the layer's
@@ -87,16 +87,17 @@ class Adaptive(Grouping):
 
 
 def numbers_of(config: ModelConfig) -> list[Numbers]:
-    """Powers of two that the heads of an SSD group and the channels of a head allow, up to 16."""
+    """Return the powers of two, up to 16, that the heads of an SSD group and the channels of a head allow."""
     heads = config.n_heads // config.n_groups
     sides = [[n for n in (1, 2, 4, 8, 16) if n <= most] for most in (heads, config.head_dim)]
     return [(h, d) for h in sides[0] for d in sides[1]]
 
 
 def expected_error(groups: Groups, statistics: ChannelStatistics) -> float:
-    """Rounding error over signal, up to a factor that all groups share: sum of (group's largest |x|)^2 over energy.
+    """Return rounding error over signal, up to a factor that all groups share.
 
-    A layer without any value has no error, in however many groups.
+    It is the sum over channels of (the group's largest |x|)^2, over their energy. A layer without any value has no
+    error, in however many groups.
     """
     if not statistics.energy.any():
         return 0.0

@@ -1,4 +1,4 @@
-"""What a grouping is: from what calibration saw of a Mamba2 model's channels to each layer's Groups."""
+"""The contract of a grouping: from statistics of a Mamba2 model's channels to each layer's Groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quambench.models.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class ChannelStatistics:
-    """Of one layer's x after convolution and SiLU, over the calibration sequences.
+    """Statistics of one layer's x after convolution and SiLU, over the calibration sequences.
 
     mean_abs  (E,) float64: largest, over sequences, of the mean of |x| over positions
     amax      (E,) float64: largest |x|
@@ -28,16 +28,16 @@ class ChannelStatistics:
 
 
 class Grouping(ABC):
-    """A subclass is a frozen dataclass; its fields are what a spec may set."""
+    """Base of all groupings. A subclass is a frozen dataclass; its fields are what a spec may set."""
 
     @property
     def looks(self) -> bool:
-        """At statistics; else the order of channels stays."""
+        """Whether it needs statistics. A grouping that does not leaves the order of channels as it is."""
         return True
 
     @abstractmethod
     def groups(self, statistics: Mapping[int, ChannelStatistics], config: ModelConfig) -> dict[int, Groups]:
-        """Statistics by layer, none where it does not look -> Groups by layer.
+        """Return Groups by layer, from statistics by layer (empty where it does not look at them).
 
         raises BadParameter where the model has too few heads or channels
         """

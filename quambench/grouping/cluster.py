@@ -1,20 +1,20 @@
-"""Quamba2's two-level clustering (Chiang et al. 2025, arXiv:2503.22879), and how else to cut the second level.
+"""Quamba2's two-level clustering (Chiang et al. 2025, arXiv:2503.22879), with three ways to cut its second level.
 
 1. each head's channels are sorted by their statistic, ascending, and the sorted values scaled to unit length;
-2. each SSD group's heads are clustered by those vectors (Ward), clusters numbered as their first heads stand,
+2. each SSD group's heads are clustered by those vectors (Ward), clusters numbered by their first heads,
    and the heads ordered by cluster, then by index;
 3. in each cluster the sorted positions, each described by its values across the cluster's heads, are cut
    into runs.
 
-How step 3 cuts is the method:
+The method says how step 3 cuts:
 
 kmeans         k-means from every (P / n)-th position on. Values ascend in every head, so centroids do, and
-               with them the clusters: they are runs. One that were none would be an error.
+               with them the clusters: they are runs. A cluster that were no run would be an error.
 dp             the runs whose scales, each the run's largest |x|, leave the least expected rounding error: an
                exact minimum for this order, by dynamic programming over the runs' ends.
-quamba_exact   as the original (commit c474646): k-means, but a cluster's positions are described by the
-               heads that stand where its heads are going to, before anything has moved. Which those are hangs
-               on how scikit-learn numbers clusters, so here its numbers stay.
+quamba_exact   as the original (commit c474646): k-means, but a cluster's positions are described by the heads
+               that stand, before anything has moved, at the places where the cluster's heads will be. These
+               depend on how scikit-learn numbers clusters, so its numbers are kept here.
 
 Stated rules: equal values, and equal heads, keep their order. A head without any value has the zero vector;
 where all are such, they are split evenly. Where there are fewer distinct positions than runs asked for, equal
@@ -46,7 +46,7 @@ Cut = Callable[[Tensor, Tensor, int], list[int]]
 def cluster(
     statistics: ChannelStatistics, config: ModelConfig, n_head_groups: int, n_dim_groups: int, method: str
 ) -> Groups:
-    """One layer's statistics -> its Groups.
+    """Return the Groups of one layer.
 
     raises BadParameter for more groups than there are heads or channels, or an unknown method
     """
@@ -71,9 +71,9 @@ def cluster(
 
 
 def by_layer(work: Callable[[ChannelStatistics], T], statistics: Mapping[int, ChannelStatistics]) -> dict[int, T]:
-    """work(statistics) of each layer, layers in parallel.
+    """Return work(statistics) of each layer, layers in parallel.
 
-    In threads: k-means and Ward work outside the interpreter's lock, and nothing is copied. scikit-learn
+    They run in threads: k-means and Ward work outside the interpreter's lock, and nothing is copied. scikit-learn
     limits BLAS for the whole process while it works and puts back what it found; several at once would put
     back each other's limit, so one limit is around them all.
     """
@@ -89,7 +89,7 @@ def _check(what: str, asked: int, there: int, of_what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Of one SSD group, its heads counted from 0."""
+    """The result for one SSD group, its heads counted from 0."""
 
     head_index: Tensor  # (heads,)
     head_sizes: Tensor  # (n_head_groups,)
@@ -97,7 +97,11 @@ class _Found:
 
 
 def _ssd_group(values: Tensor, amax: Tensor, n_head_groups: int, n_dim_groups: int, method: _Method) -> _Found:
-    """values (heads, P) float64, ascending along P; amax (heads, P), in the same order"""
+    """Cluster one SSD group.
+
+    values  (heads, P) float64, ascending along P
+    amax    (heads, P), in the same order
+    """
     unit = values / values.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     labels = _ward(unit, n_head_groups)
     if not method.before_reordering:
@@ -110,7 +114,7 @@ def _ssd_group(values: Tensor, amax: Tensor, n_head_groups: int, n_dim_groups: i
 
 
 def _ward(vectors: Tensor, n: int) -> Tensor:
-    """(heads, P) -> (heads,) int64 labels 0 to n - 1, as scikit-learn numbers them."""
+    """Cluster vectors (heads, P) -> (heads,) int64 labels 0 to n - 1, as scikit-learn numbers them."""
     if n == 1 or not vectors.any():
         return torch.arange(len(vectors)) * n // len(vectors)
     from sklearn.cluster import AgglomerativeClustering  # here: importing it takes a second
@@ -119,13 +123,13 @@ def _ward(vectors: Tensor, n: int) -> Tensor:
 
 
 def by_first(labels: Tensor) -> Tensor:
-    """Clusters numbered as their first heads stand, so that no library's way of numbering decides an order."""
+    """Return labels numbered by each cluster's first head, so that no library's numbering decides an order."""
     number: dict[int, int] = {}
     return torch.tensor([number.setdefault(label, len(number)) for label in labels.tolist()])
 
 
 def by_k_means(points: Tensor, amax: Tensor, n: int) -> list[int]:
-    """By k-means of the positions, from every (P / n)-th on."""
+    """Cut positions into n runs by k-means, started from every (P / n)-th one; returns the runs' lengths."""
     distinct, counts = points.unique_consecutive(dim=0, return_counts=True)
     if len(distinct) <= n:
         return halved(counts.tolist(), n)
@@ -136,7 +140,7 @@ def by_k_means(points: Tensor, amax: Tensor, n: int) -> list[int]:
 
 
 def runs_of(labels: list[int]) -> list[int]:
-    """Lengths of the runs of equal labels. raises BadParameter where a label comes back after another"""
+    """Return the lengths of the runs of equal labels. raises BadParameter where a label comes back after another"""
     sizes, seen = [0], [labels[0]]
     for label in labels:
         if label == seen[-1]:
@@ -150,7 +154,7 @@ def runs_of(labels: list[int]) -> list[int]:
 
 
 def halved(sizes: list[int], n: int) -> list[int]:
-    """n runs, the longest halved until there are so many; the first of equally long ones."""
+    """Return n runs: the longest, the first of equals, is halved until there are n."""
     sizes = list(sizes)
     while len(sizes) < n:
         i = sizes.index(max(sizes))
@@ -159,7 +163,7 @@ def halved(sizes: list[int], n: int) -> list[int]:
 
 
 def by_dynamic_programming(points: Tensor, amax: Tensor, n: int) -> list[int]:
-    """The n runs with the least sum over runs of length * largest^2; the first of equally good cuts.
+    """Return the n runs with the least sum over runs of length * largest^2; the first of equally good cuts.
 
     A run's scale is its largest |x| over 127, and rounding's mean squared error scale^2 / 12: the sum is the
     expected error, up to a factor.
@@ -186,7 +190,7 @@ def by_dynamic_programming(points: Tensor, amax: Tensor, n: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """How step 3 cuts, and whom it looks at."""
+    """A method of step 3: how it cuts, and which heads describe a position."""
 
     cut: Cut
     before_reordering: bool = False  # the heads that stand where a cluster's heads go, by scikit-learn's numbers

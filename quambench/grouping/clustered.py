@@ -1,4 +1,4 @@
-"""The same number of groups in every layer."""
+"""Groupings with the same number of groups in every layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quambench.models.config import ModelConfig
 @GROUPINGS.register("clustered")
 @dataclass(frozen=True)
 class Clustered(Grouping):
-    """Quamba2's: N head groups in each SSD group, M groups of channels in each of those."""
+    """Quamba2's grouping: N head groups in each SSD group, M groups of channels in each of those."""
 
     n_head_groups: int
     n_dim_groups: int

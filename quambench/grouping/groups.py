@@ -1,7 +1,7 @@
-"""Which channels of a Mamba2 layer share a scale: an order of heads and channels, and runs in that order.
+"""The groups of channels of a Mamba2 layer that share a scale: an order of heads and channels, and runs in that order.
 
 Quamba2 (Chiang et al. 2025, arXiv:2503.22879) sorts and clusters heads and channels so that those of
-like magnitude stand together; a kernel then finds a channel's scale by where it stands.
+like magnitude stand together; a kernel then finds a channel's scale by its position.
 Letters: G SSD groups, H heads, P head_dim, E = H P channels.
 """
 
@@ -20,7 +20,7 @@ from quambench.models.config import ModelConfig
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """One layer's. An index holds, at a new position, what stood there before.
+    """The groups of one layer. An index holds, at a new position, the old position of what now stands there.
 
     head_index     (H,) int64, a permutation within each SSD group
     channel_index  (E,) int64, each head's own channels, in the new order of heads
@@ -42,30 +42,30 @@ class Groups:
         )
         divides = n_groups and n_heads and n_heads % n_groups == 0 and len(self.channel_index) % n_heads == 0
         if not (whole and divides and self.dim_sizes.ndim == 3 and self.dim_sizes.shape[:2] == self.head_sizes.shape):
-            raise BadParameter("groups: arrays whose types or shapes do not fit together")
+            raise BadParameter("groups: the types or shapes of the arrays do not fit together")
         per_group = n_heads // n_groups
         inside = self.head_index.view(n_groups, -1) - per_group * torch.arange(n_groups)[:, None]
         channels = self.channel_index.view(n_heads, -1)
         dims = channels - channels.shape[1] * self.head_index[:, None]
         if not (_permutes(inside) and _permutes(dims)):
-            raise BadParameter("groups: an index that is no permutation within SSD groups and heads")
+            raise BadParameter("groups: an index must be a permutation within SSD groups and heads")
         sizes = (self.head_sizes, per_group), (self.dim_sizes, channels.shape[1])
         if any((s < 1).any() or (s.sum(-1) != total).any() for s, total in sizes):
-            raise BadParameter("groups: sizes below 1, or that do not add up to the heads and channels there are")
+            raise BadParameter("groups: sizes must be 1 or more and add up to the number of heads and of channels")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(G, n_head_groups, n_dim_groups): of a scale per group."""
+        """The shape of one scale per group: (G, n_head_groups, n_dim_groups)."""
         return tuple(self.dim_sizes.shape)  # type: ignore[return-value]
 
     @property
     def n_scales(self) -> int:
-        """Of x; a state has d_state times as many."""
+        """The number of scales of x; a state has d_state times as many."""
         return self.dim_sizes.numel()
 
     @cached_property
     def of_channel(self) -> Tensor:
-        """(E,) int64: the group, counted along `shape`, of each channel in the new order."""
+        """The group of each channel in the new order, counted along `shape`: (E,) int64."""
         n_dims = self.shape[2]
         run_of_head = torch.repeat_interleave(self.head_sizes.flatten())  # (H,)
         dims = torch.stack([torch.repeat_interleave(sizes) for sizes in self.dim_sizes.flatten(0, 1)])  # (runs, P)
@@ -73,23 +73,25 @@ class Groups:
 
     @cached_property
     def sizes(self) -> Tensor:
-        """(n_scales,) int64: channels of each group."""
+        """The number of channels of each group, (n_scales,) int64."""
         return (self.head_sizes[..., None] * self.dim_sizes).flatten()
 
     @property
     def keeps_order(self) -> bool:
-        """Nothing moves."""
+        """Whether every channel stays where it is."""
         return bool((self.channel_index == torch.arange(len(self.channel_index))).all())
 
     def largest(self, per_channel: Tensor) -> Tensor:
-        """(E, ...) -> (G, n_head_groups, n_dim_groups, ...): each group's largest, in one pass by group index."""
+        """Return each group's largest, (E, ...) -> (G, n_head_groups, n_dim_groups, ...), in one pass by group
+        index.
+        """
         rest = per_channel.shape[1:]
         index = self.of_channel.view(-1, *[1] * len(rest)).expand_as(per_channel)
         found = per_channel.new_zeros(self.n_scales, *rest)
         return found.scatter_reduce(0, index, per_channel, "amax", include_self=False).view(*self.shape, *rest)
 
     def per_channel(self, grouped: Tensor) -> Tensor:
-        """(G, n_head_groups, n_dim_groups, ...) -> (E, ...): the table that a kernel reads."""
+        """Return the table that a kernel reads, (G, n_head_groups, n_dim_groups, ...) -> (E, ...)."""
         return grouped.flatten(0, 2)[self.of_channel]
 
     @property
@@ -101,7 +103,7 @@ class Groups:
 
 
 def in_order(config: ModelConfig, n_head_groups: int, n_dim_groups: int) -> Groups:
-    """Groups of a model as it stands, of equal sizes: 1 and 1, one head each, or one channel each."""
+    """Return Groups of equal sizes that leave channels in place: 1 and 1, one head each, or one channel each."""
     c = config
     heads = c.n_heads // c.n_groups
     return Groups(

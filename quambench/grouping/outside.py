@@ -27,12 +27,12 @@ RETURNED = ("channel_index", "head_groups", "head_index", "dim_groups")
 
 
 def is_outside(name: str) -> bool:
-    """Whether a bare name, without parameters, is one from outside."""
+    """Whether a name without parameters is that of a grouping from outside."""
     return ":" in name or (name in GROUPING.installed and name not in GROUPINGS)
 
 
 def find_outside(name: str) -> type[Grouping]:
-    """The function behind `module:function` or behind an installed entry point, as a Grouping.
+    """Return the function behind `module:function` or behind an installed entry point, as a Grouping.
 
     raises UnknownName, BadParameter: each says in one line what is wrong
     """
@@ -41,7 +41,7 @@ def find_outside(name: str) -> type[Grouping]:
         raise BadParameter(f"{name} must be a function (got {type(function).__name__})")
     try:
         takes = list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # of some builtins nobody knows
+    except (TypeError, ValueError):  # some builtins have no signature
         takes = []
     if missing := [p for p in PARAMETERS if p not in takes]:
         raise BadParameter(f"{name} must take {', '.join(PARAMETERS)}, as group_wise_sort_indices does"
@@ -52,7 +52,7 @@ def find_outside(name: str) -> type[Grouping]:
 
 @dataclass(frozen=True)
 class FromOutside(Grouping):
-    """A function from outside, asked for each layer with group_heads=True.
+    """A function from outside, called for each layer with group_heads=True.
 
     nhead_groups, ndim_groups  handed to it as they are
     """
@@ -90,9 +90,9 @@ class FromOutside(Grouping):
 
 
 def checked_groups(whose: str, found: Any) -> Groups:
-    """(channel_index, head_groups, head_index, dim_groups), tensors or what makes such -> Groups.
+    """Return the Groups of (channel_index, head_groups, head_index, dim_groups), tensors or what tensors are made of.
 
-    whose  what a message starts with
+    whose  the beginning of the message
     raises BadParameter
     """
     if not isinstance(found, tuple | list) or len(found) != len(RETURNED):
@@ -113,7 +113,7 @@ def checked_groups(whose: str, found: Any) -> Groups:
 
 @cache
 def adapted(name: str, function: Callable[..., Any]) -> type[Grouping]:
-    """FromOutside with this function behind it."""
+    """Return a subclass of FromOutside with this function behind it."""
     about = {"__doc__": function.__doc__, "__module__": function.__module__}
     return type(function.__name__, (FromOutside,), {**about, "name": name, "function": staticmethod(function)})
 

@@ -1,4 +1,4 @@
-"""How a grouping is named."""
+"""The spelling of a grouping."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GroupingSpec(Spec):
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """(4, 2) for 4x2; () for another name."""
+        """The numbers in the name: (4, 2) for 4x2; () for another name."""
         match = _NUMBERS.fullmatch(self.name)
         return tuple(map(int, match.groups())) if match else ()
 

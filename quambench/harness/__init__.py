@@ -18,7 +18,7 @@ MODEL_NAME = "quambench"  # lm_eval run --model quambench
 
 
 def tasks_folder() -> Path:
-    """Where the tasks' YAML files lie: what lm_eval's --include_path takes."""
+    """Return the folder of the tasks' YAML files, which lm_eval's --include_path takes."""
     return Path(str(resources.files(__package__))) / "tasks"
 
 
@@ -33,7 +33,7 @@ class OfferedTask:
 
 
 def offered_tasks() -> list[OfferedTask]:
-    """Ours, by name; read without the harness."""
+    """Return the tasks that come with quambench, by name; they are read without the harness."""
     found = []
     for file in sorted(tasks_folder().glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
@@ -44,6 +44,6 @@ def offered_tasks() -> list[OfferedTask]:
 
 
 def check_installed() -> None:
-    """raises MissingExtra without lm-evaluation-harness"""
+    """Check that lm-evaluation-harness is installed. raises MissingExtra"""
     if find_spec("lm_eval") is None:
         raise MissingExtra("lm-eval", "harness")

@@ -1,6 +1,6 @@
-"""lm_eval's own command line with our model and our tasks: python -m quambench.harness run ...
+"""The command line of lm_eval with our model and our tasks: python -m quambench.harness run ...
 
-lm_eval has no way to be told of models from outside, and makes the model before it loads a task by name.
+lm_eval cannot be told of models from outside, and makes the model before it loads a task by name.
 Here the model is registered first, and --include_path leads to our tasks unless another is given.
 """
 
@@ -22,7 +22,7 @@ example: python -m quambench.harness run --model quambench --model_args model=ma
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: lm_eval's own, 2 where quambench refuses."""
+    """Run lm_eval and return the exit code: lm_eval's own, 2 where quambench refuses."""
     if list(arguments) == ["--path"]:
         print(tasks_folder())
         return 0
@@ -51,8 +51,11 @@ def _harness(arguments: list[str]) -> None:
 
 
 def _refuse_stored_requests(arguments: Sequence[str]) -> None:
-    """lm_eval keys them by the task's name and number of examples: other texts, and a later version's documents, would
-    be asked the stored prompts. Deleting them is fine."""
+    """Refuse --cache_requests: lm_eval keys stored prompts by the task's name and number of examples.
+
+    Other texts, and a later version's documents, would be asked the stored prompts. Deleting them is fine.
+    raises BadParameter
+    """
     for given, after in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, value = given.partition("=")
         if name == "--cache_requests" and (value or after) != "delete":

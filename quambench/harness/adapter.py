@@ -1,4 +1,4 @@
-"""The harness' own model class over ours, registered as "quambench"; importing this imports the harness."""
+"""The harness' own model class over ours, registered as "quambench". Importing this module imports the harness."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from quambench.harness import MODEL_NAME
 from quambench.harness.scoring import Asked, generate, log_likelihoods
 from quambench.harness.subject import Subject, subject_of
 
-BATCH = 16  # sequences a forward, where nothing is said; more at once do not pay on CPUs
+BATCH = 16  # default sequences per forward; more at once do not pay on CPUs
 MAX_LENGTH = 2048  # tokens that are read; Mamba has no limit, memory has
-MAX_WRITTEN = 256  # tokens, where a task does not say: the harness' own default
+MAX_WRITTEN = 256  # default tokens, which is the harness' own
 GREEDY = ("until", "max_gen_toks", "do_sample", "temperature", "by_steps")  # what a task may say of generation
 
 
 @register_model(MODEL_NAME)
 class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
-    """A Subject, asked by the harness.
+    """A Subject as a model of the harness.
 
     batch_size   sequences per forward: 16 unless given; "auto" is refused, since it would depend on the machine
     max_length   tokens read at most; longer contexts lose their beginning
@@ -40,24 +40,27 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         model: str | Subject,
         batch_size: int | str | None = None,
         max_length: int | str = MAX_LENGTH,
-        max_batch_size: int | None = None,  # of the harness' automatic search, which there is not
+        max_batch_size: int | None = None,  # for the harness' automatic search, which is refused here
         device: str | None = None,
         **of_model: Any,
     ) -> None:
-        """raises BadParameter, and what subject_of raises"""
+        """Load the model. raises BadParameter, and what subject_of raises"""
         super().__init__()
         self.batch_size = _positive("batch_size", BATCH if batch_size is None else batch_size)
         self.max_length = _positive("max_length", max_length)
         if isinstance(model, Subject) and of_model:
-            raise BadParameter(f"a model that is made takes no {', '.join(of_model)}")
+            raise BadParameter(f"a Subject is complete: leave {', '.join(of_model)} out")
         keep_freed_memory()
         self.subject = model if isinstance(model, Subject) else _subject(model, of_model, device)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
-        """As the harness calls it: what its command line says beside model_args counts where they are silent."""
+        """Make the model as the harness does: options of its command line count where model_args are silent.
+
+        raises BadParameter, and what subject_of raises
+        """
         beside = {k: v for k, v in (additional_config or {}).items() if v is not None}
-        beside.pop("device", None)  # the harness says cuda:0 where nobody said anything: model_args must
+        beside.pop("device", None)  # the harness says cuda:0 by default: only model_args may name a device
         if "model" not in arg_dict:
             raise BadParameter("model_args must name a model, e.g. --model_args model=mamba2-tiny")
         return cls(**(beside | arg_dict))
@@ -70,7 +73,7 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """Also what stands where there is no context."""
+        """The start token, which also stands where there is no context."""
         return self.subject.tokenizer.start_id
 
     @property
@@ -78,18 +81,20 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return self.subject.name
 
     def get_model_info(self) -> dict[str, object]:
-        """Goes into the harness' results."""
+        """Return what the harness' results say of the model."""
         return {"quambench_model": self.subject.name, "quambench_digest": self.subject.digest}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """raises BadParameter: the harness keys stored answers by the question alone, so that one model, float or
-        INT8, would be given another's"""
+        """Refuse --use_cache: the harness keys stored answers by the question alone, whichever model gave them.
+
+        raises BadParameter
+        """
         if cache_hook.dbdict is not None:
             raise BadParameter("leave --use_cache out: its stored answers do not say which model gave them")
         super().set_cache_hook(cache_hook)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """With the start token first, where the subject's texts start so."""
+        """Return the token ids of a text, the start token first where the subject's texts start so."""
         ids = self.subject.tokenizer.encode(string)
         starts = self.subject.starts if add_special_tokens is None else add_special_tokens
         return [self.eot_token_id, *ids] if starts else ids
@@ -104,7 +109,7 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [(a.log_likelihood, a.greedy) for a in answers]
 
     def _fit(self, context: Sequence[int], continuation: Sequence[int]) -> Asked:
-        """The last max_length + 1 tokens, the last of which is never read."""
+        """Keep the last max_length + 1 tokens, the last of which is never read. raises BadParameter"""
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise BadParameter(f"max_length must be at least {len(continuation)}, a continuation's tokens")
@@ -113,7 +118,7 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return Asked((context or [self.eot_token_id])[-room:], continuation)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Each text by windows of max_length, each token scored once."""
+        """Return each text's log-likelihood in nats, by windows of max_length; each token is scored once."""
         windows: list[tuple[None, list[int], list[int]]] = []
         owner: list[int] = []
         for row, request in enumerate(requests):
@@ -128,7 +133,7 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return sums
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy. A task's generation_kwargs may say by_steps: true, to have the context decoded token by token."""
+        """Write greedily. With by_steps: true in a task's generation_kwargs, the context is decoded token by token."""
         manners = [_manner(request.args[1]) for request in requests]
         alike: dict[_Manner, list[int]] = defaultdict(list)
         for i, manner in enumerate(manners):
@@ -149,7 +154,7 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return texts
 
     def _context(self, text: str, max_tokens: int) -> list[int]:
-        """Its end, where there is not room for all of it and what will be written."""
+        """Return the end of a context, as much as leaves room for what will be written. raises BadParameter"""
         room = self.max_length - max_tokens
         if room < 1:
             raise BadParameter(f"max_length must be above max_gen_toks (got {self.max_length} and {max_tokens})")
@@ -169,7 +174,7 @@ class QuambenchLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
 @dataclass(frozen=True, slots=True)
 class _Manner:
-    """How a request wants to be continued."""
+    """The way in which a request wants to be continued."""
 
     until: tuple[str, ...]
     max_tokens: int
@@ -187,14 +192,17 @@ def _manner(given: Mapping[str, Any]) -> _Manner:
 
 
 def _until(text: str, stops: Sequence[str]) -> str:
-    """Up to the first of `stops`, which is left out."""
+    """Return the text up to the first of `stops`, which is left out."""
     for stop in stops:
         text = text.partition(stop)[0]
     return text
 
 
 def _subject(model: str, of_model: Mapping[str, Any], device: str | None) -> Subject:
-    """By model_args as the harness reads them: a word may have become a number, or true or false."""
+    """Return the Subject of model_args as the harness reads them: a word may have become a number, or true or false.
+
+    raises BadParameter, and what subject_of raises
+    """
     known = list(signature(subject_of).parameters)
     if unknown := sorted(set(of_model) - set(known)):
         raise BadParameter(f"{MODEL_NAME} has no model argument {unknown[0]!r}; it takes {', '.join(known)}")
@@ -216,7 +224,7 @@ def _positive(name: str, value: int | str) -> int:
 
 
 def _arguments(text: str) -> dict[str, str]:
-    """ "model=a,observer=percentile[alpha=0.9,sigma=0.1]" -> by name; commas in brackets stay."""
+    """Split "model=a,observer=percentile[alpha=0.9,sigma=0.1]" by name; commas in brackets stay."""
     parts: list[str] = []
     for piece in filter(None, text.split(",")):
         if parts and parts[-1].count("[") > parts[-1].count("]"):

@@ -1,4 +1,4 @@
-"""The harness' tasks as part of a case: asked of its quantized model and, once, of the float model."""
+"""The harness' tasks as part of a case: its quantized model answers them and, once, the float model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ FLOAT = "float64"  # as in every comparison with float: the same on every machin
 
 
 class Tasks:
-    """Loaded once for all cases that ask the same; so are the float models' answers kept."""
+    """The tasks and the float models' answers, each loaded or computed once for all cases that share them."""
 
     def __init__(self, corpus: Path | None = None, device: str = "cpu") -> None:
-        """device: of the float model; a quantized one is where it is"""
+        """Remember the corpus and the float model's device; a quantized model stays on its own."""
         self._corpus, self._device = corpus, torch.device(device)
         self._loaded: dict[tuple[str, ...], Any] = {}
         self._of_float: dict[tuple[object, ...], Sequence[Any]] = {}
 
     def evidence(self, checkpoint: Checkpoint, case: Case, model: Model, digest: str) -> dict[str, Tensor]:
-        """As quambench/metrics/tasks.py reads it.
+        """Return evidence as quambench/metrics/tasks.py reads it.
 
-        digest  of what decides the model's answers
+        digest  hash of what decides the model's answers
         raises MissingExtra, UnknownName, BadParameter
         """
         from quambench.harness.running import run_tasks, task_evidence
@@ -41,12 +41,12 @@ class Tasks:
         return task_evidence(run_tasks(subject, loaded, limit), self._float(checkpoint, case, loaded))
 
     def digest(self, checkpoint: Checkpoint, case: Case) -> str:
-        """Of the documents asked."""
+        """Return a hash of the documents that a case's tasks ask about."""
         found = self._float(checkpoint, case, self._load(case.tasks))
         return hashlib.sha256(" ".join(result.digest for result in found).encode()).hexdigest()
 
     def check(self, names: tuple[str, ...]) -> None:
-        """Whether there are such tasks. raises MissingExtra, UnknownName, BadCorpus"""
+        """Check that there are tasks of these names. raises MissingExtra, UnknownName, BadCorpus"""
         self._load(names)
 
     def _load(self, names: tuple[str, ...]) -> Any:

@@ -1,7 +1,7 @@
-"""What the tasks' YAML files name: their documents, made when they are asked for, in memory.
+"""The functions that the tasks' YAML files name: they make the tasks' documents in memory when these are asked for.
 
 Loading a task imports this, and with it the adapter: `lm_eval run --tasks FILE.yaml` then knows the model.
-A function takes what the harness knows of a run (its metadata): of that, `corpus` names other texts.
+A function takes what the harness knows of a run (its metadata), of which `corpus` names other texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECALL_ITEMS = 200  # of each recall task
 
 
 def prose_lambada(corpus: str | None = None, **about: object) -> dict[str, datasets.Dataset]:
-    """context, word, document: the items of quambench/data/tasks.py."""
+    """Make documents (context, word, document): the items of quambench/data/tasks.py."""
     of_documents = [
         [{"context": p.context, "word": p.word, "document": d.name} for p in passages(d.text)] for d in _texts(corpus)
     ]
@@ -33,17 +33,20 @@ def prose_lambada(corpus: str | None = None, **about: object) -> dict[str, datas
 
 
 def prose_cloze(corpus: str | None = None, **about: object) -> dict[str, datasets.Dataset]:
-    """context, choices, right, document"""
+    """Make documents (context, choices, right, document): a last word to choose."""
     return _chosen(corpus, cloze)
 
 
 def prose_continuation(corpus: str | None = None, **about: object) -> dict[str, datasets.Dataset]:
-    """context, choices, right, document"""
+    """Make documents (context, choices, right, document): a next sentence to choose."""
     return _chosen(corpus, continuations)
 
 
 def recall_items(task: str, rung: int, **about: object) -> dict[str, datasets.Dataset]:
-    """context, answer, document: the first answer of each associative and induction sequence, all of selective_copy."""
+    """Make documents (context, answer, document).
+
+    They are the first answer of each associative and induction sequence, and all answers of selective_copy.
+    """
     made = recall.sequences(task, rung, RECALL_ITEMS, "test", seed=HARNESS_SEED)
     speak = recall.tokenizer().decode
     rows = []
@@ -58,7 +61,7 @@ HARNESS_SEED = 6  # a stream that no calibration and no metric draws from
 
 
 def share_recalled(doc: Row, results: list[str]) -> dict[str, float]:
-    """acc: the share of answers that are right, place by place."""
+    """Return acc: the share of answers that are right, place by place."""
     wanted, got = doc["answer"].split(), results[0].split()
     return {"acc": sum(a == b for a, b in zip(wanted, got, strict=False)) / len(wanted)}
 
@@ -83,7 +86,7 @@ def _test(rows: Iterable[Row], what: str) -> dict[str, datasets.Dataset]:
 
 
 def digest(split: Iterable[Row]) -> str:
-    """Which items a task asks, in which order."""
+    """Return a hash of the items that a task asks, and of their order."""
     h = hashlib.sha256()
     for row in split:
         h.update(repr(sorted(row.items())).encode())

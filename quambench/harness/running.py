@@ -1,4 +1,4 @@
-"""The harness' tasks over a model, document by document: what a paired comparison needs."""
+"""The harness' tasks over a model, document by document, as a paired comparison needs them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from quambench.harness.items import digest
 from quambench.harness.subject import Subject
 from quambench.metrics.tasks import SCORE, UNITS
 
-FIRST_CHOICE = ("acc", "exact_match")  # what is judged of a task that reports several metrics; else its first
+FIRST_CHOICE = ("acc", "exact_match")  # the metric that is judged where a task reports several; else its first
 # The harness makes these of all documents' log-likelihoods; document by document they are losses, in nats.
 LOSSES = {
     "perplexity": "nats/document",
@@ -41,13 +41,13 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One model on one task: I documents, in the task's order.
+    """The result of one model on one task: I documents, in the task's order.
 
     values           (I,) float64, the metric of each document; of LOSSES nats, the document's sum
     weights          (I,) float64, what a mean divides by: 1, or the document's bytes or words
     documents        (I,) int32, cluster labels: documents of one text share one; else each is its own
     log_likelihoods  (I,) float64 nats, of the right continuation; NaN where the task generates
-    digest           of what is asked: documents, prompts, metric, and whether the start token stands first
+    digest           hash of what is asked: documents, prompts, metric, and whether the start token stands first
     """
 
     task: str
@@ -61,7 +61,7 @@ class TaskResult:
 
     @property
     def unit(self) -> str:
-        """Of values over weights."""
+        """The unit of values over weights."""
         return LOSSES.get(self.metric, SCORE)
 
 
@@ -77,7 +77,7 @@ class LoadedTasks:
 
 
 def load_tasks(tasks: Sequence[str], corpus: Path | None = None, include_path: Path | None = None) -> LoadedTasks:
-    """Each task, group or tag of the harness, flattened into its tasks.
+    """Load tasks of the harness; a group or tag becomes its tasks.
 
     tasks         ours by name, a YAML file, or what the harness knows by name (most of which it downloads)
     corpus        texts in place of the pinned ones, of which our prose tasks make their documents
@@ -89,7 +89,7 @@ def load_tasks(tasks: Sequence[str], corpus: Path | None = None, include_path: P
     found: dict[str, Task] = {}
     for name in _resolved(tasks, manager):
         found |= _load(manager, name)
-    for task in found.values():  # as lm_eval.simple_evaluate has them where nothing is said
+    for task in found.values():  # the defaults of lm_eval.simple_evaluate
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
     return LoadedTasks(found)
@@ -98,13 +98,13 @@ def load_tasks(tasks: Sequence[str], corpus: Path | None = None, include_path: P
 def run_tasks(
     subject: Subject, tasks: LoadedTasks, limit: int | None = None, batch_size: int = BATCH
 ) -> list[TaskResult]:
-    """The harness' own evaluation; what lm_eval.simple_evaluate adds is seeds for everybody and a list of packages.
+    """Run the harness' own evaluation, without the seeds and the list of packages that lm_eval.simple_evaluate adds.
 
     limit  documents of each task: the first ones; ours take their texts in turn
 
     raises BadParameter
     """
-    for task in tasks.by_name.values():  # anew for each model, which else would be shown other examples
+    for task in tasks.by_name.values():  # afresh for each model, which else would be shown other examples
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     if limit is not None and limit < 1:
         raise BadParameter(f"limit must be at least 1 (got {limit})")
@@ -119,7 +119,7 @@ def run_tasks(
 
 
 def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult]) -> dict[str, Tensor]:
-    """As quambench/metrics/tasks.py reads it, of two models' results on the same documents.
+    """Return evidence as quambench/metrics/tasks.py reads it, of two models' results on the same documents.
 
     task.<name>.value, value_float            (I,) float64
     task.<name>.log_likelihood, ..._float     (I,) float64
@@ -147,7 +147,10 @@ def task_evidence(quantized: Sequence[TaskResult], of_float: Sequence[TaskResult
 
 
 def _manager(tasks: Sequence[str], corpus: Path | None, include_path: Path | None) -> TaskManager:
-    """The harness' own tasks take it seconds to index: only where one is asked for."""
+    """Return a task manager. It indexes the harness' own tasks, which takes seconds, only where one is asked for.
+
+    raises UnknownName
+    """
     ours = {t.name for t in offered_tasks()}
     paths = [str(tasks_folder()), *([str(include_path)] if include_path else [])]
     metadata = {"corpus": str(corpus)} if corpus else {}
@@ -162,7 +165,7 @@ def _manager(tasks: Sequence[str], corpus: Path | None, include_path: Path | Non
 
 
 def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
-    """One at a time, so that what a task draws does not depend on those before it."""
+    """Load one name's tasks by themselves, so that what a task draws does not depend on those before it."""
     try:
         with _quiet():
             loaded: Mapping[str, Task] = manager.load([name])["tasks"]
@@ -183,7 +186,7 @@ def _is_file(task: str) -> bool:
 
 
 def _resolved(tasks: Sequence[str], manager: TaskManager) -> list[str]:
-    """Names, patterns resolved; files as they are."""
+    """Return names, with patterns resolved; files stay as they are."""
     named = (name for task in tasks for name in ([task] if _is_file(task) else manager.match_tasks([task])))
     return list(dict.fromkeys(named))
 
@@ -217,7 +220,9 @@ def _result(
 
 
 def _digest(rows: Sequence[Mapping[str, Any]], metric: str, starts: bool) -> str:
-    """Equal for two models that were asked the same; the prompts say what a task made of its documents."""
+    """Return a hash that is equal for two models that were asked the same; it covers prompts, made from the
+    documents.
+    """
     h = hashlib.sha256(digest(row["doc"] for row in rows).encode())
     for row in rows:
         h.update(repr((row["arguments"], row["target"])).encode())
@@ -226,7 +231,7 @@ def _digest(rows: Sequence[Mapping[str, Any]], metric: str, starts: bool) -> str
 
 
 def _pair(metric: str, value: Any) -> tuple[float, float] | None:
-    """(value, weight): a loss and what it is divided by, or a score; None where it is no number of one document."""
+    """Return (value, weight): a loss and its divisor, or a score; None where it is no number of one document."""
     if metric in LOSSES:
         log_likelihood, weight = value if isinstance(value, tuple | list) else (value, 1.0)
         return -float(log_likelihood), float(weight)
@@ -234,7 +239,7 @@ def _pair(metric: str, value: Any) -> tuple[float, float] | None:
 
 
 def _log_likelihood(task: Any, row: Mapping[str, Any]) -> float:
-    """Of the right answer; NaN where the task generates, and where no answer or several are right."""
+    """Return the right answer's, in nats; NaN where the task generates, and where no answer or several are right."""
     answers = [a[0] if isinstance(a, tuple | list) else a for a in row["filtered_resps"]]
     right = _right(task, row["doc"], len(answers))
     if right is None or not all(isinstance(a, float) for a in answers):
@@ -244,12 +249,15 @@ def _log_likelihood(task: Any, row: Mapping[str, Any]) -> float:
 
 
 def _right(task: Any, doc: Mapping[str, Any], n_answers: int) -> int | None:
-    """Which answer is the right one, as the harness' own process_results has it: the only one, or the choice that the
-    target names by its place or by its words; of contexts to choose from, the one that doc_to_text names."""
+    """Return which answer is right, as the harness' own process_results has it; None where that cannot be told.
+
+    It is the only answer, or the choice that the target names by its place or by its words; of contexts to choose from,
+    the one that doc_to_text names.
+    """
     if task.OUTPUT_TYPE != "multiple_choice":
         return 0 if n_answers == 1 else None
     if callable(task.config.process_results):
-        return None  # the task's own secret
+        return None  # only the task itself knows
     choices = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(gold, str) and gold in choices:
@@ -259,10 +267,10 @@ def _right(task: Any, doc: Mapping[str, Any], n_answers: int) -> int | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness' bars, and without what it logs beneath an error.
+    """Run the block without the harness' bars, and without what it logs beneath an error.
 
-    Chance is what lm_eval.simple_evaluate makes it, so that a task that draws has the same documents in every
-    process; for everybody else it goes on as if nothing had been drawn.
+    The random state is what lm_eval.simple_evaluate makes it, so that a task that draws has the same documents in every
+    process; after the block it is as if nothing had been drawn.
     """
     log, drawn, drawn_by_numpy = logging.getLogger("lm_eval"), random.getstate(), np.random.get_state()
     level = log.level

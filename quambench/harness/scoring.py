@@ -1,7 +1,7 @@
-"""How likely a model finds given tokens, and what it writes by itself: batches of sequences of any length.
+"""Log-likelihoods of given tokens, and greedy generation: batches of sequences of any length.
 
-Sequences of a batch are padded at the right. The models are causal, so no token sees padding; what a
-batch changes is the shapes of the products, which is float rounding.
+Sequences of a batch are padded at the right. The models are causal, so no token sees padding; a
+batch changes only the shapes of the products, which is float rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AT_ONCE = 256  # positions whose logits are in memory: of 50,280 words each 50 M
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """context, at least one token, and what follows it."""
+    """A question: a context of at least one token, and the continuation to score."""
 
     context: Ids
     continuation: Ids
@@ -30,13 +30,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """The score of a continuation."""
+
     log_likelihood: float  # nats, of the whole continuation
     greedy: bool  # whether each of its tokens is the likeliest after those before it
 
 
 @torch.inference_mode()
 def log_likelihoods(model: Model, asked: Sequence[Asked], batch_size: int) -> list[Answer]:
-    """Prefilled, `batch_size` sequences at a time, longest first.
+    """Score continuations by prefill, `batch_size` sequences at a time, longest first.
 
     raises NonFinite
     """
@@ -75,12 +77,12 @@ def generate(
     batch_size: int,
     by_steps: bool = False,
 ) -> list[list[int]]:
-    """The likeliest token, again and again, the state carried from one to the next.
+    """Write the likeliest token, again and again, with the state carried from one to the next.
 
     contexts  at least one token each; those of one length share a batch: padding would enter the state
     done      whether a sequence may stop, told what it has written
     by_steps  the context, too, is decoded token by token, so that its INT8 state is read; else prefilled
-    returns   what was written, context left out, the token that ended it among it
+    returns   the tokens written, without the context, with the token that ended each
 
     raises NonFinite
     """
@@ -103,7 +105,7 @@ def _write(
     done: Callable[[list[int]], bool],
     by_steps: bool,
 ) -> None:
-    """Extends each of `written`; a row that is done leaves the batch."""
+    """Extend each of `written`; a row that is done leaves the batch."""
     logits, state = _read(model, tokens, by_steps)
     open_rows = list(range(len(written)))
     for step in range(max_tokens):
@@ -119,7 +121,7 @@ def _write(
 
 
 def _read(model: Model, tokens: Tensor, by_steps: bool) -> tuple[Tensor, list[LayerState]]:
-    """(B, 1, vocab_size) logits behind the last token, and the state."""
+    """Return (B, 1, vocab_size) logits behind the last token, and the state. raises NonFinite"""
     if not by_steps:
         hidden, state = model.hidden(tokens)
         return model.head(hidden[:, -1:]), state

@@ -1,4 +1,4 @@
-"""What is asked: a float model, or an INT8 one from saved scales or calibrated on the spot."""
+"""The model that is asked: a float one, or an INT8 one from saved scales or calibrated on the spot."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from quambench.models.checkpoint import DTYPES, Checkpoint, checked_device, load
 from quambench.models.device import on_host
 from quambench.run.runner import CPU, ModelRun, saved_model, stored_model
 
-NARROW = DTYPES  # what a checkpoint is loaded to
+NARROW = DTYPES  # dtypes that a checkpoint is loaded to
 WIDE = "float64"
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model that answers, and how it reads text.
+    """A model that answers, and the way in which it reads text.
 
-    digest  of everything that decides its answers: the model, with its calibration, the tokenizer and `starts`
+    digest  hash of everything that decides its answers: the model, with its calibration, the tokenizer and `starts`
     starts  whether the start token stands before every text, as it did in training
     """
 
@@ -42,7 +42,7 @@ class Subject:
 
 
 def float_subject(checkpoint: Checkpoint, starts: bool, dtype: str, device: torch.device = CPU) -> Subject:
-    """The float model of a checkpoint that was loaded to `dtype`, or in float64; on a device.
+    """Return the float model of a checkpoint that was loaded to `dtype`, or in float64, on a device.
 
     raises BadParameter
     """
@@ -52,7 +52,7 @@ def float_subject(checkpoint: Checkpoint, starts: bool, dtype: str, device: torc
 
 
 def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: torch.device = CPU) -> Subject:
-    """The INT8 model of scales that `quambench calibrate --out` wrote. raises BadArtefact"""
+    """Return the INT8 model of scales that `quambench calibrate --out` wrote. raises BadArtefact"""
     calibration = Calibration.load(folder)
     _, model = saved_model(checkpoint, calibration, device)
     digest = digest_of(checkpoint, model, calibration)
@@ -60,7 +60,7 @@ def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: to
 
 
 def stored_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: torch.device = CPU) -> Subject:
-    """The INT8 model that `quambench quantize --out` wrote. raises BadArtefact"""
+    """Return the INT8 model that `quambench quantize --out` wrote. raises BadArtefact"""
     stored = StoredModel.load(folder)
     model = stored_model(checkpoint, stored, device)[1]
     digest = digest_of(checkpoint, model, stored.calibration)
@@ -68,19 +68,19 @@ def stored_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: t
 
 
 def case_subject(run: ModelRun, case: Case, starts: bool) -> Subject:
-    """The INT8 model of one of a run's cases. raises what making its scales raises"""
+    """Return the INT8 model of one of a run's cases. raises what making its scales raises"""
     model = run.quantized(case)
     digest = digest_of(run.checkpoint, model, run.calibration(case))
     return quantized_subject(run.checkpoint, on_host(model, run.device), digest, case.id, starts)
 
 
 def quantized_subject(checkpoint: Checkpoint, model: Model, digest: str, name: str, starts: bool) -> Subject:
-    """A quantized model, called from the host. digest: as `digest_of` makes it"""
+    """Return a quantized model that is called from the host; `digest` is as `digest_of` makes it."""
     return _subject(checkpoint, model, digest, name, starts)
 
 
 def digest_of(checkpoint: Checkpoint, model: QuantizedModel, calibration: Calibration) -> str:
-    """Of everything that decides what a quantized model answers to given tokens."""
+    """Return a hash of everything that decides what a quantized model answers to given tokens."""
     weights = [f"{weight} {made.digest}" for weight, made in model.weights().items()]
     left_float = [site for site, grid in model.grids.items() if isinstance(grid, Unquantized)]
     return _hash(checkpoint.digest, calibration.digest, *weights, *left_float)
@@ -99,7 +99,7 @@ def subject_of(
     device: str = "cpu",
     quantized: str | None = None,
 ) -> Subject:
-    """From the harness' model_args.
+    """Return the Subject that the harness' model_args describe.
 
     calibration                  a folder that `quambench calibrate --out` wrote
     quantized                    or one that `quambench quantize --out` wrote

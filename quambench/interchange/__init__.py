@@ -1,1 +1,1 @@
-"""Calibrations in the formats of other programs. One a module."""
+"""Calibrations in the formats of other programs. One format a module."""

@@ -1,4 +1,4 @@
-"""A whole calibration from outside: a function of a model and data that returns Quamba's act_scales.
+"""Calibrations from outside: a function of a model and data that returns Quamba's act_scales.
 
 It is named `module:function`, or by an entry point of the group `quambench.calibrations`.
 """
@@ -28,7 +28,7 @@ Hook = Callable[[int, str, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class FloatModel:
-    """What such a function is given: the float model as it is quantized, its channels in the order of their groups.
+    """The argument of such a function: the float model as it is quantized, its channels in the order of their groups.
 
     reorder_params  that order, as Quamba has it; None without groups
     """
@@ -36,7 +36,7 @@ class FloatModel:
     architecture: str  # "mamba" or "mamba2"
     n_layers: int
     d_state: int
-    n_heads: int  # of Mamba2; 0 in Mamba, as are the next two
+    n_heads: int  # Mamba2's; 0 in Mamba, as are the next two
     head_dim: int
     n_groups: int
     reorder_params: ReorderParams | None
@@ -44,13 +44,13 @@ class FloatModel:
 
     @classmethod
     def of(cls, prepared: LanguageModel, groups: Mapping[int, Groups]) -> FloatModel:
-        """prepared: in the order of `groups`, by layer"""
+        """Wrap a prepared model whose channels are in the order of `groups`, by layer."""
         c = prepared.config
         heads = (c.n_heads, c.head_dim, c.n_groups) if architecture_of(c).has_heads else (0, 0, 0)
         return cls(c.architecture, c.n_layers, c.d_state, *heads, reorder_params_of(groups), prepared)
 
     def __call__(self, tokens: Tensor, hook: Hook = lambda layer, key, x: None) -> Tensor:
-        """tokens (B, L) int64 -> logits (B, L, vocabulary) float32; each activation goes to `hook` on the way.
+        """Return logits (B, L, vocabulary) float32 of tokens (B, L) int64; each activation goes to `hook` on the way.
 
         A tensor that Quamba knows by two keys, its quantizer's and its reader's, comes under both.
         """
@@ -67,7 +67,7 @@ class FloatModel:
 
 
 def find_calibration(name: str) -> Callable[[FloatModel, list[Tensor]], Any]:
-    """The function behind a name; `used` in this process from then on.
+    """Return the function behind a name, which counts as `used` in this process from then on.
 
     raises UnknownName, BadParameter: each says in one line what is wrong
     """

@@ -1,4 +1,4 @@
-"""A Calibration as Quamba's own quantizer takes it, and back (structure after commit c474646, facts alone).
+"""Calibrations as Quamba's own quantizer takes them, and back (structure after commit c474646, facts alone).
 
 act_scales      a list: one dict per layer, the last for lm_head; "<op>:input" or "<op>:output" -> scale.
                 A scale is a tensor of one number, except in a grouped Mamba2 layer, where B's and C's are
@@ -9,8 +9,8 @@ reorder_params  "head_groups", "channel_group", "head_index", "channel_index" ->
                 (G, n_head_groups) int32, (G, n_head_groups, n_dim_groups) int32, (H,) and (E,) int64;
                 an index holds, at a new position, what stood there before. None where nothing is in groups.
 
-Written are the keys that Quamba reads. What it observes beside them, out_proj:output for one, is left out,
-and ignored when it is there.
+The keys that Quamba reads are written. Others that it observes, such as out_proj:output, are not written,
+and they are ignored where they are present.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from quambench.policy.base import granularity_in_groups
 ActScales = list[dict[str, Any]]
 ReorderParams = dict[str, list[Tensor]]
 
-BITS = 8  # of Quamba's activations
+BITS = 8  # bits of Quamba's activations
 
 HEAD_KEY = "lm_head:input"  # in the last dict; the site has the same name
 ORDER_KEYS = ("head_groups", "channel_group", "head_index", "channel_index")  # of reorder_params
@@ -42,7 +42,7 @@ _X, _X_KEY = "x_conv_out", "x_conv_out:input"
 
 
 def to_act_scales(calibration: Calibration) -> tuple[ActScales, ReorderParams | None]:
-    """The scales and the order of channels that a quantizer of Quamba takes.
+    """Return the scales and the order of channels that a quantizer of Quamba takes.
 
     raises BadParameter naming the first site, in forward order, whose scale Quamba has no place for
     """
@@ -70,9 +70,10 @@ def from_act_scales(
     data_digest: str = "",
     observer: str = "quamba",
 ) -> Calibration:
-    """The Calibration of a model by `config` that these make; both come from outside and are checked throughout.
+    """Return the Calibration that these make for a model of `config`; both come from outside and are checked
+    throughout.
 
-    observer  what is said to have made the scales, at every site
+    observer  the name of what made the scales, at every site
     raises BadArtefact in one line, naming layer and key
     """
     entries = _entries(act_scales, config)
@@ -104,7 +105,7 @@ def from_act_scales(
 
 
 def _model_of(calibration: Calibration) -> tuple[Architecture, int]:
-    """Architecture and number of layers, by the sites. raises BadParameter where one has no scale"""
+    """Return architecture and number of layers, by the sites. raises BadParameter where one has no scale"""
     layers = [layer for name in calibration.scales if (layer := layer_of(name)) is not None]
     n_layers = max(layers, default=-1) + 1
     there = {local_name(name) for name in calibration.scales}
@@ -147,7 +148,7 @@ def _no_place(name: str, granularity: str, wanted: str, kind: Architecture) -> s
 
 
 def _as_tuples(scale: Tensor, groups: Groups, site: str) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
-    """scale (G, n_head_groups, n_dim_groups, ...) -> by SSD group and head group (h_gsize, ch_gsize, scales)."""
+    """Return scale (G, n_head_groups, n_dim_groups, ...) as (h_gsize, ch_gsize, scales) by SSD group and head group."""
     by_ssd_group = zip(groups.head_sizes.int(), groups.dim_sizes.int(), scale, strict=True)
     last_alone = site == "ssm_state"
     return [
@@ -157,7 +158,7 @@ def _as_tuples(scale: Tensor, groups: Groups, site: str) -> list[list[tuple[Tens
 
 
 def reorder_params_of(groups: Mapping[int, Groups]) -> ReorderParams | None:
-    """Groups by layer; None without any."""
+    """Return Quamba's reorder_params for Groups by layer; None without any."""
     if not groups:
         return None
     by_layer = [groups[layer] for layer in sorted(groups)]
@@ -177,7 +178,7 @@ def _place(layer: int | None, key: str) -> str:
 
 
 def _entries(act_scales: Any, config: ModelConfig) -> Sequence[Mapping[str, Any]]:
-    """act_scales, as many dicts as the model needs."""
+    """Return act_scales, after a check that there are as many dicts as the model needs. raises BadArtefact"""
     n = config.n_layers + 1
     if not isinstance(act_scales, list | tuple) or not all(isinstance(entry, Mapping) for entry in act_scales):
         raise BadArtefact(f"act_scales must be a list of {n} dicts, one per layer and one for lm_head")
@@ -198,7 +199,7 @@ def _scale(
     config: ModelConfig,
     order: Mapping[int, Groups],
 ) -> Tensor:
-    """One site's."""
+    """Return the scale of one site. raises BadArtefact"""
     entry = entries[-1 if layer is None else layer]
     for key in keys:
         if key not in entry:
@@ -220,9 +221,10 @@ def _scale(
 
 
 def _from_tuples(value: Any, place: str, groups: Groups, rest: tuple[int, ...]) -> Tensor:
-    """Lists of tuples whose sizes are the groups' -> (G, n_head_groups, n_dim_groups, *rest).
+    """Return lists of tuples, whose sizes are the groups', as a tensor (G, n_head_groups, n_dim_groups, *rest).
 
-    rest  () for x; (N,) for a state, whose ch_gsize is not looked at, as Quamba does not
+    rest  () for x; (N,) for a state, whose ch_gsize is not read, as Quamba does not read it
+    raises BadArtefact
     """
     n_groups, n_heads, n_dims = groups.shape
     if not isinstance(value, list):
@@ -253,7 +255,7 @@ def _check_sizes(value: Any, place: str, expected: Tensor, key: str) -> None:
 
 
 def _numbers(value: Any, place: str, shape: tuple[int, ...]) -> Tensor:
-    """Scales of this shape, float32. One number may have any shape that holds one."""
+    """Return scales of this shape, float32. A single number may have any shape that holds one. raises BadArtefact"""
     if not _is_tensor(value) or not value.is_floating_point():
         raise BadArtefact(f"{place} must be a float tensor (got {_kind(value)})")
     if tuple(value.shape) != shape and not (shape == () and value.numel() == 1):
@@ -264,7 +266,7 @@ def _numbers(value: Any, place: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _integers(value: Any, place: str) -> Tensor:
-    """int64."""
+    """Return an integer tensor as int64. raises BadArtefact"""
     if not _is_tensor(value) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise BadArtefact(f"{place} must be an integer tensor (got {_kind(value)})")
     return value.detach().to("cpu", torch.int64).clone()
@@ -279,7 +281,9 @@ def _kind(value: Any) -> str:
 
 
 def _orders(reorder_params: Any, config: ModelConfig) -> dict[int, Groups]:
-    """Groups by layer, each array of each layer checked by itself; none where there are none."""
+    """Return Groups by layer, each array of each layer checked by itself; empty where there are none. raises
+    BadArtefact
+    """
     if not isinstance(reorder_params, Mapping):
         raise BadArtefact(f"reorder_params must be a dict of lists over layers (got {_kind(reorder_params)})")
     if not reorder_params:
@@ -322,7 +326,7 @@ def _order(params: Mapping[str, Any], layer: int, config: ModelConfig) -> Groups
 
 
 def _check_runs(sizes: Tensor, place: str, leading: tuple[int, ...], total: int, of: str) -> None:
-    """sizes (*leading, runs), each row of sizes from 1 on that add up to total."""
+    """Check sizes (*leading, runs): each row has sizes from 1 on that add up to total. raises BadArtefact"""
     if tuple(sizes.shape[:-1]) != leading or sizes.ndim != len(leading) + 1:
         raise BadArtefact(f"{place} must have shape {(*leading, 'n')} (got {tuple(sizes.shape)})".replace("'", ""))
     wrong = (sizes < 1).any(-1) | (sizes.sum(-1) != total)

@@ -1,8 +1,8 @@
-"""One file that holds what Quamba's quantizer takes: a dict for torch.load(weights_only=True).
+"""Files with what Quamba's quantizer takes: a dict for torch.load(weights_only=True).
 
 act_scales      as interchange/quamba.py describes them
-reorder_params  likewise, or None
-made_of         of a file from here: schema, digests of model, data and scales, site -> observer, digest of the code
+reorder_params  as described there, or None
+made_of         in files from here: schema, digests of model, data and scales, site -> observer, digest of the code
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCHEMA = 1
 
 
 def write(path: Path, calibration: Calibration, code: str) -> None:
-    """The file appears whole or not at all, in a folder that is made where there is none; one that is there goes.
+    """Write the file whole or not at all, in place of one of that name; its folder is made where it is missing.
 
     code  digest of the code that writes (quambench/core/provenance.py)
     raises BadParameter where Quamba has no place for a scale
@@ -47,7 +47,8 @@ def write(path: Path, calibration: Calibration, code: str) -> None:
 
 
 def read(path: Path, checkpoint: Checkpoint) -> Calibration:
-    """A file from `write`, or one that Quamba's own objects were saved to: the dict without made_of, or the list alone.
+    """Read a file from `write`, or one that Quamba's own objects were saved to: the dict without made_of, or the list
+    alone.
 
     raises BadArtefact where it is missing, corrupt, of another model, or not what its made_of describes
     """
@@ -76,7 +77,7 @@ def read(path: Path, checkpoint: Checkpoint) -> Calibration:
 
 
 def _parts(path: Path) -> tuple[Any, Any, Mapping[str, Any] | None]:
-    """act_scales, reorder_params, made_of."""
+    """Return act_scales, reorder_params and made_of. raises BadArtefact"""
     if not is_file(path):
         raise BadArtefact(f"{shown(path)} is {'a folder, not a file' if is_folder(path) else 'no file'}")
     check_fetched(path, BadArtefact)
@@ -85,7 +86,7 @@ def _parts(path: Path) -> tuple[Any, Any, Mapping[str, Any] | None]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Unreadable as error:
         raise BadArtefact(f"{shown(path)}: {error.why}") from None
-    except Exception:  # it raises whatever the corrupt part happens to trip, and recommends to load it unsafely
+    except Exception:  # torch raises whatever the corrupt part trips, and its message recommends an unsafe load
         raise BadArtefact(
             f"{path} is nothing that torch.load(weights_only=True) can read: cut short, not from torch.save, or with "
             "more in it than tensors, lists, dicts and numbers"

@@ -10,5 +10,5 @@ __all__ = ["LanguageModel", "ModelConfig", "architecture_of", "build"]
 
 
 def build(config: ModelConfig) -> LanguageModel:
-    """A freshly initialised model of this shape (torch's random state decides the weights)."""
+    """Return a freshly initialised model of this shape (torch's random state decides the weights)."""
     return LanguageModel(config, architecture_of(config).mixer)

@@ -1,7 +1,7 @@
-"""A kind of layer, said once: its mixer, its sites and their shapes, what may be grouped, and what Quamba calls them.
+"""The definition of a kind of layer, in one place: its mixer, sites and shapes, what may be grouped, Quamba's names.
 
-`mamba.py` and `mamba2.py` each enter one; nothing else asks a model for the name of its architecture. What a kind
-needs in rooms further right stands there in a table by its name: its INT8 block, and how a config.json spells it.
+`mamba.py` and `mamba2.py` each enter one; nothing else asks a model for the name of its architecture. Rooms further
+right keep a table by that name for what they need of a kind: its INT8 block, and its spelling in a config.json.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ FLOAT = "float arithmetic on dequantized values"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One named activation inside a block (or, for lm_head:input, after the last)."""
+    """A named activation inside a block (or, for lm_head:input, after the last)."""
 
     name: str
-    tensor: str  # what it is, for people
+    tensor: str  # the name of the tensor, for people
     observer: str  # "case" or the registry name of a fixed observer
     allowed: tuple[str, ...]  # granularities, coarsest first
-    consumer: str  # what reads it, and so limits `allowed`
+    consumer: str  # the operation that reads it, which limits `allowed`
     grouped: bool = False  # whether a grouping of heads and channels gives it a scale per group
 
 

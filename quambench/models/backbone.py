@@ -1,4 +1,4 @@
-"""What Mamba and Mamba2 share: norm, convolution's parameters, decoding state, residual stream.
+"""The parts that Mamba and Mamba2 share: norm, convolution's parameters, decoding state, residual stream.
 
 A model is pre-norm blocks around a mixer: h <- h + mixer(norm(h)), then norm_f and lm_head.
 Every activation that a recipe may quantize passes through `tap(site, tensor)`, so that observers,
@@ -23,18 +23,18 @@ Tap = Callable[[str, Tensor], Tensor]
 
 
 def no_tap(site: str, x: Tensor) -> Tensor:
-    """The tap that watches nothing."""
+    """Return x: the tap that watches nothing."""
     return x
 
 
 def in_layer(tap: Tap, layer: int) -> Tap:
-    """`tap` for one block's sites: names get the prefix "layers.<layer>."."""
+    """Return `tap` for one block's sites: names get the prefix "layers.<layer>."."""
     return tap if tap is no_tap else lambda site, x: tap(f"layers.{layer}.{site}", x)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
-    """What one layer carries from token to token.
+    """The values that a layer carries from token to token.
 
     conv  (B, K-1, conv_channels)  the last inputs of the convolution, oldest first
     ssm   (B, E, N) in Mamba, (B, H, P, N) in Mamba2; float32 in a narrow model
@@ -45,7 +45,8 @@ class LayerState:
 
 
 def parameter(shape: tuple[int, ...], values: Callable[[], Tensor]) -> nn.Parameter:
-    """A parameter of this shape that begins with values(); on the meta device, which holds none, without values.
+    """Return a parameter of this shape with the values of values(). On the meta device, which has none, it is not
+    called.
 
     Most of what computes an initial value (normal_, arange, clamp) imports torch's decompositions on the meta device,
     which takes two seconds: a checkpoint is loaded without that.
@@ -63,7 +64,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., width), which a narrow model's residual stream is wider than the gain -> of the gain's dtype."""
+        """Normalize x (..., width). The result has the gain's dtype; in a narrow model x, the residual stream, is
+        wider.
+        """
         gain = self.weight
         return rms_norm_quantize(x, gain.to(x.dtype), self.eps, None, n_groups=self.n_groups).to(gain.dtype)
 
@@ -80,14 +83,14 @@ class DepthwiseConv(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolution and SiLU of x (B, L, C), and the history that the next call needs, (B, K-1, C)."""
+        """Return convolution and SiLU of x (B, L, C), and the history that the next call needs, (B, K-1, C)."""
         return causal_conv1d(x, self.weight[:, 0], self.bias, history, silu=True)
 
 
 class Mixer(nn.Module):
-    """One block's inner part; `mamba.py` and `mamba2.py` define it.
+    """The inner part of a block; `mamba.py` and `mamba2.py` define it.
 
-    `out_rotation` turns out_proj's input; identity until `int8/fuse.py` sets a Hadamard there.
+    `out_rotation` turns out_proj's input; it is the identity until `int8/fuse.py` sets a Hadamard there.
     """
 
     in_proj: nn.Linear
@@ -99,11 +102,11 @@ class Mixer(nn.Module):
         self.out_rotation: nn.Module = nn.Identity()
 
     def empty_state(self, batch: int) -> LayerState:
-        """The state before the first token: zeros, on the weights' device."""
+        """Return the state before the first token: zeros, on the weights' device."""
         raise NotImplementedError
 
     def forward(self, hidden: Tensor, state: LayerState | None, tap: Tap) -> tuple[Tensor, LayerState]:
-        """hidden (B, L, D) -> (B, L, D) and the state after the last token.
+        """Map hidden (B, L, D) to (B, L, D) and the state after the last token.
 
         With a state and L = 1 this is the decoding step; else the parallel form.
         """
@@ -154,7 +157,7 @@ class LanguageModel(nn.Module):
     def forward(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
     ) -> tuple[Tensor, list[LayerState]]:
-        """Prefill from the start (state None), or go on from a state; L = 1 is a decoding step.
+        """Read tokens from the start (state None) or go on from a state; L = 1 is a decoding step.
 
         tokens (B, L) int64 -> logits (B, L, vocab_size), float32 or wider, and one LayerState per layer.
         Sites are tapped as "layers.<i>.<site>" and "lm_head:input".
@@ -165,7 +168,9 @@ class LanguageModel(nn.Module):
     def hidden(
         self, tokens: Tensor, state: list[LayerState] | None = None, tap: Tap = no_tap
     ) -> tuple[Tensor, list[LayerState]]:
-        """tokens (B, L) -> residual stream after the last block (B, L, D), float32 or wider, and the states."""
+        """Return the residual stream after the last block, (B, L, D), float32 or wider, and the states; tokens (B,
+        L).
+        """
         hidden = _at_least_float32(self.backbone.embedding(tokens))
         states: list[LayerState] = []
         for i, block in enumerate(self.blocks):
@@ -175,7 +180,7 @@ class LanguageModel(nn.Module):
         return hidden, states
 
     def head(self, hidden: Tensor, tap: Tap = no_tap) -> Tensor:
-        """Residual stream (..., D), at any positions -> logits (..., vocab_size)."""
+        """Return logits (..., vocab_size) of the residual stream (..., D), at any positions."""
         return _at_least_float32(self.lm_head(tap("lm_head:input", self.backbone.norm_f(hidden))))
 
 
@@ -184,9 +189,9 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def forward_in_pieces(model: LanguageModel, tokens: Tensor, length: int, tap: Tap = no_tap) -> Tensor:
-    """tokens (B, L) -> logits (B, L, vocab_size), `length` tokens a call with the state carried on.
+    """Return logits (B, L, vocab_size) of tokens (B, L), `length` tokens a call with the state carried on.
 
-    In float the same as one call. A tap that quantizes the state is felt by what comes after, which one
+    In float this equals a single call. A tap that quantizes the state changes what comes after it, which a single
     call would never show.
     """
     logits, state = [], None

@@ -1,4 +1,4 @@
-"""One loader for all checkpoints: a bundled name, a local folder, or a Hugging Face hub name.
+"""The loader of every checkpoint: a bundled name, a local folder, or a Hugging Face hub name.
 
 A checkpoint is config.json, tokenizer.json and weights, in the layout of state-spaces or of transformers, which differ
 in config.json and in one tensor's name. Weights are read by safetensors or by torch.load(weights_only=True), so that
@@ -69,20 +69,21 @@ class Checkpoint:
 
 
 def bundled_names(language: str = "") -> tuple[str, ...]:
-    """Models that come with quambench; those of one language, "prose" or "recall", where it is given."""
+    """Return the names of the models that come with quambench; with `language`, "prose" or "recall", those alone."""
     names = sorted(config.parent.name for config in _zoo().glob("*/config.json"))
     spoken = {True: "recall", False: "prose"}
     return tuple(n for n in names if not language or spoken[(_zoo() / n / RECALL_FILE).is_file()] == language)
 
 
 def recalls(name: str) -> bool:
-    """Whether a model, bundled or in a folder, is one of recall: its sequences are made, and no text is read."""
+    """Whether a model, bundled or in a folder, was trained on recall: its sequences are generated, no text is read."""
     folder = _folder(name)
     return name in bundled_names("recall") or (folder is not None and (folder / RECALL_FILE).is_file())
 
 
 def load_checkpoint(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Checkpoint:
-    """A bundled model, else a local folder, else a model of the Hugging Face hub, "org/name" or "org/name@revision".
+    """Load a bundled model, else a local folder, else a model of the Hugging Face hub, "org/name" or
+    "org/name@revision".
 
     dtype    of the model, one of DTYPES; A_log, D and the biases of dt are float32 in any
     device   "cpu", "cuda" or "cuda:N"; tensors go there one by one
@@ -137,7 +138,7 @@ def _zoo() -> Path:
 
 
 def _place(name: str) -> tuple[str, Place]:
-    """What the model is called, and where its files are."""
+    """Return the model's name and the place of its files."""
     if name in bundled_names():
         return name, Folder(_zoo() / name, "bundled")
     folder = _folder(name)
@@ -150,7 +151,7 @@ def _place(name: str) -> tuple[str, Place]:
 
 
 def _no_model(name: str) -> BadCheckpoint | UnknownName:
-    """A path that leads nowhere is no misspelt name."""
+    """Return the error for a name that names no model: a path that leads nowhere is not called a misspelt name."""
     path = Path(name)
     with suppress(RuntimeError, OSError, ValueError):
         path = path.expanduser()
@@ -164,7 +165,9 @@ def _no_model(name: str) -> BadCheckpoint | UnknownName:
 
 
 def _folder(name: str) -> Path | None:
-    """Where `name` is one; None too for what can be no path: of a user who is not there, or too long."""
+    """Return the folder that `name` names, else None. An impossible path (too long, the home of an unknown user) is
+    None too.
+    """
     try:
         folder = Path(name).expanduser()
         return folder if name and folder.is_dir() else None
@@ -173,11 +176,11 @@ def _folder(name: str) -> Path | None:
 
 
 def checked_device(name: str | torch.device) -> torch.device:
-    """One that is there. raises BadParameter"""
+    """Return the device, after a check that it is there. raises BadParameter"""
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # none that we take
+        device = torch.device("meta")  # a stand-in that the next check refuses
     if device.type not in ("cpu", "cuda"):
         raise BadParameter(f"device must be cpu, cuda or cuda:N (got {str(name)!r})")
     if device.type == "cuda":
@@ -211,20 +214,22 @@ def _file(place: Place, name: str) -> Path:
 
 
 def _weight_file(place: Place) -> Path:
-    """The first of WEIGHT_FILES that is there; an index, with all that it lists."""
+    """Return the first of WEIGHT_FILES that is there; of an index, all files that it lists are fetched."""
     for name in WEIGHT_FILES:
         source = place.find(name)
         if source is None:
             continue
         files = read_json(source).get("weight_map") if source.suffix == ".json" else {}
         for file in sorted({f for f in files.values() if isinstance(f, str)} if isinstance(files, dict) else ()):
-            place.find(file)  # what it says otherwise, and what is missing, is for the reader to tell
+            place.find(file)  # the reader reports what else is wrong with the index
         return source
     raise place.lacks(f"weights (none of {', '.join(WEIGHT_FILES)})")
 
 
 def _tokenizer_file(place: Place, raw: dict[str, Any], config: ModelConfig) -> Path:
-    """The checkpoint's own, else of the model it names, else GPT-NeoX's for what is like state-spaces' models."""
+    """Return the checkpoint's own tokenizer.json, else that of the model it names, else GPT-NeoX's for
+    state-spaces' models.
+    """
     own = place.find("tokenizer.json")
     if own is not None:
         return own
@@ -269,7 +274,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], ModelConfig]:
 def _assemble(
     config: ModelConfig, source: Path, weights: Weights, dtype: torch.dtype, device: torch.device
 ) -> tuple[LanguageModel, str]:
-    """The model, and the digest of what it was made of. Names are state-spaces', whatever the layout."""
+    """Return the model, and the digest of what it was made of. Names are state-spaces', whatever the layout."""
     names = _unwrapped(name for name in weights.stored if not name.endswith(_NO_WEIGHTS))  # ours -> as stored
     if _EMBEDDINGS in names and _EMBEDDING not in names:
         names[_EMBEDDING] = names.pop(_EMBEDDINGS)
@@ -319,7 +324,7 @@ def _assemble(
 
 
 def _unwrapped(stored: Iterable[str]) -> dict[str, str]:
-    """Names without what wrapped the model when it was saved -> as stored.
+    """Return names without the prefix of what wrapped the model when it was saved -> the names as stored.
 
     A prefix goes only where every name has it, so that no two names can become one.
     """
@@ -330,7 +335,7 @@ def _unwrapped(stored: Iterable[str]) -> dict[str, str]:
 
 
 def _held(layers: Collection[str], names: Collection[str]) -> str:
-    """How many layers there are; where none, what there is in their place."""
+    """Return how many layers there are in words; where there are none, what is there instead."""
     if layers or not names:
         return f"{len(layers)} layers"
     wrapped = next((p for p in _WRAPPERS for name in names if name.startswith(p)), "")
@@ -355,7 +360,10 @@ def _new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, sourc
 
 
 def _check_finite(place: str, name: str, narrow: Tensor, wide: Tensor) -> None:
-    """raises NonFinite where `wide` is not finite, or is no longer in the dtype of `narrow`, which was made of it"""
+    """Refuse `wide` where it is not finite, or is not finite in the dtype of `narrow`, which was made of it.
+
+    raises NonFinite
+    """
     if not all(x.isfinite() for x in torch.aminmax(narrow)):  # NaN is both; a tenth of the time of asking each
         raise NonFinite(f"{place}: {name} {_why_not_finite(wide.double().flatten(), narrow.dtype)}")
 

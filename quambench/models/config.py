@@ -1,4 +1,4 @@
-"""Shape of a model: one frozen value, read from either published layout of config.json.
+"""The shape of a model: a frozen value, read from either published layout of config.json.
 
 Legend used throughout `models/` (the papers' letters): B batch, L sequence, D d_model,
 E = expand * D inner width, H heads, P head_dim (E = H * P), G SSD groups, N d_state, K conv width.
@@ -18,7 +18,7 @@ _TRAINING_ONLY |= {"use_fast_path", "use_mem_eff_path", "process_group", "sequen
 _TRAINING_ONLY |= {"device", "dtype", "layer", "layer_idx", "d_model"}
 
 
-# Fields whose key is another in a file: that is what its reader looks for.
+# Fields that have another key in a file; messages name that key, since its reader looks for it.
 _STATE_SPACES_KEYS = {
     "n_layers": "n_layer", "norm_eps": "norm_epsilon", "conv_width": "d_conv", "head_dim": "headdim",
     "n_groups": "ngroups",
@@ -39,7 +39,7 @@ class BadField(BadCheckpoint):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides a model's tensors and its function, and nothing else."""
+    """The values that decide a model's tensors and its function, and no others."""
 
     architecture: str  # "mamba" or "mamba2"
     d_model: int
@@ -90,7 +90,7 @@ class ModelConfig:
 
     @property
     def n_heads(self) -> int:
-        """H: Mamba2's heads."""
+        """H: the number of heads in Mamba2."""
         return self.d_inner // self.head_dim
 
     @property
@@ -119,7 +119,7 @@ class ModelConfig:
             raise BadCheckpoint(f"a value is not what its key needs: {wrong}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """The state-spaces layout of this config; `from_json` reads it back equal."""
+        """Return this config in the state-spaces layout; `from_json` reads it back equal."""
         ssm: dict[str, Any] = {"d_state": self.d_state, "d_conv": self.conv_width, "expand": self.expand}
         ssm |= {"conv_bias": self.conv_bias, "bias": self.proj_bias}
         if self.architecture == "mamba":
@@ -143,7 +143,10 @@ class ModelConfig:
 
 
 def _is_state_spaces(raw: dict[str, Any]) -> bool:
-    """Some exporters add transformers' model_type to state-spaces' keys; transformers' own files have hidden_size."""
+    """Whether a config.json is state-spaces'.
+
+    Some exporters add model_type to its keys; only transformers' own files have hidden_size.
+    """
     if "model_type" not in raw:
         return True
     return raw["model_type"] in ("mamba", "mamba2") and "ssm_cfg" in raw and "hidden_size" not in raw
@@ -254,7 +257,7 @@ def _from_transformers(raw: dict[str, Any]) -> ModelConfig:
 
 
 def _limits(key: str, value: Any) -> tuple[float, float]:
-    """Of dt. raises BadCheckpoint"""
+    """Return the limits of dt, low and high. raises BadCheckpoint"""
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise BadCheckpoint(f"{key} must be two numbers, low and high (got {value!r})")
     low, high = (_number(key, v["__float__"] if isinstance(v, dict) and "__float__" in v else v) for v in value)
@@ -262,7 +265,11 @@ def _limits(key: str, value: Any) -> tuple[float, float]:
 
 
 def _number(key: str, value: Any) -> float:
-    """JSON has no infinity: transformers writes {"__float__": "Infinity"}, others a string. raises BadCheckpoint"""
+    """Return a number of a config. JSON has no infinity: transformers writes {"__float__": "Infinity"}, others a
+    string.
+
+    raises BadCheckpoint
+    """
     try:
         if not isinstance(value, bool):
             return float(value)
@@ -273,7 +280,7 @@ def _number(key: str, value: Any) -> float:
 
 
 def _flag(values: dict[str, Any], key: str, default: bool) -> bool:
-    """Takes it from `values`, as _whole and _rank do. raises BadCheckpoint"""
+    """Take true or false out of `values`, as _whole and _rank take theirs. raises BadCheckpoint"""
     value = values.pop(key, default)
     if not isinstance(value, bool):  # "false" would be true
         raise BadCheckpoint(f"{key} must be true or false (got {value!r})")
@@ -281,7 +288,10 @@ def _flag(values: dict[str, Any], key: str, default: bool) -> bool:
 
 
 def _whole(values: dict[str, Any], key: str, default: int | None = None) -> int:
-    """raises KeyError where it has no default and is missing; BadCheckpoint"""
+    """Take a whole number out of `values`.
+
+    raises KeyError where it is missing and has no default; BadCheckpoint
+    """
     value = values.pop(key) if default is None else values.pop(key, default)
     if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         raise BadCheckpoint(f"{key} must be an integer (got {value!r})")

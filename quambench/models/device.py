@@ -1,4 +1,4 @@
-"""A model on another device, called from the host: what is given and what is seen are the host's, states stay there.
+"""A model on another device, called from the host: inputs and tapped tensors are the host's, states stay there.
 
 So whatever feeds a model and looks at it (calibration, evaluation, observers) is written once, for the host.
 """
@@ -18,19 +18,21 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def on_host(model: M, device: torch.device) -> M:
-    """What stands in for a model that is on a device: on the CPU, the model itself."""
+    """Return a stand-in for a model on a device that is called from the host; on the CPU, the model itself."""
     return model if device.type == "cpu" else cast(M, _OnHost(model, device))
 
 
 class Guest:
-    """A device that has room for one float model at a time: in float64, one of 2.7 G parameters takes 20 GiB."""
+    """A device with room for one float model at a time: in float64, one of 2.7 G parameters takes 20 GiB."""
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
         self._there: tuple[nn.Module, nn.Module] | None = None  # a model of the host's, and its copy
 
     def take(self, model: N) -> N:
-        """A model of the host's, called from the host and computing on the device; the one before it goes."""
+        """Return a host's model that is called from the host and computes on the device; the previous one is
+        dropped.
+        """
         if self.device.type == "cpu":
             return model
         if self._there is None or self._there[0] is not model:
@@ -39,12 +41,12 @@ class Guest:
         return cast(N, on_host(self._there[1], self.device))
 
     def clear(self) -> None:
-        """Nobody is there."""
+        """Drop the model that is on the device, if there is one."""
         self._there = None
 
 
 def _copied(model: N, device: torch.device) -> N:
-    """A copy on a device, tensor by tensor: the host has no room for a second one."""
+    """Return a copy on a device, made tensor by tensor: the host has no room for a second one."""
     there: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         moved = tensor.detach().to(device)
@@ -53,7 +55,9 @@ def _copied(model: N, device: torch.device) -> N:
 
 
 class _OnHost:
-    """A model's calls and `head`, with tokens, logits and tapped tensors on the host; the rest is the model's own."""
+    """The calls and `head` of a model, with tokens, logits and tapped tensors on the host; the rest is the model's
+    own.
+    """
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model, self.device = model, device
@@ -77,7 +81,7 @@ class _OnHost:
         return cast(Tensor, self._model.head(hidden.to(self.device), self._tap(tap)).cpu())
 
     def _tap(self, tap: Tap) -> Tap:
-        """The same for tensors of the device; one that is handed back as it was goes on as it was."""
+        """Return the tap for tensors of the device. A tensor that the tap returns unchanged is not copied back."""
         if tap is no_tap:
             return tap
 

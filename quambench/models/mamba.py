@@ -56,7 +56,7 @@ class MambaMixer(Mixer):
 
 
 def initial_dt_bias(width: int, low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Tensor:
-    """Bias whose softplus is log-uniform in [low, high]: both papers' initialisation of Δ."""
+    """Return a bias (width,) whose softplus is log-uniform in [low, high]: both papers' initialisation of Δ."""
     dt = torch.exp(torch.rand(width) * math.log(high / low) + math.log(low)).clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))
 

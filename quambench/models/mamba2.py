@@ -34,7 +34,7 @@ class Mamba2Mixer(Mixer):
 
     @property
     def splits(self) -> tuple[int, int, int, int, int]:
-        """Rows of in_proj for z, x, B, C and Δ."""
+        """The rows of in_proj for z, x, B, C and Δ."""
         return projected_widths(self.config)
 
     def empty_state(self, batch: int) -> LayerState:
@@ -65,13 +65,13 @@ class Mamba2Mixer(Mixer):
         return self.out_proj(tap("out_proj:input", self.out_rotation(y))), LayerState(conv, ssm)
 
     def gated_norm(self, y: Tensor, z: Tensor) -> Tensor:
-        """RMSNorm over each SSD group's channels, the gate SiLU(z) before it or after it."""
+        """Return RMSNorm over each SSD group's channels, with the gate SiLU(z) before it or after it."""
         n, before = self.norm, self.config.norm_before_gate
         return gated_rms_norm_quantize(y, z, None, n.weight, n.eps, None, n_groups=n.n_groups, norm_before_gate=before)
 
 
 def projected_widths(config: ModelConfig) -> tuple[int, int, int, int, int]:
-    """Rows of in_proj for z, x, B, C and Δ."""
+    """Return the rows of in_proj for z, x, B, C and Δ."""
     bc = config.n_groups * config.d_state
     return config.d_inner, config.d_inner, bc, bc, config.n_heads
 

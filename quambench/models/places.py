@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: a local folder, or a repository of the Hugging Face hub.
+"""The place of a checkpoint's files: a local folder, or a repository of the Hugging Face hub.
 
 The hub's own client does the fetching, so its cache (HF_HOME, HF_HUB_CACHE), its login (HF_TOKEN) and its offline mode
 (HF_HUB_OFFLINE) are respected.
@@ -21,17 +21,17 @@ _CONVERT = "; a checkpoint of Megatron must be converted to one of transformers 
 
 
 class Place(Protocol):
-    """Files by name."""
+    """A set of files, by name."""
 
     @property
     def origin(self) -> str:
-        """For provenance: no path, host or user name."""
+        """The place as provenance names it: no path, host or user name."""
 
     def find(self, file: str) -> Path | None:
-        """Where the file lies now; None where there is none. raises BadCheckpoint, MissingExtra"""
+        """Return the path where the file lies now; None where there is none. raises BadCheckpoint, MissingExtra"""
 
     def lacks(self, what: str) -> BadCheckpoint:
-        """The error that `what` is not there."""
+        """Return the error that `what` is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str) -> Repository | None:
-        """Of "org/name" or "org/name@revision"; None for what is neither."""
+        """Read "org/name" or "org/name@revision"; None for anything else."""
         parts = _HUB_NAME.fullmatch(text)
         return cls(parts[1], parts[2] or "") if parts else None
 
@@ -71,7 +71,7 @@ class Repository:
 
     @property
     def short(self) -> str:
-        """For ids and file names: "mamba-130m", "mamba-130m@refs-pr-1"."""
+        """The name for ids and file names: "mamba-130m", "mamba-130m@refs-pr-1"."""
         return self.name.rpartition("/")[2] + (f"@{self.revision.replace('/', '-')}" if self.revision else "")
 
     @property

@@ -1,4 +1,4 @@
-"""The activation sites of a model: what may be quantized, in the order a forward pass meets it.
+"""The activation sites of a model: the tensors that may be quantized, in the order of a forward pass.
 
 An architecture names those of its block (models/architecture.py), after Quamba (commit c474646). `observer` is what
 Quamba uses there: "case" marks the sites where it takes a percentile, which is where a case's observer goes; all
@@ -30,19 +30,21 @@ _HEAD = Site("lm_head:input", "final normed hidden, B·L·D", "running_max", ("t
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The kind of a model's layers."""
+    """Return the kind of a model's layers."""
     return ARCHITECTURES[config.architecture]
 
 
 def sites_of(config: ModelConfig) -> dict[str, Site]:
-    """All sites of a model, "layers.<i>.<site>" and "lm_head:input", in forward order."""
+    """Return all sites of a model, "layers.<i>.<site>" and "lm_head:input", in forward order."""
     block = architecture_of(config).sites
     table = {f"layers.{i}.{site.name}": site for i in range(config.n_layers) for site in block}
     return table | {_HEAD.name: _HEAD}
 
 
 def shape_at(site: str, config: ModelConfig) -> tuple[int, ...]:
-    """Of a site's tensor, without what comes before: without B and L of an activation, without B of a state."""
+    """Return the shape of a site's tensor without its leading axes: without B and L of an activation, without B of
+    a state.
+    """
     return (config.d_model,) if site == _HEAD.name else architecture_of(config).shapes(config)[local_name(site)]
 
 
@@ -50,7 +52,7 @@ _OF_A_LAYER = re.compile(r"layers\.(?:0|[1-9][0-9]{0,5})\.(.+)")
 
 
 def architectures_with(site: str) -> set[str]:
-    """The architectures that have a site of this name, in a layer or after the last; none for what is no site."""
+    """Return the architectures with a site of this name, in a layer or after the last; none for what is no site."""
     if site == _HEAD.name:
         return set(ARCHITECTURES)
     match = _OF_A_LAYER.fullmatch(site)
@@ -58,10 +60,10 @@ def architectures_with(site: str) -> set[str]:
 
 
 def layer_of(site: str) -> int | None:
-    """3 for "layers.3.z", None for "lm_head:input"."""
+    """Return the layer of a site: 3 for "layers.3.z", None for "lm_head:input"."""
     return int(site.split(".")[1]) if site.startswith("layers.") else None
 
 
 def local_name(site: str) -> str:
-    """Within its block: "in_proj:input" for "layers.3.in_proj:input"."""
+    """Return a site's name within its block: "in_proj:input" for "layers.3.in_proj:input"."""
     return site.split(".", 2)[2] if site.startswith("layers.") else site

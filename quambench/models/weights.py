@@ -1,4 +1,4 @@
-"""Reading weight files tensor by tensor, and each tensor in pieces, so that no file is ever in memory whole.
+"""Reading of weight files tensor by tensor, and each tensor in pieces, so that no file is ever in memory whole.
 
 safetensors' bytes are read from where the header says they are; a .bin of torch is mapped. Pages of a mapping count
 as memory of this process once they have been touched, so the mapping is let go and made anew every few megabytes.
@@ -42,29 +42,31 @@ _DTYPES |= {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a file says of one tensor, before any of it is read."""
+    """The type and shape that a file gives for a tensor, before any of it is read."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
 
 class Weights(Protocol):
-    """Tensors of one file or of several, under the names they are stored by."""
+    """The tensors of one file or of several, under the names they are stored by."""
 
     @property
     def stored(self) -> Mapping[str, Stored]:
-        """By name."""
+        """The type and shape of each tensor, by name."""
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """The tensor's elements in row-major order, as stored: (PIECE,), the last one shorter. Each is good until
-        the next is asked for. raises BadCheckpoint"""
+        """Yield the tensor's elements in row-major order, as stored: (PIECE,), the last one shorter.
+
+        Each piece is valid until the next is asked for. raises BadCheckpoint
+        """
 
     def let_go(self) -> None:
-        """Of what is mapped or in memory; `pieces` takes it up again."""
+        """Free what is mapped or in memory; `pieces` maps or reads it again."""
 
 
 def open_weights(source: Path) -> Weights:
-    """A weight file, or an index of several. raises BadCheckpoint"""
+    """Open a weight file, or an index of several. raises BadCheckpoint"""
     check_fetched(source, BadCheckpoint)
     if source.suffix == ".json":
         return Shards(source)
@@ -72,19 +74,21 @@ def open_weights(source: Path) -> Weights:
 
 
 def unreadable(source: Path, error: Exception) -> BadCheckpoint:
-    """Both readers raise whatever the corrupt part happens to trip."""
+    """Return the error for a weight file; both readers raise whatever the corrupt part happens to trip."""
     why = error.why if isinstance(error, Unreadable) else one_line(error)
     return BadCheckpoint(f"{shown(source)} is not a readable weight file: {why}")
 
 
 class SafetensorsFile:
-    """The format's own reader judges the header; the bytes are then read without mapping anything."""
+    """A safetensors file. The format's own reader judges the header; the bytes are then read without mapping
+    anything.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             check_file(path)
             with safe_open(path, framework="pt"):
-                pass  # it has held the header against the file's size
+                pass  # opening it compares the header with the file's size
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header: dict[str, Any] = json.loads(file.read(size))
@@ -99,7 +103,7 @@ class SafetensorsFile:
         dtype, left = self.stored[name].dtype, math.prod(self.stored[name].shape)
         if not left:
             return
-        # Of the kernel's, not malloc's, in whose heap a buffer for each tensor would leave a hole between weights.
+        # Memory of the kernel's: in malloc's heap, a buffer for each tensor would leave a hole between weights.
         buffer = torch.frombuffer(mmap(-1, min(left, PIECE) * dtype.itemsize), dtype=torch.uint8)
         with self._path.open("rb") as file:
             file.seek(self._begin[name])
@@ -111,7 +115,7 @@ class SafetensorsFile:
                 left -= len(part) // dtype.itemsize
 
     def let_go(self) -> None:
-        pass  # nothing is
+        pass  # nothing is held between calls
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -122,7 +126,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 class TorchFile:
-    """What torch.save wrote, through torch.load(weights_only=True): no checkpoint can run code.
+    """A file of torch.save, read through torch.load(weights_only=True): no checkpoint can run code.
 
     Files of torch before 1.6 are no zip archives and cannot be mapped: they are in memory whole until `let_go`.
     """
@@ -176,14 +180,14 @@ def _is_dense(value: object) -> bool:
 
 
 class Shards:
-    """Files that an index lists; each must hold just what the index says."""
+    """The files that an index lists; each must hold exactly what the index says."""
 
     def __init__(self, index: Path) -> None:
         files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
             raise BadCheckpoint(f"{index}: weight_map must map tensor names to files of the same folder")
         self._of: dict[str, Weights] = {}
-        self._last: Weights | None = None  # where was read from last: one shard at a time is held
+        self._last: Weights | None = None  # the shard that was read last: only one is held
         for file in sorted(set(files.values())):
             shard = open_weights(index.parent / file)
             listed = {name for name, where in files.items() if where == file}
@@ -205,7 +209,7 @@ class Shards:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """raises BadCheckpoint where it is missing or holds no JSON object"""
+    """Return the object in a JSON file. raises BadCheckpoint where the file is missing or holds no JSON object"""
     if not path.exists():
         raise BadCheckpoint(f"{path.parent} has no {path.name}")
     check_fetched(path, BadCheckpoint)
@@ -219,7 +223,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def difference(expected: Iterable[str], found: Iterable[str]) -> str:
-    """ "lacks a, b and 3 more; has unexpected c", of two collections of names."""
+    """Return how two collections of names differ: "lacks a, b and 3 more; has unexpected c"."""
     parts = []
     for what, names in (("lacks", set(expected) - set(found)), ("has unexpected", set(found) - set(expected))):
         first = sorted(names)[:3]
@@ -229,6 +233,6 @@ def difference(expected: Iterable[str], found: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line that says something, after the error's kind."""
+    """Return the error's kind and the first line of its message that is not empty."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {shown(lines[0])}" if lines else type(error).__name__

@@ -30,7 +30,7 @@ _CHUNK = 2**17  # values held in float64 at a time
 
 @cache
 def optimal_clip(prior: str, step: float) -> float:
-    """The c that makes (step c)²/12 + E[(|x| - c)²; |x| > c] least, in units of the prior's width.
+    """Return the c that minimizes (step c)²/12 + E[(|x| - c)²; |x| > c], in units of the prior's width.
 
     step  the grid's step in units of c: 1 / q_max for ours, 2 / 2^bits in the paper
 
@@ -44,7 +44,7 @@ def optimal_clip(prior: str, step: float) -> float:
 
 @dataclass
 class _Moments(Observer):
-    """Remembers how many values, the sum of |x| and of x², and amax.
+    """Base of observers that remember how many values there were, the sum of |x| and of x², and amax.
 
     Sums in float64: another order of the same batches may change their last digits, and with them a float32
     scale by 1 ulp at most.
@@ -76,7 +76,7 @@ class _Moments(Observer):
 
     @property
     def mean_and_rms(self) -> tuple[Tensor, Tensor]:
-        """(*scale_shape) float64 each: the mean of |x|, and the root of the mean of x²."""
+        """Return the mean of |x| and the root of the mean of x², (*scale_shape) float64 each."""
         assert self.n is not None
         assert self.sums is not None
         mean, square = self.sums / self.n
@@ -84,7 +84,7 @@ class _Moments(Observer):
 
 
 def _sums(x: Tensor) -> Tensor:
-    """x (n_obs, *scale_shape, group) -> (2, *scale_shape) float64: sums of |x| and of x²."""
+    """Return the sums of |x| and of x², (2, *scale_shape) float64, of x (n_obs, *scale_shape, group)."""
     long = 0 if x.shape[0] >= x.shape[-1] else -1
     some = max(_CHUNK * x.shape[long] // x.numel(), 1)
     parts = (part.double().abs() for part in x.split(some, dim=long))

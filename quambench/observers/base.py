@@ -22,7 +22,7 @@ from quambench.observers.batch import Batch
 
 @dataclass
 class Observer(ABC):
-    """Watches one site. Batches arrive laid out by grids/granularity.py.
+    """Base of all observers: each watches one site. Batches arrive laid out by grids/granularity.py.
 
     The simplest kind carries one number per scale, `amax`, and gives `observe`. Another kind names in
     `memory` what it remembers, and gives `take` and `threshold`.
@@ -49,7 +49,7 @@ class Observer(ABC):
             setattr(self, name, None)
 
     def observe(self, batch: Batch) -> Tensor:
-        """One batch, non-empty and finite -> the new amax, (*scale_shape) float64."""
+        """Return the new amax, (*scale_shape) float64, after one batch, which is finite and not empty."""
         raise NotImplementedError(f"{type(self).__name__} must give observe, or take and threshold")
 
     def update(self, x: Tensor | Batch) -> None:
@@ -66,20 +66,20 @@ class Observer(ABC):
         self.n_batches += 1
 
     def tail_length(self, n: int) -> int:
-        """How many of n values' largest `take` will ask for; who asks for most is served first."""
+        """Return how many of n values' largest `take` will ask for; the observer that asks for most is served first."""
         return 0
 
     def take(self, batch: Batch) -> None:
-        """`update`, the batch being non-empty and finite."""
+        """Take in a batch that is finite and not empty; `update` has checked it."""
         self.amax = self.observe(batch)
 
     def threshold(self) -> Tensor:
-        """(*scale_shape) float64: |x| beyond this is clipped, before clip_ratio; data were seen."""
+        """Return (*scale_shape) float64: |x| beyond it is clipped, before clip_ratio. Called after data were seen."""
         assert self.amax is not None
         return self.amax
 
     def grid_end(self) -> Tensor:
-        """(*scale_shape) float64: the magnitude that the grid's largest integer stands for.
+        """Return (*scale_shape) float64: the magnitude that the grid's largest integer stands for.
 
         raises SiteUnseen when no value was seen
         """
@@ -88,11 +88,11 @@ class Observer(ABC):
         return self.threshold() * self.clip_ratio
 
     def scale(self) -> Tensor:
-        """(*scale_shape) float32, tensor units per integer step. raises SiteUnseen"""
+        """Return (*scale_shape) float32, tensor units per integer step. raises SiteUnseen"""
         return symmetric_scale(self.grid_end(), self.bits)
 
     def absorb(self, other: Self) -> None:
-        """Go on as if other's batches had come after these; for `mergeable` observers."""
+        """Go on as if the other's batches had come after these; for `mergeable` observers."""
         if other.n_batches == 0:
             return
         if self.n_batches == 0:
@@ -102,11 +102,11 @@ class Observer(ABC):
         self.n_batches += other.n_batches
 
     def join(self, other: Self) -> None:
-        """`absorb`, when both have seen data."""
+        """Do the work of `absorb` when both have seen data."""
         raise BadParameter(f"{type(self).__name__} depends on the order of batches: halves cannot be merged")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that decides `scale()` and later updates, parameters apart."""
+        """Return all that decides `scale()` and later updates, parameters apart."""
         seen = {name: value.clone() for name in self.memory if (value := getattr(self, name)) is not None}
         return seen | {"n_batches": torch.tensor(self.n_batches)}
 
@@ -120,13 +120,13 @@ OBSERVERS: Registry[type[Observer]] = Registry("observer", "quambench/observers/
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """value in (low, high], else BadParameter."""
+    """Check that a value lies in (low, high]. raises BadParameter"""
     if not (math.isfinite(value) and low < value <= high):
         raise BadParameter(f"{name} must be in ({low:g}, {high:g}] (got {value!r})")
 
 
 def whole_number(name: str, value: float, least: int) -> int:
-    """value as an int, when it is a whole number from `least` on; else BadParameter."""
+    """Return a value as an int, if it is a whole number from `least` on. raises BadParameter"""
     if not math.isfinite(value) or not float(value).is_integer() or value < least:
         raise BadParameter(f"{name} must be a whole number, {least} or more (got {value!r})")
     return int(value)

@@ -1,4 +1,4 @@
-"""One batch of a site's values, and what several observers need of it, made once."""
+"""A batch of a site's values, and what several observers need of it, computed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quambench.observers.tail import largest
 
 
 class Batch:
-    """x (n_obs, *scale_shape, group) float, laid out by grids/granularity.py."""
+    """A batch: x (n_obs, *scale_shape, group) float, laid out by grids/granularity.py."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x.detach()
@@ -20,7 +20,7 @@ class Batch:
 
     @property
     def values_per_scale(self) -> int:
-        """How many values each scale has in this batch."""
+        """The number of values that each scale has in this batch."""
         return self.x.shape[0] * self.x.shape[-1]
 
     @cached_property
@@ -30,23 +30,23 @@ class Batch:
 
     @cached_property
     def amax(self) -> Tensor:
-        """(*scale_shape) of x's dtype."""
+        """The largest |x| of each scale, (*scale_shape) of x's dtype."""
         return self.magnitude.amax(dim=(0, -1))
 
     @cached_property
     def histogram(self) -> Histogram:
-        """Of the signed values; who keeps it keeps a copy."""
+        """The histogram of the signed values. It is shared: an observer that keeps it keeps a copy."""
         return Histogram.of(self.x)
 
     @cached_property
     def n_not_finite(self) -> int:
-        """NaN and infinities. The largest magnitude alone tells whether there are any."""
+        """The number of NaN and infinities. The largest magnitude alone tells whether there are any."""
         if torch.isfinite(self.amax).all():
             return 0
         return int((~torch.isfinite(self.x)).sum())
 
     def tail(self, n: int) -> Tensor:
-        """(*scale_shape, at least n) the largest |x| of each scale, ascending.
+        """Return the largest |x| of each scale, ascending: (*scale_shape, at least n).
 
         The longest tail asked for so far is kept: whoever asks for the longest first saves the others' selection.
         """

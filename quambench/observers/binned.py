@@ -1,4 +1,4 @@
-"""What the observers that choose a threshold from a histogram share."""
+"""The shared part of observers that choose a threshold from a histogram."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quambench.observers.histogram import Histogram
 
 @dataclass
 class Binned(Observer):
-    """Remembers a Histogram of all values seen, and nothing else."""
+    """Base of observers that remember a Histogram of all values seen, and nothing else."""
 
     order_matters: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
@@ -21,7 +21,7 @@ class Binned(Observer):
 
     @property
     def histogram(self) -> Histogram:
-        """Its tensors are the observer's own; data were seen."""
+        """The histogram of all values seen. Its tensors are the observer's own; data were seen."""
         return Histogram(**{f.name: getattr(self, f.name) for f in fields(Histogram)})
 
     def take(self, batch: Batch) -> None:
@@ -34,7 +34,7 @@ class Binned(Observer):
             super().join(other)
 
     def count(self, values: Batch | Histogram) -> None:
-        """Take in values; a batch of fewer than there are bins without a histogram of its own."""
+        """Take in values. A batch with fewer values than there are bins makes no histogram of its own."""
         if self.amax is None:
             first = values if isinstance(values, Histogram) else values.histogram
             for f in fields(Histogram):
@@ -49,7 +49,7 @@ class Binned(Observer):
 
 @dataclass
 class Searching(Binned):
-    """Looks for the threshold among parts of amax from `low` to `high`."""
+    """Base of observers that look for the threshold among parts of amax from `low` to `high`."""
 
     low: float = 0.02
     high: float = 1.0

@@ -20,9 +20,9 @@ from quambench.observers.percentile import upper_quantile
 @OBSERVERS.register("dynamic_percentile")
 @dataclass
 class DynamicPercentile(Binned):
-    """Of `percentile` at several α, each scale's own best: least mean squared error over all values seen.
+    """The best of several `percentile` observers, for each scale: least mean squared error over all values seen.
 
-    The error is that of fake quantization, from a histogram, as in `mse`; of equals the first.
+    The error is that of fake quantization, from a histogram, as in `mse`. Of equally good ones the first is taken.
     """
 
     order_matters: ClassVar[bool] = True

@@ -19,9 +19,9 @@ _CHUNK = 2**18  # integers of the grid held at a time
 
 
 def quantized_entropy(histogram: Histogram, thresholds: Tensor, bits: int) -> Tensor:
-    """Shannon entropy of the integers that the values become, each taken to be its bin's centre.
+    """Return the Shannon entropy of the integers that the values become, each taken to be its bin's centre.
 
-    Those clipped count at the grid's ends.
+    Clipped values count at the grid's ends.
 
     thresholds  (n_scales, n) float64, tensor units: the largest integer's magnitude
     returns     (n_scales, n) float64, bits, 0 to the grid's
@@ -55,9 +55,9 @@ def _n_log_n(n: Tensor) -> Tensor:
 class Entropy(Searching):
     """The threshold in [low, high] amax whose quantized values have the largest Shannon entropy.
 
-    `steps` candidates in equal ratios; of equals the largest. What clipping costs does not enter: as the
-    guide states it, this evens out how often each integer is used. So it clips too much wherever values
-    crowd near 0; that is to be measured, not mended.
+    It tries `steps` candidates in equal ratios and takes the largest of equally good ones. The cost of clipping does
+    not enter: as the guide states it, this evens out how often each integer is used. So it clips too much wherever
+    values crowd near 0. That is left as it is, so that it can be measured.
     """
 
     steps: float = 100.0

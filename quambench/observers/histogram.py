@@ -1,8 +1,8 @@
-"""A histogram of signed values per scale whose bins follow float32's own digits.
+"""Histograms of signed values, one per scale, whose bins follow float32's own digits.
 
 A value's bin is read off its bits: the exponent and the first k digits of the mantissa, so that an octave
-[2^e, 2^(e+1)) has 2^k bins of equal width, and bins halve in width from one octave to the next below. Kept
-are the OCTAVES octaves down from each scale's largest value; what is smaller is one count, and stands for 0.
+[2^e, 2^(e+1)) has 2^k bins of equal width, and bins halve in width from one octave to the next below. The OCTAVES
+octaves down from each scale's largest value are kept; smaller values are one count, and stand for 0.
 Bins never move with the data, so nothing is ever rescaled or interpolated.
 """
 
@@ -25,14 +25,14 @@ _CHUNK = 2**17  # values counted at a time: their slots stay in the cache
 
 
 def digits(n_scales: int) -> int:
-    """k: an octave has 2^k bins."""
+    """Return k: an octave has 2^k bins."""
     room = MAX_BINS // (n_scales * 2 * OCTAVES)
     return min(max(room.bit_length() - 1, FEWEST_DIGITS), MOST_DIGITS)
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Depends on the multiset of values alone, not on their order or their division into batches.
+    """A histogram that depends on the multiset of values alone, not on their order or their division into batches.
 
     When a scale's top octave rises, counts move down by whole octaves, and what falls out of the window is
     added to `underflow`: what would have been counted there from the start.
@@ -45,7 +45,7 @@ class Histogram:
 
     @classmethod
     def of(cls, x: Tensor) -> Histogram:
-        """x (n_obs, *scale_shape, group) float, finite, non-empty; counted as float32."""
+        """Count x (n_obs, *scale_shape, group) float, finite, non-empty, as float32."""
         rows, amax, top = _rows(x)
         k = digits(len(rows))
         counts, underflow = _count(rows, _lowest(top, k), k)
@@ -57,24 +57,24 @@ class Histogram:
 
     @property
     def unit(self) -> Tensor:
-        """(n_scales) float64: the power of two at the foot of the top octave; amax is in [1, 2) of them."""
+        """The power of two at the foot of the top octave, (n_scales) float64; amax is in [1, 2) of them."""
         return ((self.top - BIAS + BIAS64) << MANTISSA64).view(torch.float64)
 
     @property
     def n_values(self) -> Tensor:
-        """(n_scales) int64."""
+        """The number of values, (n_scales) int64."""
         return self.counts.sum(dim=(1, 2)) + self.underflow
 
     @property
     def centres(self) -> Tensor:
-        """(OCTAVES * 2^k) float64, units: the middle of each bin, the same for all scales."""
+        """The middle of each bin, (OCTAVES * 2^k) float64, in units; the same for all scales."""
         return self._feet + self.half_widths
 
     @property
     def half_widths(self) -> Tensor:
-        """(OCTAVES * 2^k) float64, units: no value is further from its bin's centre.
+        """The half of each bin's width, (OCTAVES * 2^k) float64, in units: no value is further from its bin's centre.
 
-        But for values in `underflow`, which stand for 0: they are below 2^(1 - OCTAVES).
+        Values in `underflow` are the exception: they stand for 0, and are below 2^(1 - OCTAVES).
         """
         octaves: Tensor = 2.0 ** torch.arange(1 - OCTAVES, 1, dtype=torch.float64)
         bins: int = 2**self.k
@@ -82,12 +82,12 @@ class Histogram:
 
     @property
     def _feet(self) -> Tensor:
-        """(OCTAVES * 2^k) float64, units: where each bin begins."""
+        """The beginning of each bin, (OCTAVES * 2^k) float64, in units."""
         n, k = self.counts.shape[-1], self.k
         return ((torch.arange(n) + ((BIAS64 + 1 - OCTAVES) << k)) << (MANTISSA64 - k)).view(torch.float64)
 
     def position(self, t: Tensor) -> Tensor:
-        """t (any shape) float64 >= 0, units -> int64: the first bin with centre >= t, or the number of bins.
+        """Return the first bin with centre >= t, or the number of bins: t (any shape) float64 >= 0, units -> int64.
 
         A bin's centre is where its half-bins meet, so half-bins are counted, as bins are, by digits.
         """
@@ -97,7 +97,7 @@ class Histogram:
         return half.add_(1).bitwise_right_shift_(1).sub_((BIAS64 + 1 - OCTAVES) << k).clamp_(0, self.counts.shape[-1])
 
     def linear(self) -> Tensor:
-        """(n_scales, 2^(k+1)) int64: |x| in equal bins over [0, 2) units, 2^k or more of them up to amax.
+        """|x| counted in equal bins over [0, 2) units, (n_scales, 2^(k+1)) int64: 2^k or more of them lie up to amax.
 
         Exact: in each octave below the top one, twice as many bins lie in one of these.
         """
@@ -107,7 +107,7 @@ class Histogram:
         return torch.cat([rest[:, None], *reversed(parts)], dim=-1)
 
     def absorb(self, other: Histogram) -> None:
-        """Count other's values as well; other stays as it is."""
+        """Count the other's values as well; the other stays as it is."""
         self._reach(other.amax, other.top)
         self.underflow.add_(other.underflow)
         below = self.top - other.top
@@ -121,7 +121,7 @@ class Histogram:
             self.underflow[at] += lost
 
     def add(self, x: Tensor) -> None:
-        """`absorb` of x's histogram, without making one: takes time by the values, not by the bins."""
+        """Count x as `absorb` would its histogram, without making one: the time goes by the values, not by the bins."""
         rows, amax, top = _rows(x)
         self._reach(amax.double().view_as(self.amax), top.long())
         n_bins = self.counts.shape[-1]
@@ -143,18 +143,18 @@ class Histogram:
         torch.maximum(self.amax, amax, out=self.amax)
 
     def _lower(self, at: Tensor, by: int) -> None:
-        """The scales `at` get a window that is `by` octaves higher."""
+        """Give the scales `at` a window that is `by` octaves higher."""
         self.counts[at], lost = _lowered(self.counts[at], by)
         self.underflow[at] += lost
 
 
 def beyond(counts: Tensor) -> Tensor:
-    """counts (..., n_bins) -> (..., n_bins + 1): the sum of the bins from i on."""
+    """Return the sum of the bins from i on: counts (..., n_bins) -> (..., n_bins + 1)."""
     return torch.nn.functional.pad(counts.flip(-1).cumsum(-1).flip(-1), (0, 1))
 
 
 def _lowered(counts: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """counts (n, 2, OCTAVES * 2^k) -> them `by` octaves further down; and how many fell out, (n)."""
+    """Return counts (n, 2, OCTAVES * 2^k) `by` octaves further down, and how many fell out, (n)."""
     out = min(by, OCTAVES) * (counts.shape[-1] // OCTAVES)
     return torch.nn.functional.pad(counts[..., out:], (0, out)), counts[..., :out].sum(dim=(1, 2))
 
@@ -164,7 +164,7 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x (n_obs, *scale_shape, group) -> (n_scales, values); amax and top, (n_scales)."""
+    """Return x (n_obs, *scale_shape, group) as (n_scales, values), and amax and top, (n_scales) each."""
     n = x.shape[1:-1].numel()
     rows = x.reshape(x.shape[0], n, x.shape[-1]).movedim(1, 0).reshape(n, -1)
     amax = torch.maximum(rows.amax(-1), -rows.amin(-1))
@@ -172,14 +172,14 @@ def _rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _lowest(top: Tensor, k: int) -> Tensor:
-    """The code of each window's first bin."""
+    """Return the code of each window's first bin."""
     return (top - (OCTAVES - 1)) << k
 
 
 def _slots(rows: Tensor, lowest: Tensor, k: int) -> Tensor:
-    """rows (n, values) float; lowest (n) int32 -> (n, values) int32: bins from 1 on, x < 0 after x > 0.
+    """Return the slot of each value: (n, values) int32, bins from 1 on, x < 0 after x > 0.
 
-    Slot 0 of each sign is for what lies below the window.
+    Slot 0 of each sign is for what lies below the window. rows (n, values) float; lowest (n) int32
     """
     bits, side = _bits(rows), (OCTAVES << k) + 1
     slot = bits.bitwise_and(0x7FFFFFFF).bitwise_right_shift_(MANTISSA - k)
@@ -188,7 +188,7 @@ def _slots(rows: Tensor, lowest: Tensor, k: int) -> Tensor:
 
 
 def _count(rows: Tensor, lowest: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """rows (n_scales, n) float; lowest (n_scales) int32, the code of each window's first bin."""
+    """Count rows (n_scales, n) float; lowest (n_scales) int32 is the code of each window's first bin."""
     n_scales, n = rows.shape
     n_bins = OCTAVES << k
     counts = torch.zeros(n_scales, 2, n_bins, dtype=torch.int64)

@@ -15,15 +15,15 @@ _CHUNK = 2**19  # parts of candidates held at a time
 
 
 def divergences(counts: Tensor, n_parts: int) -> Tensor:
-    """Kullback-Leibler divergence, in nats, of the first i bins against their form in n_parts parts.
+    """Return the Kullback-Leibler divergence, in nats, of the first i bins against their form in n_parts parts.
 
     counts   (n, n_bins) int64
     returns  (n, n_bins - n_parts + 1) float64, for i from n_parts to n_bins
 
-    P is the first i bins, all that lies above added to the last of them. Q is the first i bins without it:
+    P is the first i bins, with all that lies above added to the last of them. Q is the first i bins without it:
     part p has bins j with floor(j n_parts / i) = p, and its mass is spread evenly over those that are not
-    empty. Both normalised. Infinite where P has a bin that Q lacks, i.e. when bin i - 1 was empty and
-    something lies above it.
+    empty. Both are normalised. The divergence is infinite where P has a bin that Q lacks, i.e. when bin i - 1 was
+    empty and something lies above it.
 
     Everything comes from sums over the first j bins, so one candidate costs n_parts, not i.
     """
@@ -59,10 +59,10 @@ def divergences(counts: Tensor, n_parts: int) -> Tensor:
 class LeastDivergence(Binned):
     """The threshold with the least divergence of clipped from quantized |x|, after TensorRT.
 
-    Of a histogram with equal bins (2,048 to 4,096 up to amax for one scale; fewer, as histogram.py says, for
+    On a histogram with equal bins (2,048 to 4,096 up to amax for one scale; fewer, as histogram.py says, for
     many), every number i of bins from 2^(bits - 1) on is tried; the threshold is (i + 1/2) bins, at most
-    amax. Of equals the largest. With so many scales that there are no more bins than 2^(bits - 1), amax: at
-    8 bits from 1,025 scales on.
+    amax, and the largest of equally good ones. With so many scales that there are no more bins than 2^(bits - 1), it is
+    amax: at 8 bits from 1,025 scales on.
 
     Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017. An infinite divergence there stays one here;
     later descendants smooth it, and put the second bin's count into the first, which holds the zeros.

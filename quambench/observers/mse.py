@@ -22,7 +22,8 @@ _CHUNK = 2**18  # rounding boundaries held at a time
 
 
 def mean_squared_error(histogram: Histogram, thresholds: Tensor, bits: int) -> Tensor:
-    """What `quant.grid.fake_quantize` does to the histogram's values, each taken to be its bin's centre.
+    """Return the error that `grids.grid.fake_quantize` makes in the histogram's values, each taken to be its bin's
+    centre.
 
     thresholds  (n_scales, n) float64 >= 0: the largest integer's magnitude; the scale has no floor here
     returns     (n_scales, n) float64, tensor units squared
@@ -52,7 +53,7 @@ def mean_squared_error(histogram: Histogram, thresholds: Tensor, bits: int) -> T
 
 
 def best(histogram: Histogram, thresholds: Tensor, bits: int) -> Tensor:
-    """thresholds (n_scales, n) -> (n_scales): those with the least error; of equals the first."""
+    """Return the thresholds with the least error, (n_scales, n) -> (n_scales); the first of equally good ones."""
     least = mean_squared_error(histogram, thresholds, bits).argmin(-1, keepdim=True)
     return thresholds.gather(1, least).squeeze(1)
 
@@ -96,7 +97,7 @@ class LeastSquares(Searching):
 
 
 def in_equal_ratios(low: float, high: float, n: int) -> Tensor:
-    """(n) float64, falling from high to low, both exactly."""
+    """Return (n) float64, falling from high to low, both exactly."""
     parts = high * (low / high) ** torch.linspace(0, 1, n, dtype=torch.float64)
     parts[-1] = low
     return parts

@@ -1,4 +1,4 @@
-"""An observer from outside: `module:Class`, or an entry point of the group `quambench.observers`.
+"""Observers from outside: `module:Class`, or an entry point of the group `quambench.observers`.
 
 The class is a subclass of Observer, or has Quamba's own interface; `adapted` puts the latter behind
 Observer's.
@@ -25,7 +25,7 @@ INTERFACE = ("update", "get_quantization_parameters")
 
 
 def find_outside(name: str) -> type[Observer]:
-    """The class behind `module:Class` or behind an installed entry point.
+    """Return the class behind `module:Class` or behind an installed entry point.
 
     raises UnknownName, BadParameter: each says in one line what is wrong
     """
@@ -48,7 +48,7 @@ def _class_named(name: str) -> type:
 class Adapter(Observer):
     """An object with Quamba's interface, `update(w)` and `get_quantization_parameters()`, as an observer.
 
-    One scale per tensor. A subclass per class from outside (`adapted`) has that class's parameters
+    It makes one scale per tensor. A subclass per class from outside (`adapted`) has that class's parameters
     as its fields. Source of the interface: Quamba (c474646), quamba/observer.py.
     """
 
@@ -62,7 +62,7 @@ class Adapter(Observer):
         self.inner = self._fresh()
 
     def _fresh(self) -> Any:
-        """An object that has seen nothing."""
+        """Return an object that has seen nothing. raises BadParameter"""
         signature = inspect.signature(self.outside).parameters
         fixed = {"n_bits": self.bits, "bits": self.bits, "sym": True, "clip_ratio": self.clip_ratio}
         arguments = {name: value for name, value in fixed.items() if name in signature}
@@ -74,11 +74,11 @@ class Adapter(Observer):
                 raise BadParameter(f"{_name(self.outside)} needs a value for {name}: write [{name}=number]")
         try:
             return self.outside(**arguments)
-        except Exception as error:  # what it says about its parameters is for whoever gave them
+        except Exception as error:  # its complaints are about the parameters, so the user reads them
             raise BadParameter(f"{_name(self.outside)} cannot be made: {one_line(error)}") from error
 
     def take(self, batch: Batch) -> None:
-        """(n_obs, group) float32, signed; the object gets a copy, contiguous, to do with as it likes.
+        """Hand the object a copy of the values, (n_obs, group) float32, signed and contiguous, which it may change.
 
         raises BadParameter at a granularity with more than one scale
         """
@@ -92,7 +92,7 @@ class Adapter(Observer):
         return self.scale().double() * q_max(self.bits)
 
     def scale(self) -> Tensor:
-        """() float32, as the object says, but at least the grid's MIN_SCALE.
+        """Return () float32, the object's own scale, but at least the grid's MIN_SCALE.
 
         raises SiteUnseen; NonFinite; BadParameter when the scale is not one positive number or the
         zero point not 0
@@ -121,7 +121,7 @@ class Adapter(Observer):
         return scale.clamp(min=MIN_SCALE)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The object's tensors and numbers.
+        """Return the object's tensors and numbers.
 
         raises BadParameter when it remembers anything else, which could not be saved
         """
@@ -149,7 +149,7 @@ class Adapter(Observer):
 
 @cache
 def adapted(kind: type) -> type[Observer]:
-    """The Adapter of a class with Quamba's interface, its numeric parameters as fields.
+    """Return the Adapter of a class with Quamba's interface, its numeric parameters as fields.
 
     raises BadParameter when a method is missing
     """
@@ -168,7 +168,7 @@ def adapted(kind: type) -> type[Observer]:
 
 
 def _settable(kind: type) -> dict[str, inspect.Parameter]:
-    """The parameters of a class that a spec may set: numbers that neither we fix nor Adapter uses the name of."""
+    """Return the parameters that a spec may set: numbers that neither we fix nor Adapter uses the name of."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     fixed = {"n_bits", "bits", "sym", "clip_ratio", "amax", "n_batches", "inner", *dir(Adapter), "outside"}
     return {
@@ -179,12 +179,14 @@ def _settable(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _default(parameter: inspect.Parameter) -> float | None:
-    """None: nothing is passed."""
+    """Return a parameter's default; None where there is none, and then nothing is passed."""
     return None if parameter.default is parameter.empty else parameter.default
 
 
 def _whole(value: float | None, default: object) -> float | None:
-    """A spec's numbers are floats; a whole one becomes an int unless the signature's default is a float."""
+    """Return a whole number of a spec as an int, unless the signature's default is a float: a spec's numbers are
+    floats.
+    """
     if value is None or isinstance(default, float) or not float(value).is_integer():
         return value
     return int(value)

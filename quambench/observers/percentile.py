@@ -16,7 +16,7 @@ from quambench.observers.batch import Batch
 
 
 def upper_quantile(batch: Batch, alpha: float) -> Tensor:
-    """(*scale_shape) float64: the α-quantile of |x|, linear between the two nearest order statistics.
+    """Return (*scale_shape) float64: the α-quantile of |x|, linear between the two nearest order statistics.
 
     The rank α(n-1) is taken in float64; torch.quantile takes it in float32, which at α = 0.99999
     and half a million values is off by 6.5e-5.
@@ -31,7 +31,7 @@ def upper_quantile(batch: Batch, alpha: float) -> Tensor:
 
 @dataclass
 class _MovingQuantile(Observer):
-    """w_1 = m_1, w_t = w_{t-1} + σ_t (m_t - w_{t-1}), m_t the α-quantile of batch t's |x|."""
+    """A moving average of m_t, the α-quantile of batch t's |x|: w_1 = m_1, w_t = w_{t-1} + σ_t (m_t - w_{t-1})."""
 
     order_matters: ClassVar[bool] = True
     knows_sides: ClassVar[bool] = True  # α's share is then of either side: up to twice as much is clipped
@@ -51,15 +51,15 @@ class _MovingQuantile(Observer):
 
     @abstractmethod
     def newest_weight(self) -> float:
-        """σ of the batch about to be taken in."""
+        """Return σ of the batch about to be taken in."""
 
 
 @OBSERVERS.register("percentile")
 @dataclass
 class Percentile(_MovingQuantile):
-    """w_1 = m_1, w_t = w_{t-1} + σ (m_t - w_{t-1}), m_t the α-quantile of batch t's |x|.
+    """A moving average of m_t, the α-quantile of batch t's |x|: w_1 = m_1, w_t = w_{t-1} + σ (m_t - w_{t-1}).
 
-    Falls as well as rises, and depends on the order of batches; at α = 1 it is a moving average
+    It falls as well as rises, and depends on the order of batches; at α = 1 it is a moving average
     of maxima, not their maximum. Source: Quamba (c474646), its calibration's α and σ.
     """
 

@@ -17,7 +17,7 @@ MIN_AMAX = 1e-5  # Quamba's floor of a running maximum
 @OBSERVERS.register("running_max")
 @dataclass
 class RunningMax(Observer):
-    """amax over all batches. Never falls; clips nothing that calibration saw."""
+    """The largest |x| of all batches. It never falls, and clips nothing that calibration saw."""
 
     order_matters: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""How an observer is named."""
+"""The spelling of an observer."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ class ObserverSpec(Spec):
         return OBSERVERS[self.name] if self.name in OBSERVERS else find_outside(self.name)
 
     def build(self, bits: int = 8) -> Observer:
-        """A fresh observer."""
+        """Return a new observer for a grid of `bits`."""
         made: Observer = self.make(bits=bits)
         return made

@@ -12,7 +12,7 @@ _SHORTEST_BLOCK, _LONGEST_BLOCK = 16, 1024
 
 
 def largest(x: Tensor, n_largest: int) -> Tensor:
-    """x (..., n) float, no NaN -> (..., n_largest) its largest values along the last axis, ascending.
+    """Return the largest values along the last axis, ascending: x (..., n) float, no NaN -> (..., n_largest).
 
     If k blocks have a maximum of at least t, at least k values are at least t. So with t the k-th largest
     of the blocks' maxima, the k largest values lie in blocks whose maximum is at least t: k blocks, and
@@ -30,14 +30,14 @@ def largest(x: Tensor, n_largest: int) -> Tensor:
 
 
 def _block_length(n: int, n_largest: int) -> int:
-    """0 where a partition of everything is cheaper."""
+    """Return the length of a block; 0 where a partition of everything is cheaper."""
     if n_largest * _SHORTEST_BLOCK * 4 > n:
         return 0
     return int(min(max((n / n_largest) ** 0.5, _SHORTEST_BLOCK), _LONGEST_BLOCK))
 
 
 def _partitioned(x: Tensor, n_largest: int) -> Tensor:
-    """By partition (linear in n), then the tail alone is sorted."""
+    """Return the largest values by a partition (linear in n) and a sort of the tail alone."""
     if n_largest == 1:
         return x.amax(-1, keepdim=True)
     values = x.contiguous().numpy()

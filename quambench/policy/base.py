@@ -1,4 +1,4 @@
-"""What a policy decides: which site gets which observer at which granularity, or stays float."""
+"""The contract of a policy: it decides which site gets which observer at which granularity, or stays float."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from quambench.models.config import ModelConfig
 from quambench.models.sites import Site, sites_of
 from quambench.observers import ObserverSpec
 
-PER_TENSOR = "1x1"  # as a case names it
+PER_TENSOR = "1x1"  # the granularity's name in a case
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One site's observer and the granularity of its scale."""
+    """The observer of a site and the granularity of its scale."""
 
     observer: ObserverSpec
     granularity: str
@@ -39,22 +39,23 @@ Every site under its usual assignment, the costliest also under the remedies.
 
 
 class Policy(ABC):
-    """A subclass is a frozen dataclass; its fields are what a spec may set."""
+    """Base of all policies. A subclass is a frozen dataclass; its fields are what a spec may set."""
 
     measures: ClassVar[bool] = False  # does `plan` want a Sensitivity?
-    groups: ClassVar[bool] = False  # are the case's grouping's names those of groupings of heads and channels?
+    groups: ClassVar[bool] = False  # does the case's grouping name a grouping of heads and channels?
 
     @property
     def candidates(self) -> int:
-        """For how many of the costliest sites it wants remedies weighed."""
+        """The number of the costliest sites for which the policy wants remedies weighed."""
         return 0
 
     @abstractmethod
     def plan(
         self, config: ModelConfig, observer: ObserverSpec, grouping: str, sensitivity: Sensitivity | None = None
     ) -> Plan:
-        """The case's observer and grouping -> an Assignment for every site.
+        """Return an Assignment for every site, from the case's observer and grouping.
 
+        sensitivity  measured, where `measures` is true
         raises BadParameter where observer and policy do not fit
         """
 
@@ -73,12 +74,12 @@ class PolicySpec(Spec):
 
 
 def groupings() -> tuple[str, ...]:
-    """What a case's grouping may be."""
+    """Return the names that a case's grouping may have."""
     return (PER_TENSOR, *(name for name in GRANULARITIES if name != "tensor"))
 
 
 def check_grouping(name: str) -> None:
-    """raises UnknownName, BadParameter"""
+    """Check that a case may name this grouping. raises UnknownName, BadParameter"""
     if name in groupings():
         return
     bare = name.partition("[")[0]
@@ -90,20 +91,20 @@ def check_grouping(name: str) -> None:
 
 
 def is_clustering(name: str) -> bool:
-    """Whether it is one of heads and channels by what calibration saw: "4x4", "adaptive", one from outside."""
+    """Whether a grouping clusters heads and channels by what calibration saw: "4x4", "adaptive", one from outside."""
     bare = name.partition("[")[0]
     return bool(GroupingSpec(bare).numbers and name != PER_TENSOR) or bare == "adaptive" or is_outside(bare)
 
 
 def observer_at(site: Site, observer: ObserverSpec) -> ObserverSpec:
-    """The case's observer where Quamba has its percentile, elsewhere the site's own."""
+    """Return the case's observer where Quamba has its percentile, elsewhere the site's own."""
     return observer if site.observer == "case" else ObserverSpec(site.observer)
 
 
 def granularity_at(site: Site, grouping: str) -> str:
-    """The finest granularity that the site's consumer can work with and that is no finer than asked.
+    """Return the finest granularity that the site's consumer can work with and that is no finer than asked.
 
-    With a clustering: per group where a site has groups, per SSD group where it can, else the coarsest.
+    With a clustering it is per group where a site has groups, per SSD group where it can, else the coarsest.
     raises UnknownName, BadParameter
     """
     check_grouping(grouping)
@@ -115,14 +116,14 @@ def granularity_at(site: Site, grouping: str) -> str:
 
 
 def granularity_in_groups(site: Site) -> str:
-    """As Quamba2 groups a model."""
+    """Return the granularity that Quamba2 gives a site: per group, per SSD group, or the coarsest."""
     if site.grouped:
         return GROUPS
     return "ssd_group" if "ssd_group" in site.allowed else site.allowed[0]
 
 
 def check_plan(config: ModelConfig, plan: Plan) -> None:
-    """Every site at a granularity that its consumer allows.
+    """Check that every site has a granularity that its consumer allows.
 
     raises BadParameter with the reason
     """

@@ -1,4 +1,4 @@
-"""Policies that treat layers apart by where they stand."""
+"""Policies that treat layers by their position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quambench.policy.quamba import Quamba
 def _at_case_sites(
     config: ModelConfig, observer: ObserverSpec, grouping: str, change: Callable[[int, Assignment], Assignment]
 ) -> Plan:
-    """Quamba's plan, with `change(layer, assignment)` at every site that takes the case's observer."""
+    """Return Quamba's plan, with `change(layer, assignment)` at every site that takes the case's observer."""
     sites = sites_of(config)
     return {
         name: change(layer, given)

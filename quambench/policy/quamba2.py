@@ -31,7 +31,7 @@ from quambench.policy.base import (
 @POLICIES.register("quamba2")
 @dataclass(frozen=True)
 class Quamba2(Policy):
-    """Groups of any number from 1x1 to per channel."""
+    """Quamba2's recipe with any number of groups, from 1x1 to per channel."""
 
     groups: ClassVar[bool] = True
 

@@ -22,13 +22,13 @@ REMEDIES = ("usual", "multiplier", "finer")
 
 
 def remedied(config: ModelConfig, observer: ObserverSpec) -> dict[str, Plan]:
-    """Remedy -> the plan in which every site that can takes it."""
+    """Return remedy -> the plan in which every site takes it that can."""
     usual = Quamba().plan(config, observer, PER_TENSOR)
     return {name: {site: apply(config, site, a, name) for site, a in usual.items()} for name in REMEDIES}
 
 
 def apply(config: ModelConfig, site: str, usual: Assignment, remedy: str) -> Assignment:
-    """One site's assignment under a remedy; the usual one where the remedy changes nothing."""
+    """Return a site's assignment under a remedy; the usual one where the remedy changes nothing."""
     if remedy == "multiplier":
         ratio = cast(float, usual.observer.values["clip_ratio"]) * MULTIPLIER
         return replace(usual, observer=usual.observer.given(clip_ratio=ratio))
@@ -44,7 +44,7 @@ def apply(config: ModelConfig, site: str, usual: Assignment, remedy: str) -> Ass
 class BySensitivity(Policy):
     """Quamba's plan, except at the `budget` sites that cost most by themselves: those get what helps most.
 
-    What helps is measured, not assumed: a site keeps its usual scale where no remedy lowers its cost. The
+    A remedy is taken only where it was measured to help: a site keeps its usual scale where none lowers its cost. The
     first `floats` of them stay float instead, which always helps and is not INT8 any more.
     """
 
@@ -80,5 +80,5 @@ class BySensitivity(Policy):
 
 
 def best_remedy(costs: Mapping[str, float]) -> str:
-    """The cheapest; the usual one where nothing is cheaper."""
+    """Return the cheapest remedy; the usual one where nothing is cheaper."""
     return min(costs, key=lambda name: (costs[name], name != "usual"))

@@ -12,7 +12,7 @@ from typing import Protocol as TypingProtocol
 import torch
 from torch import Tensor
 
-from quambench.calibration.channels import arrange, channel_statistics, groups_of, order_of
+from quambench.calibration.channels import arrange, channel_statistics, groups_of, order_digest
 from quambench.calibration.collect import Task, calibrate, digest_of, each
 from quambench.calibration.hessians import gather_hessians
 from quambench.calibration.refine import Refined
@@ -149,7 +149,7 @@ class ModelRun:
     def prepared(self, case: Case) -> LanguageModel:
         """What the case calibrates and quantizes, in its order of channels; the last one asked for is kept."""
         groups = self.groups(case)
-        order = order_of(groups)
+        order = order_digest(groups)
         if self._arranged is None or self._arranged[0] != order:
             self._arranged = None  # before another is made
             self._guest.clear()
@@ -262,7 +262,7 @@ class ModelRun:
 
     def inside(self, case: Case) -> FloatInside:
         """Of the float model in the case's order; the last one asked for is kept."""
-        order = order_of(self.groups(case))
+        order = order_digest(self.groups(case))
         if self._inside is None or self._inside[0] != order:
             self._inside = order, float_inside(self._guest.take(self.prepared(case)), self.data)
         return self._inside[1]
@@ -301,7 +301,7 @@ class ModelRun:
         tasks = each(cases, self._task, self._failed)
         by_order: dict[str, list[Case]] = {}
         for case, task in tasks.items():
-            by_order.setdefault(order_of(task.groups), []).append(case)
+            by_order.setdefault(order_digest(task.groups), []).append(case)
         made: dict[Case, Calibration] = {}
         for alike in by_order.values():
             made |= calibrate(
@@ -356,7 +356,7 @@ class ModelRun:
 
     def hessians(self, case: Case) -> dict[str, Tensor]:
         """Weight name -> (in, in) sum of x xT over the calibration tokens, for GPTQ; the last ones are kept."""
-        order = order_of(self.groups(case))
+        order = order_digest(self.groups(case))
         if self._hessians is None or self._hessians[0] != order:
             self._progress(f"{self.checkpoint.name}: Hessians", 0, 1)
             self._hessians = order, gather_hessians(self._guest.take(self.prepared(case)), self.calibration_sequences)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from quambench.calibration import channels as arranging
 from quambench.calibration import collect as calibration
 from quambench.calibration import scales as storing
-from quambench.calibration.channels import arrange, channel_statistics, groups_of, order_of
+from quambench.calibration.channels import arrange, channel_statistics, groups_of, order_digest
 from quambench.calibration.collect import Task, calibrate
 from quambench.calibration.scales import Calibration
 from quambench.core.errors import BadArtefact, BadCorpus, BadParameter, NonFinite, SiteUnseen
@@ -413,7 +413,7 @@ def in_groups():
         model = build(GROUPED).requires_grad_(False)
     plain = prepare(model)
     groups = groups_of(GROUPED, GroupingSpec.parse("2x3"), lambda: channel_statistics(plain, SEQUENCES))
-    assert order_of(groups)  # else this is about nothing
+    assert order_digest(groups)  # else this is about nothing
     return SimpleNamespace(prepared=arrange(model, groups, plain), groups=groups)
 
 

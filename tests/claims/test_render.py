@@ -14,8 +14,8 @@ from quambench.claims.base import (
     POINTS,
     Claim,
     Gain,
+    InRange,
     Interval,
-    Lies,
     Measured,
     Row,
     Unit,
@@ -58,7 +58,7 @@ SECTIONS = [
         "Arithmetic.",
         [
             Row(
-                claim=Claim(words="scales", figure="128", expects=Lies(128, 128)),
+                claim=Claim(words="scales", figure="128", expects=InRange(128, 128)),
                 model="",
                 measured=Measured(effect=Interval.exactly(128), unit=Unit(""), n="-", data="definition"),
             )

@@ -13,8 +13,8 @@ from quambench.claims.base import (
     CannotMeasure,
     Claim,
     Gain,
+    InRange,
     Interval,
-    Lies,
     Measured,
     NoGain,
     Unit,
@@ -73,12 +73,12 @@ def test_a_gain_without_a_figure_is_judged_by_its_sign(low, high, verdict):
     ],
 )
 def test_a_share_or_ratio_between_two_and_five(low, high, verdict):
-    assert Lies(2, 5).verdict(between(low, high)) is verdict
+    assert InRange(2, 5).verdict(between(low, high)) is verdict
 
 
 def test_a_count_is_equal_or_not():
-    assert Lies(128, 128).verdict(Interval.exactly(128)) is YES
-    assert Lies(128, 128).verdict(Interval.exactly(16)) is NO
+    assert InRange(128, 128).verdict(Interval.exactly(128)) is YES
+    assert InRange(128, 128).verdict(Interval.exactly(16)) is NO
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_no_gain(low, high, verdict):
     assert NoGain(higher=False).verdict(between(-high, -low)) is verdict
 
 
-@pytest.mark.parametrize("expects", [Gain(1, 2), INCREASE, DECREASE, Lies(0, 1), NoGain(higher=True)])
+@pytest.mark.parametrize("expects", [Gain(1, 2), INCREASE, DECREASE, InRange(0, 1), NoGain(higher=True)])
 def test_nothing_follows_without_an_interval(expects):
     assert expects.verdict(Interval.of(1.5, math.nan, 1)) is OPEN
 

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 
 
 def native(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, silu: bool) -> Tensor:
-    """causal_conv1d_ref's signature."""
+    """Compute causal_conv1d_ref, with its signature."""
     x, history, weight = dense_rows(x), history.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)

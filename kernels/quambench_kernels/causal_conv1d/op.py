@@ -25,7 +25,7 @@ register(OP, "reference", in_float32(causal_conv1d_ref), devices=("cpu", "cuda")
 def causal_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, *, silu: bool = False, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Depthwise convolution over the past only, and the history that the next call needs; one dtype throughout.
+    """Convolve depthwise over the past only, and return the history that the next call needs; one dtype throughout.
 
     x (B, L, C), any strides; weight (C, K); bias (C) or None; history (B, K-1, C), zeros at a sequence's start
     silu     whether y is SiLU of the sum

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def causal_conv1d_ref(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, silu: bool) -> Tensor:
-    """y[t] = sum_k weight[:, k] x[t - K + 1 + k] + bias, then SiLU if asked.
+    """Compute y[t] = sum_k weight[:, k] x[t - K + 1 + k] + bias, then SiLU if asked.
 
-    x (B, L, C); weight (C, K); bias (C) or None; history (B, K-1, C), what came before x, oldest first
+    x (B, L, C); weight (C, K); bias (C) or None; history (B, K-1, C), the inputs before x, oldest first
     returns y (B, L, C)
     """
     length, width = x.shape[1], weight.shape[1]
@@ -24,7 +24,7 @@ def causal_conv1d_ref(x: Tensor, weight: Tensor, bias: Tensor | None, history: T
 
 
 def next_history(x: Tensor, history: Tensor) -> Tensor:
-    """The last K-1 inputs, (B, K-1, C), of any dtype: what the next call needs. A tensor of its own."""
+    """Return the last K-1 inputs, (B, K-1, C), of any dtype, which the next call needs. A tensor of its own."""
     keep = history.shape[1]
     if x.shape[1] >= keep:
         return x[:, x.shape[1] - keep :].clone(memory_format=torch.contiguous_format)

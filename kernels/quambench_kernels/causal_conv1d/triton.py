@@ -21,7 +21,7 @@ def convolved(
     x, x_sb, x_st, history, h_sb, h_st, scale, weight, w_sc, w_sk,
     bias, b, first, channel, length, channels, K: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """(BT, channels of the program) float32: the sums of positions first, first + 1, ... of sequence b.
+    """Return the sums of positions first, first + 1, ... of sequence b: (BT, channels of the program) float32.
 
     x, history  at (b, t, c) by their strides, c dense; integers where there is a scale (of these channels), else None
     weight (C, K) by its strides; bias (C) or None
@@ -47,7 +47,7 @@ def convolved(
 
 @triton.jit
 def keep(y, value, b, first, channel, length, channels, BT: tl.constexpr):
-    """value (BT, channels of the program) into y (B, L, C) dense."""
+    """Store value (BT, channels of the program) in y (B, L, C) dense."""
     t = first + tl.arange(0, BT)
     at = y + (b * length + t.to(tl.int64))[:, None] * channels + channel[None, :]
     tl.store(at, value.to(y.dtype.element_ty), mask=(t < length)[:, None] & (channel < channels)[None, :])
@@ -67,7 +67,7 @@ def causal_conv1d_kernel(
 
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, silu: bool) -> Tensor:
-    """causal_conv1d_ref's signature."""
+    """Compute causal_conv1d_ref, with its signature."""
     x, history = dense_rows(x), dense_rows(history)
     bias = None if bias is None else bias.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -80,7 +80,8 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, history: Tenso
 
 
 def tiling(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
-    """For x (B, L, C): the grid, and what `launch` takes: at most 16 positions by channels that fill 16-byte accesses.
+    """Return, for x (B, L, C), the grid and the tile for `launch`: at most 16 positions by channels of 16-byte
+    accesses.
 
     A row is read once from memory, and K - 1 times more from the cache.
     """
@@ -92,6 +93,6 @@ def tiling(x: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
 
 
 def grid_blocks(x: Tensor, tile: dict[str, Any]) -> int:
-    """Blocks of positions in a sequence."""
+    """Return the number of blocks of positions in a sequence."""
     positions: int = tile["BT"]
     return -(-x.shape[1] // positions)

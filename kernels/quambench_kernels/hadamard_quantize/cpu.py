@@ -14,7 +14,7 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 
 
 def native(x: Tensor, scale: Tensor, base: Tensor, q_max: int) -> Tensor:
-    """hadamard_quantize_ref's signature, float32."""
+    """Compute hadamard_quantize_ref, with its signature, float32."""
     n = x.shape[-1]
     rows, base = x.reshape(-1, n), base.contiguous()
     rows = rows if rows.stride(-1) == 1 or n == 1 else rows.contiguous()

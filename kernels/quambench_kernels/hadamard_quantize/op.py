@@ -22,7 +22,7 @@ register(OP, "reference", hadamard_quantize_ref, devices=("cpu", "cuda"))
 
 
 def hadamard_quantize(x: Tensor, scale: Tensor, base: Tensor, *, q_max: int = 127, impl: str = "auto") -> Tensor:
-    """quantize(H x) over the last axis, H = (base (x) Sylvester's matrix) / sqrt(n), orthonormal.
+    """Compute quantize(H x) over the last axis, H = (base (x) Sylvester's matrix) / sqrt(n), orthonormal.
 
     x        (..., n) floating, any strides; n = m * 2^k
     scale    () float32

@@ -11,18 +11,18 @@ from quambench_kernels.rounding import quantize_ref
 
 
 def hadamard_quantize_ref(x: Tensor, scale: Tensor, base: Tensor, q_max: int) -> Tensor:
-    """q = quantize(H x), H = (base (x) Sylvester's matrix) / sqrt(n), over the last axis.
+    """Compute quantize(H x), H = (base (x) Sylvester's matrix) / sqrt(n), over the last axis.
 
     x (..., n) floating, n = m * 2^k; scale () float32; base (m, m) float32 of +-1, orthogonal rows
     returns (..., n) int8
 
-    By two small matrix products, H being a Kronecker product of two factors of about sqrt(n).
+    It takes two small matrix products, H being a Kronecker product of two factors of about sqrt(n).
     """
     return quantize_ref(rotated(x, base), scale, q_max)
 
 
 def rotated(x: Tensor, base: Tensor) -> Tensor:
-    """H x in x's dtype."""
+    """Return H x in x's dtype."""
     inner = x.shape[-1] // base.shape[0]
     doublings = inner.bit_length() - 1
     # Factors m 2^i and 2^(k-i) whose sum is smallest: the fewest operations.
@@ -37,7 +37,7 @@ def rotated(x: Tensor, base: Tensor) -> Tensor:
 @cache
 @torch.inference_mode(False)  # kept, so it must also serve calls that record gradients
 def sylvester(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(n, n) of +-1, symmetric, n a power of two."""
+    """Return Sylvester's matrix (n, n) of +-1, symmetric, n a power of two."""
     two, found = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.ones(1, 1)
     while len(found) < n:
         found = torch.kron(found, two)

@@ -18,7 +18,7 @@ def hadamard_quantize_kernel(
     x, x_stride, base, scale, q, norm, q_max,
     ORDER: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
-    """A row as (ORDER, INNER = 2^DOUBLINGS): the base down the columns, as the row is read; butterflies along the rows.
+    """Rotate a row as (ORDER, INNER = 2^DOUBLINGS): the base down the columns, butterflies along the rows.
 
     ROWS  ORDER, to the next power of two; what is beyond stays 0
     """
@@ -37,7 +37,7 @@ def hadamard_quantize_kernel(
 
 
 def hadamard_quantize(x: Tensor, scale: Tensor, base: Tensor, q_max: int) -> Tensor:
-    """hadamard_quantize_ref's signature."""
+    """Compute hadamard_quantize_ref, with its signature."""
     rows, base = dense_last(x), base.contiguous()
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     (count, n), order = rows.shape, len(base)

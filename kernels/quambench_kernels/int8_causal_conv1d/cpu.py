@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 def native(
     x_q: Tensor, x_scale: Tensor, weight: Tensor, bias: Tensor | None, history_q: Tensor, out_scale: Tensor, q_max: int
 ) -> Tensor:
-    """int8_causal_conv1d_ref's signature."""
+    """Compute int8_causal_conv1d_ref, with its signature."""
     held, into = _inputs(x_q, x_scale, weight, bias, history_q), out_scale.contiguous()
     y = torch.empty(x_q.shape, dtype=torch.int8)
     load(SOURCE).int8_causal_conv1d(
@@ -40,7 +40,7 @@ def native_walking(
     head_dim: int,
     q_max: int,
 ) -> Tensor:
-    """int8_causal_conv1d_walking_ref's signature."""
+    """Compute int8_causal_conv1d_walking_ref, with its signature."""
     held = _inputs(x_q, x_scale, weight, bias, history_q)
     heads, dims, scale = head_sizes.contiguous(), dim_sizes.contiguous(), scale.contiguous()
     y = torch.empty(x_q.shape, dtype=torch.int8)
@@ -54,7 +54,7 @@ def native_walking(
 def _inputs(
     x_q: Tensor, x_scale: Tensor, weight: Tensor, bias: Tensor | None, history_q: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """As the kernel reads them; who calls it keeps them until it returns."""
+    """Return tensors as the kernel reads them; the caller keeps them until it returns."""
     return (
         dense_rows(x_q),
         history_q.contiguous(),

@@ -66,9 +66,11 @@ def int8_causal_conv1d_walking(
     q_max: int = 127,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`int8_causal_conv1d` with a scale per group, found as Quamba2 finds it: by walking runs of heads and channels.
+    """Compute `int8_causal_conv1d` with a scale per group, found as Quamba2 does: by walking runs of heads and
+    channels.
 
     head_sizes (G, nh) int64, dim_sizes (G, nh, nd) int64, scale (G, nh, nd) float32: C channels in the groups' order
+    raises ValueError
     """
     check = Checks(WALKING)
     _check_inputs(check, x_q, x_scale, weight, bias, history_q, q_max)

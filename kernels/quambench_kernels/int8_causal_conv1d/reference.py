@@ -32,7 +32,7 @@ def int8_causal_conv1d_ref(
 def convolved(
     x_q: Tensor, x_scale: Tensor, weight: Tensor, bias: Tensor | None, history_q: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """What is rounded, in any floating dtype."""
+    """Return the values that are then rounded, in any floating dtype."""
     x, history = (dequantize_ref(q, x_scale, dtype) for q in (x_q, history_q))
     return causal_conv1d_ref(x, weight.to(dtype), None if bias is None else bias.to(dtype), history, silu=True)
 
@@ -50,7 +50,8 @@ def int8_causal_conv1d_walking_ref(
     q_max: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The same, each channel's scale that of the run of heads, and of channels in them, where it stands.
+    """Compute int8_causal_conv1d_ref; a channel's scale is that of its run of heads, and of its run of channels in
+    them.
 
     head_sizes (G, nh) int64, dim_sizes (G, nh, nd) int64, scale (G, nh, nd) float32: quambench's Groups
     """
@@ -59,7 +60,7 @@ def int8_causal_conv1d_walking_ref(
 
 
 def table_of(head_sizes: Tensor, dim_sizes: Tensor, scale: Tensor, head_dim: int) -> Tensor:
-    """(C,): the scale of each channel, found by walking, one channel at a time as a kernel's thread does."""
+    """Return the scale of each channel, (C,), found by walking, one channel at a time as a kernel's thread does."""
     found = []
     for g, heads in enumerate(head_sizes.tolist()):
         for head in range(sum(heads)):

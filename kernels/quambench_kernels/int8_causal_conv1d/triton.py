@@ -35,7 +35,9 @@ def int8_causal_conv1d_kernel(
 @triton.jit
 def walked(head_sizes, dim_sizes, scale, channel, mask, head_dim, group_channels,
            n_heads, n_dims):  # fmt: skip
-    """Each channel's scale, found as Quamba2's kernel finds it: along the runs of heads, then of channels in them."""
+    """Return each channel's scale, found as Quamba2's kernel does: along the runs of heads, then of channels in
+    them.
+    """
     group, inside = channel // group_channels, channel % group_channels
     run = walk(head_sizes + group * n_heads, inside // head_dim, mask, n_heads)
     row = group * n_heads + run
@@ -45,7 +47,7 @@ def walked(head_sizes, dim_sizes, scale, channel, mask, head_dim, group_channels
 
 @triton.jit
 def walk(sizes, position, mask, n):
-    """In which of n runs each position lies; sizes points at each one's first."""
+    """Return in which of n runs each position lies; sizes points at each one's first."""
     i = tl.zeros_like(position)
     end = tl.load(sizes, mask=mask, other=1).to(tl.int32)
     for _ in range(n - 1):
@@ -74,7 +76,7 @@ def int8_causal_conv1d_walking_kernel(
 def int8_causal_conv1d(
     x_q: Tensor, x_scale: Tensor, weight: Tensor, bias: Tensor | None, history_q: Tensor, out_scale: Tensor, q_max: int
 ) -> Tensor:
-    """int8_causal_conv1d_ref's signature."""
+    """Compute int8_causal_conv1d_ref, with its signature."""
     return _run(
         int8_causal_conv1d_kernel, x_q, x_scale, weight, bias, history_q, (out_scale, scale_step(out_scale)), q_max
     )
@@ -92,7 +94,7 @@ def int8_causal_conv1d_walking(
     head_dim: int,
     q_max: int,
 ) -> Tensor:
-    """int8_causal_conv1d_walking_ref's signature."""
+    """Compute int8_causal_conv1d_walking_ref, with its signature."""
     runs = [m.contiguous() for m in (head_sizes, dim_sizes, scale)]
     groups, n_heads, n_dims = scale.shape
     table = (*runs, head_dim, x_q.shape[2] // groups, n_heads, n_dims)
@@ -101,7 +103,7 @@ def int8_causal_conv1d_walking(
 
 def _run(kernel: Any, x: Tensor, x_scale: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor,
          out_grid: tuple[Any, ...], q_max: int) -> Tensor:  # fmt: skip
-    """out_grid: what the kernel takes to find the scale of each channel's output."""
+    """Start a kernel. out_grid: the arguments by which it finds the scale of each channel's output"""
     x, history = dense_rows(x), dense_rows(history)
     bias = None if bias is None else bias.contiguous()
     y = torch.empty(x.shape, dtype=torch.int8, device=x.device)

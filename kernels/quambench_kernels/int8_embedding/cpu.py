@@ -14,7 +14,7 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 
 
 def native(tokens: Tensor, table_q: Tensor, scale: Tensor) -> Tensor:
-    """int8_embedding_ref's signature."""
+    """Compute int8_embedding_ref, with its signature."""
     tokens, table, scale = tokens.contiguous(), table_q.contiguous(), scale.contiguous()
     y = torch.empty(*tokens.shape, table.shape[1])
     load(SOURCE).int8_embedding(

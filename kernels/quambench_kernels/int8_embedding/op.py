@@ -22,7 +22,7 @@ register(OP, "reference", int8_embedding_ref, devices=("cpu", "cuda"))
 
 
 def int8_embedding(tokens: Tensor, table_q: Tensor, scale: Tensor, *, impl: str = "auto") -> Tensor:
-    """table_q[tokens] * scale[tokens]: exact, one float32 product a value.
+    """Return table_q[tokens] * scale[tokens]: exact, one float32 product a value.
 
     tokens   (...) int64, each from 0 to V - 1
     table_q  (V, D) int8; scale (V,) float32

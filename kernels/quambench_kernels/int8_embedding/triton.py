@@ -18,7 +18,7 @@ def int8_embedding_kernel(tokens, table, scale, y, rows, width, BLOCK: tl.conste
     i = tl.program_id(0).to(tl.int64)
     token = tl.load(tokens + i)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    # A token outside the table reads nothing, and its row of NaN is seen by whoever uses it: a kernel cannot raise.
+    # A token outside the table reads nothing, and its row of NaN shows wherever it is used: a kernel cannot raise.
     known = (token >= 0) & (token < rows)
     q = tl.load(table + token * width + column, mask=column < tl.where(known, width, 0), other=0)
     step = tl.load(scale + token, mask=known, other=float("nan"))
@@ -26,8 +26,10 @@ def int8_embedding_kernel(tokens, table, scale, y, rows, width, BLOCK: tl.conste
 
 
 def int8_embedding(tokens: Tensor, table_q: Tensor, scale: Tensor) -> Tensor:
-    """int8_embedding_ref's signature. Tokens are not looked at first, for which a device would have to be waited for:
-    one outside the table becomes a row of NaN."""
+    """Compute int8_embedding_ref, with its signature.
+
+    Tokens are not checked first, since that would wait for the device: one outside the table becomes a row of NaN.
+    """
     tokens, table, scale = tokens.contiguous(), table_q.contiguous(), scale.contiguous()
     rows, width = table.shape
     y = torch.empty(*tokens.shape, width, dtype=torch.float32, device=table.device)

@@ -25,7 +25,7 @@ CHUNK = 1024
 
 
 def int_mm(x_q: Tensor, w_q: Tensor) -> Tensor:
-    """x_q (M, K), w_q (N, K) contiguous -> (M, N) int32, by the CPU's int8 instructions.
+    """Multiply x_q (M, K), w_q (N, K) contiguous -> (M, N) int32, by the CPU's int8 instructions.
 
     The weight stays (N, K) and is passed as a view: for one row that is more than twice as fast as
     a contiguous (K, N).
@@ -40,7 +40,7 @@ def int_mm(x_q: Tensor, w_q: Tensor) -> Tensor:
 
 
 def chunked_float32(x_q: Tensor, w_q: Tensor) -> Tensor:
-    """x_q (M, K), w_q (N, K) -> (M, N) int32, by float32 products of at most CHUNK terms.
+    """Multiply x_q (M, K), w_q (N, K) -> (M, N) int32, by float32 products of at most CHUNK terms.
 
     Exact on any machine, and also where float32 products are lowered to bfloat16 or TF32: int8
     fits both, and their sums are taken in float32.
@@ -56,7 +56,7 @@ FEW = 16  # rows of x up to which few_rows is faster than converting the weight 
 
 
 def few_rows(x_q: Tensor, w_q: Tensor) -> Tensor:
-    """x_q (M, K), w_q (N, K) contiguous -> (M, N) int32, in C++; right for any M, fast for a few."""
+    """Multiply x_q (M, K), w_q (N, K) contiguous -> (M, N) int32, in C++; right for any M, fast for a few."""
     sums = torch.empty(x_q.shape[0], w_q.shape[0], dtype=torch.int32)
     _few_rows(x_q, w_q, sums, None, None, None, 0, None)
     return sums
@@ -65,7 +65,7 @@ def few_rows(x_q: Tensor, w_q: Tensor) -> Tensor:
 def few_rows_fused(
     x_q: Tensor, w_q: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor | None, q_max: int
 ) -> Tensor:
-    """few_rows, and native_finish, in one: no sum is ever stored."""
+    """Compute few_rows and native_finish in one: no sum is ever stored."""
     n = w_q.shape[0]
     y = torch.empty(x_q.shape[0], n, dtype=torch.float32 if out_scale is None else torch.int8)
     _few_rows(x_q, w_q, None, scale, bias, out_scale, q_max, y)
@@ -92,7 +92,7 @@ def _few_rows(
 
 
 def native_finish(sums: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor | None, q_max: int) -> Tensor:
-    """finish_ref's signature, in C++; the same to the bit."""
+    """Compute finish_ref, with its signature, in C++; the result is the same to the bit."""
     n = sums.shape[1]
     sums, scale = sums.contiguous(), scale.expand(n).contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -124,7 +124,7 @@ def int_mm_is_exact(int_mm: Callable[[Tensor, Tensor], Tensor] = int_mm) -> bool
 
 
 def _hard_rows(rows: int, k: int, generator: torch.Generator) -> Tensor:
-    """(rows, k) int8: all 127, all -128, the two in turn, the two at random, anything; repeated."""
+    """Return rows (rows, k) int8: all 127, all -128, the two in turn, the two at random, anything; repeated."""
     ends = torch.tensor([127, -128], dtype=torch.int8)
     x = torch.randint(-128, 128, (rows, k), dtype=torch.int8, generator=generator)
     x[0::5], x[1::5] = ends
@@ -135,7 +135,7 @@ def _hard_rows(rows: int, k: int, generator: torch.Generator) -> Tensor:
 
 @cache
 def why_not_int_mm() -> str | None:
-    """The probe, once in a process."""
+    """Return why `int_mm` cannot be used here, or None; it is probed once in a process."""
     return None if int_mm_is_exact() else "torch._int_mm is not exact on this CPU (it saturates without VNNI)"
 
 
@@ -152,7 +152,7 @@ def int_mm_is_faster() -> bool:
 
 
 def _seconds(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor) -> float:
-    """The best of five, after one to warm up: others on the machine only ever add."""
+    """Return the best time of five, in seconds, after a run to warm up: others on the machine only ever add."""
     run(x, w)
     best = float("inf")
     for _ in range(5):

@@ -18,7 +18,7 @@ from quambench_kernels.library import operator
 MAX_K = (2**31 - 1) // 2**14  # 131,071
 
 OP = "int8_linear"
-FINISH = "int8_linear.finish"  # what follows the integer product: all implementations are the same to the bit
+FINISH = "int8_linear.finish"  # the step after the integer product: all implementations are the same to the bit
 register(OP, "int_mm", cpu.int_mm, why_not=cpu.why_not_int_mm, auto=cpu.int_mm_is_faster)
 register(OP, "few_rows", cpu.few_rows, why_not=cpu.why_not_native, sizes=range(cpu.FEW + 1))
 register(OP, "chunked_float32", cpu.chunked_float32)
@@ -38,7 +38,7 @@ def int8_linear(
     q_max: int = 127,
     impl: str = "auto",
 ) -> Tensor:
-    """x_q w_q^T, exact in INT32; with a scale then float32, x_q w_q^T * scale + bias; with an out_scale then INT8.
+    """Compute x_q w_q^T, exact in INT32; with a scale then float32, times scale plus bias; with an out_scale then INT8.
 
     x_q        (..., K) int8, any strides
     w_q        (N, K) int8, contiguous; K from 1 to MAX_K
@@ -80,7 +80,7 @@ def _run(x_q: Tensor, w_q: Tensor, scale: Tensor | None, bias: Tensor | None, ou
          impl: str) -> Tensor:  # fmt: skip
     x = x_q.reshape(-1, x_q.shape[-1])
     product: Callable[..., Tensor] = resolve(OP, impl, x_q.device, size=x.shape[0])
-    # The product and what follows it in one kernel.
+    # The product and its finish in one kernel.
     fused: Callable[..., Tensor] | None = getattr(product, "fused", None)
     if scale is None:
         y = product(x, w_q)

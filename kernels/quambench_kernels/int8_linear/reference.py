@@ -9,7 +9,7 @@ from quambench_kernels.rounding import quantize_ref
 
 
 def int8_linear_ref(x_q: Tensor, w_q: Tensor) -> Tensor:
-    """x_q (M, K) int8, w_q (N, K) int8 -> x_q w_q^T (M, N) int32.
+    """Compute x_q w_q^T (M, N) int32 of x_q (M, K) int8, w_q (N, K) int8.
 
     Exact: every partial sum is an integer below 2^31, and float64 holds integers up to 2^53.
     """
@@ -17,7 +17,7 @@ def int8_linear_ref(x_q: Tensor, w_q: Tensor) -> Tensor:
 
 
 def finish_ref(sums: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor | None, q_max: int) -> Tensor:
-    """What the integers stand for, with the bias; on a grid where there is an out_scale.
+    """Return the values of integer sums, with the bias; on a grid where there is an out_scale.
 
     sums (M, N) int32; scale, out_scale () or (N) float32; bias (N) float32 or None
     returns (M, N) float32 or int8

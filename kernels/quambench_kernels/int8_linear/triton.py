@@ -20,7 +20,8 @@ def int8_linear_kernel(
     x, x_stride, w, scale, step, bias, out_scale, out_step, y,
     M, N, K, q_max, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TALL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y (M, N) from x (M, K), rows x_stride apart, and w (N, K). What is None is left out.
+    """Compute a tile of y (M, N) from x (M, K), rows x_stride apart, and w (N, K). Arguments that are None are left
+    out.
 
     TALL  tiles that go down before the next column of them is begun: they share the weight in the cache
     """
@@ -56,12 +57,12 @@ def int8_linear_kernel(
 
 
 def product(x_q: Tensor, w_q: Tensor) -> Tensor:
-    """int8_linear_ref's signature."""
+    """Compute int8_linear_ref, with its signature."""
     return _run(x_q, w_q, None, None, None, 127, torch.int32)
 
 
 def fused(x_q: Tensor, w_q: Tensor, scale: Tensor, bias: Tensor | None, out_scale: Tensor | None, q_max: int) -> Tensor:
-    """finish_ref of int8_linear_ref, equal to the bit; no integer sum leaves the kernel."""
+    """Compute finish_ref of int8_linear_ref, equal to the bit; no integer sum leaves the kernel."""
     return _run(x_q, w_q, scale, bias, out_scale, q_max, torch.float32 if out_scale is None else torch.int8)
 
 
@@ -81,7 +82,9 @@ def _run(x: Tensor, w: Tensor, scale: Tensor | None, bias: Tensor | None, out_sc
 
 
 def _tile(m: int) -> dict[str, Any]:
-    """Few rows are a matter of reading the weight: narrow tiles, so that many programs read. Many fill tensor cores."""
+    """Return the tile: narrow for few rows, so that many programs read the weight; large for many, to fill tensor
+    cores.
+    """
     if m <= 16:
         return {"BM": 16, "BN": 32, "BK": 256, "TALL": 1, "warps": 4, "stages": 4}
     if m <= 256:

@@ -32,7 +32,7 @@ def native(
     state_scale: Tensor,
     q_max: int,
 ) -> tuple[Tensor, Tensor]:
-    """int8_selective_scan_ref's signature."""
+    """Compute int8_selective_scan_ref, with its signature."""
     u, dt, B, C, z = (dense_rows(x) for x in (u_q, dt_q, B_q, C_q, z_q))
     A, D, dt_bias, state, dt_scale, z_scale = (x.contiguous() for x in (A, D, dt_bias, state_q, dt_scale, z_scale))
     state_scale = state_scale.contiguous()  # the kernel takes a scale per n as dense, or as one for all

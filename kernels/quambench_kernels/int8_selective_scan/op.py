@@ -44,7 +44,7 @@ def int8_selective_scan(
     q_max: int = 127,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`selective_scan` of what the integers stand for, in float32; the last state is quantized, y is not.
+    """Compute `selective_scan` of the integers' values, in float32; the last state is quantized, y is not.
 
     u_q, dt_q, z_q  (B, L, E) int8, any strides; u_scale () float32; dt_scale, z_scale () or (E)
     B_q, C_q        (B, L, N) int8, any strides; B_scale, C_scale () float32

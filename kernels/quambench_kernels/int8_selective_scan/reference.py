@@ -62,7 +62,7 @@ def floating(
     state_q: Tensor,
     state_scale: Tensor,
 ) -> tuple[Tensor, ...]:
-    """What the integers stand for, as selective_scan takes it: u, dt, A, B, C, D, state, dt_bias, z."""
+    """Return the integers' values as selective_scan takes them: u, dt, A, B, C, D, state, dt_bias, z."""
     pairs = ((u_q, u_scale), (dt_q, dt_scale), (B_q, B_scale), (C_q, C_scale), (z_q, z_scale), (state_q, state_scale))
     u, dt, B, C, z, state = (dequantize_ref(q, scale, dtype) for q, scale in pairs)
     A, D, dt_bias = (x.to(dtype) for x in (A, D, dt_bias))

@@ -27,7 +27,7 @@ def int8_selective_scan(
     state_scale: Tensor,
     q_max: int,
 ) -> tuple[Tensor, Tensor]:
-    """int8_selective_scan_ref's signature."""
+    """Compute int8_selective_scan_ref, with its signature."""
     steps = state_scale.expand(A.shape).stride()
     return run(
         u_q, u_scale, dt_q, (dt_scale, scale_step(dt_scale)), A, B_q, B_scale, C_q, C_scale, D, dt_bias, z_q,

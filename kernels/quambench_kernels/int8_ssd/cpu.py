@@ -33,7 +33,7 @@ def native(
     chunk: int,
     q_max: int,
 ) -> tuple[Tensor, Tensor]:
-    """int8_ssd_ref's signature. It has no use for chunks."""
+    """Compute int8_ssd_ref, with its signature. It has no use for chunks."""
     x, dt, B, C = (dense_rows(q) for q in (x_q, dt_q, B_q, C_q))
     A, D, dt_bias, state = (m.contiguous() for m in (A, D, dt_bias, state_q))
     scales = [m.contiguous() for m in (x_scale, dt_scale, B_scale, C_scale)]

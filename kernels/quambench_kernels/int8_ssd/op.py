@@ -46,7 +46,7 @@ def int8_ssd(
     q_max: int = 127,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`ssd` of what the integers stand for, in float32; the last state is quantized, y is not.
+    """Compute `ssd` of the integers' values, in float32; the last state is quantized, y is not.
 
     x_q (B, L, H, P), dt_q (B, L, H), B_q, C_q (B, L, G, N): int8, any strides
     x_scale () or (H P), dt_scale () or (H), B_scale, C_scale () or (G N): float32

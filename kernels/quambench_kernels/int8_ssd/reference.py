@@ -61,7 +61,7 @@ def floating(
     state_q: Tensor,
     state_scale: Tensor,
 ) -> tuple[Tensor, ...]:
-    """What the integers stand for, as ssd takes it: x, dt, A, B, C, D, state, dt_bias."""
+    """Return the integers' values as ssd takes them: x, dt, A, B, C, D, state, dt_bias."""
 
     def by_last_axes(q: Tensor, scale: Tensor) -> Tensor:
         return dequantize_ref(q, scale.view(q.shape[2:]) if scale.ndim else scale, dtype)

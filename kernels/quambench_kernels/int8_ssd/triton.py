@@ -28,7 +28,7 @@ def int8_ssd(
     chunk: int,
     q_max: int,
 ) -> tuple[Tensor, Tensor]:
-    """int8_ssd_ref's signature. It has no use for chunks."""
+    """Compute int8_ssd_ref, with its signature. It has no use for chunks."""
     scales = tuple((scale, scale_step(scale)) for scale in (x_scale, dt_scale, B_scale, C_scale))
     of_h, of_p, of_n = state_scale.expand(state_q.shape[1:]).stride()
     return run(

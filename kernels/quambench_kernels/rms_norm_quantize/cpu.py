@@ -25,7 +25,7 @@ def native(
     scale: Tensor | None,
     q_max: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """rms_norm_quantize_ref's signature, float32."""
+    """Compute rms_norm_quantize_ref, with its signature, float32."""
     rows, before, gate = (None if t is None else _rows(t) for t in (x, residual, z))
     assert rows is not None
     gain = None if gain is None else gain.contiguous()
@@ -42,7 +42,7 @@ def native(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(rows, n), the last axis dense."""
+    """Return x as (rows, n), the last axis dense."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 or rows.shape[-1] == 1 else rows.contiguous()
 

@@ -33,7 +33,7 @@ def rms_norm_quantize(
     q_max: int = 127,
     impl: str = "auto",
 ) -> Tensor:
-    """quantize(x / sqrt(mean(x^2) + eps) * gain), the mean over each of n_groups equal parts of the last axis.
+    """Compute quantize(x / sqrt(mean(x^2) + eps) * gain), the mean over each of n_groups equal parts of the last axis.
 
     x        (..., n) floating, any strides
     gain     (n) of x's dtype, or None for 1
@@ -60,7 +60,7 @@ def add_rms_norm_quantize(
     q_max: int = 127,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`rms_norm_quantize` of residual + x, and that sum: what a block does with what the one before it made.
+    """Return `rms_norm_quantize` of residual + x, and that sum: the start of a block after the one that made x.
 
     x, residual (..., n), one dtype
     """
@@ -88,7 +88,7 @@ def gated_rms_norm_quantize(
     q_max: int = 127,
     impl: str = "auto",
 ) -> Tensor:
-    """`rms_norm_quantize` of x SiLU(z), or with norm_before_gate quantize(norm(x) SiLU(z)): Mamba2's last norm.
+    """Compute `rms_norm_quantize` of x SiLU(z), or with norm_before_gate quantize(norm(x) SiLU(z)): Mamba2's last norm.
 
     z (..., n) of x's dtype, or int8 with its scale z_scale, () or (n) float32
     """

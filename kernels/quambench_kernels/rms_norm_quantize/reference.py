@@ -10,7 +10,7 @@ from quambench_kernels.rounding import dequantize_ref, quantize_ref
 
 
 def rms_norm_ref(x: Tensor, gain: Tensor | None, eps: float, n_groups: int = 1) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * gain, the mean over each of n_groups equal parts of the last axis.
+    """Compute x / sqrt(mean(x^2) + eps) * gain, the mean over each of n_groups equal parts of the last axis.
 
     x (..., n) floating; gain (n), or None for 1
     """

@@ -19,7 +19,9 @@ def rms_norm_quantize_kernel(
     z_step, gain, scale, out, groups, part, count, eps, q_max,
     NORM_FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One of the groups of a row: `part` channels, which as a float is count. What is None is left out."""
+    """Compute one group of a row: `part` channels; `count` is that number as a float. Arguments that are None are
+    left out.
+    """
     row, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
     inside = tl.arange(0, BLOCK) < part
     channel = group * part + tl.arange(0, BLOCK)
@@ -28,7 +30,7 @@ def rms_norm_quantize_kernel(
     if residual is not None:
         added = (v + read(residual + row * residual_stride + channel, inside, None)).to(total.dtype.element_ty)
         tl.store(total + to, added, mask=inside)
-        v = added.to(tl.float32)  # what is kept is what is normed
+        v = added.to(tl.float32)  # the stored sum is the one that is normed
     if z is not None:
         of_z = None if z_scale is None else scale_of(z_scale, z_step, channel, inside)
         gate = silu(read(z + row * z_stride + channel, inside, of_z))
@@ -56,7 +58,7 @@ def rms_norm_quantize(
     scale: Tensor | None,
     q_max: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """rms_norm_quantize_ref's signature."""
+    """Compute rms_norm_quantize_ref, with its signature."""
     rows, before, gate = (None if m is None else dense_last(m) for m in (x, residual, z))
     assert rows is not None
     gain = None if gain is None else gain.contiguous()

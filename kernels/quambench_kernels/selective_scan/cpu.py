@@ -25,7 +25,7 @@ def native(
     dt_bias: Tensor | None,
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """selective_scan_ref's signature."""
+    """Compute selective_scan_ref, with its signature."""
     u, dt, B, C = (dense_rows(x) for x in (u, dt, B, C))
     A, D, state = (x.contiguous() for x in (A, D, state))
     dt_bias = None if dt_bias is None else dt_bias.contiguous()

@@ -1,4 +1,4 @@
-"""selective_scan with a backward: what runs where autograd records."""
+"""The form of selective_scan with a backward, which runs where autograd records."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def differentiable(
     dt_bias: Tensor | None,
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """selective_scan_ref's signature: exponentials and products of CHUNK steps at once, every state kept."""
+    """Compute selective_scan_ref, with its signature; exponentials and products of CHUNK steps at once, all states
+    kept.
+    """
     dt = step_sizes(dt, dt_bias)
     drive_u = dt * u
     ys = []

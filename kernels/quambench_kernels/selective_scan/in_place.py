@@ -1,4 +1,4 @@
-"""selective_scan in PyTorch as fast as it goes there, in any floating dtype on any device."""
+"""The fastest form of selective_scan in plain PyTorch, in any floating dtype on any device."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def in_place(
     dt_bias: Tensor | None,
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """selective_scan_ref's signature: one state, overwritten from step to step, and one buffer of exponentials.
+    """Compute selective_scan_ref, with its signature.
 
-    Inside, the state lies as (B, N, E): with the long axis innermost every product is a vector
-    instruction, and y a product of a row and a matrix. The state returned is a (B, E, N) view of
-    it, which the next call finds as it wants it.
+    There is one state, overwritten from step to step, and one buffer of exponentials. Inside, the state lies as
+    (B, N, E): with the long axis innermost every product is a vector instruction, and y a product of a row and a
+    matrix. The state returned is a (B, E, N) view of it, which the next call finds as it wants it.
     """
     gate = z
     dt = step_sizes(dt, dt_bias)

@@ -18,7 +18,7 @@ from quambench_kernels.selective_scan.reference import selective_scan_ref
 from quambench_kernels.upstream import register_upstream
 
 OP = "selective_scan"
-STATE = 6  # of the arguments
+STATE = 6  # the state's place among the arguments
 register(OP, "native", in_float32(cpu.native, STATE), dtypes=UP_TO_FLOAT32, why_not=why_not(cpu.SOURCE))
 register_upstream(OP, "mamba_ssm", upstream.selective_scan)
 register_triton(OP, Later(OP, "selective_scan"))
@@ -39,7 +39,7 @@ def selective_scan(
     z: Tensor | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Δ = softplus(dt + dt_bias); h = exp(Δ A) h + Δ B u; y = (C h + D u) SiLU(z).
+    """Scan: Δ = softplus(dt + dt_bias); h = exp(Δ A) h + Δ B u; y = (C h + D u) SiLU(z).
 
     One dtype throughout; beside narrower inputs, A, D, dt_bias and the state may be float32.
 

@@ -18,7 +18,7 @@ def selective_scan_ref(
     dt_bias: Tensor | None,
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence as the paper writes it, one token at a time.
+    """Run the recurrence as the paper writes it, one token at a time.
 
         Δ_t = softplus(dt_t + dt_bias)    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t    y_t = (C_t h_t + D u_t) SiLU(z_t)
 
@@ -36,10 +36,10 @@ def selective_scan_ref(
 
 
 def step_sizes(dt: Tensor, dt_bias: Tensor | None) -> Tensor:
-    """Δ."""
+    """Return Δ: softplus(dt + dt_bias), or dt itself without a bias."""
     return dt if dt_bias is None else F.softplus(dt + dt_bias)
 
 
 def gated(y: Tensor, z: Tensor | None) -> Tensor:
-    """y SiLU(z)."""
+    """Return y SiLU(z), or y itself without a gate."""
     return y if z is None else y * F.silu(z)

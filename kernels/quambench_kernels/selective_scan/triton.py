@@ -24,7 +24,7 @@ def selective_scan_kernel(
     state, state_scale, scale_se, scale_sn, y, after, length, width,
     d_state, q_max, BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """BE channels of a sequence: their states (BE, BN) stay in registers, and positions follow each other.
+    """Scan BE channels of a sequence: their states (BE, BN) stay in registers, and positions follow each other.
 
     u, dt, z (B, L, E), B, C (B, L, N) by their strides; A (E, N), D, dt_bias (E), state and after (B, E, N), y dense.
     Integers where there are scales: u_scale, B_scale, C_scale one, dt_scale and z_scale by steps of 0 or 1, the state's
@@ -56,7 +56,7 @@ def selective_scan_kernel(
     b_row, c_row = read(Bs, in_n, of_B), read(Cs, in_n, of_C)
     gate = drive if z is None else read(zs, in_e, of_z)
     for t in range(length):
-        more = tl.minimum(length - 1 - t, 1)  # after the last position comes itself once more, unused
+        more = tl.minimum(length - 1 - t, 1)  # the last position is read once more after itself, and not used
         us += more * u_st
         dts += more * dt_st
         Bs += more * B_st
@@ -94,7 +94,7 @@ def selective_scan(
     dt_bias: Tensor | None,
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """selective_scan_ref's signature."""
+    """Compute selective_scan_ref, with its signature."""
     none = None, 0
     return run(u, None, dt, none, A, B, None, C, None, D, dt_bias, z, none, state, (None, 0, 0), 0, u.dtype)
 
@@ -118,7 +118,7 @@ def run(
     q_max: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Scales come with their steps; dtype is y's."""
+    """Start the kernel. Scales come with their steps; dtype is y's."""
     u, dt, B, C = (dense_rows(x) for x in (u, dt, B, C))
     z = None if z is None else dense_rows(z)
     A, D, state = (x.contiguous() for x in (A, D, state))
@@ -138,6 +138,6 @@ def run(
 
 
 def _tile(width: int, d_state: int) -> dict[str, Any]:
-    """A warp has at most 16 channels and 16 states to a lane: what counts is how many programs there are."""
+    """Return the tile: a warp has at most 16 channels and 16 states to a lane, since many programs matter most."""
     across = ceil_power(d_state)
     return {"BE": min(ceil_power(width), max(1, min(16, 512 // across))), "BN": across, "warps": 1}

@@ -1,4 +1,4 @@
-"""ssd in PyTorch by chunks, in any floating dtype: matrix products inside a chunk, a recurrence between chunks.
+"""The form of ssd by chunks in PyTorch, in any floating dtype: products inside a chunk, a recurrence between chunks.
 
 Letters: b batch, l and s positions in a chunk, c chunk, g SSD group, h head in its group, p channel in its
 head (head_dim), n state index.
@@ -28,7 +28,7 @@ def by_chunks(
     dt_max: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """ssd_ref's signature; one position is ssd_ref itself. Differentiable."""
+    """Compute ssd_ref, with its signature, by chunks; one position is ssd_ref itself. Differentiable."""
     if x.shape[1] == 1:
         return ssd_ref(x, dt, A, B, C, D, state, dt_bias, dt_min, dt_max, chunk)
     y, after = chunked(x, step_sizes(dt, dt_bias, dt_min, dt_max), A, B, C, state, chunk)
@@ -36,7 +36,7 @@ def by_chunks(
 
 
 def chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """The scan alone, dt being Δ; a few sequences at a time, so that all that lies between stays in a cache."""
+    """Compute the scan alone, dt being Δ; a few sequences at a time, so that all temporaries stay in a cache."""
     chunk = min(chunk, x.shape[1])
     at_once = max(1, BLOCK // (dt[0].numel() * chunk))
     parts = zip(*(m.split(at_once) for m in (x, dt, B, C, state)), strict=True)
@@ -45,7 +45,7 @@ def chunked(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tenso
 
 
 def _of_few(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """`chunked` with all temporaries at once.
+    """Compute `chunked` with all temporaries at once.
 
     A sequence that no chunk divides is padded with Δ = 0, which neither decays nor drives the
     state. Sums of Δ A are taken in float64: their differences are exponents, where the rounding of
@@ -67,7 +67,7 @@ def _of_few(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tenso
     mixing = between.masked_fill_(future, -torch.inf).exp() * (C @ B.mT)[:, :, :, None]
     y = (mixing @ x_dt.transpose(3, 4)).transpose(3, 4)
 
-    # 2. What each chunk adds to the state by its end.
+    # 2. Each chunk's addition to the state by its end.
     to_end = (total[..., -1:, :] - total).to(x.dtype).exp()  # (b, c, g, l, h)
     added = B.mT @ (x_dt * to_end[..., None]).flatten(-2)
     added = added.unflatten(-1, x_dt.shape[-2:])  # (b, c, g, n, h, p)
@@ -80,7 +80,7 @@ def _of_few(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tenso
         starts.append(state)
         state = across[:, c] * state + added[:, c]
 
-    # 4. What the state at the chunk's start still contributes to each position.
+    # 4. The contribution to each position of the state at the chunk's start.
     from_start = total.to(x.dtype).exp()  # (b, c, g, l, h)
     carried = (C @ torch.stack(starts, dim=1).flatten(-2)).unflatten(-1, x_dt.shape[-2:])
     y = torch.addcmul(y, carried, from_start[..., None]).transpose(2, 3)

@@ -27,7 +27,7 @@ def native(
     dt_max: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """ssd_ref's signature; the limits count only where there is a dt_bias. It has no use for chunks."""
+    """Compute ssd_ref, with its signature; the limits count only where there is a dt_bias. It has no use for chunks."""
     low, high = (-torch.inf, torch.inf) if dt_bias is None else (dt_min, dt_max)
     flat = dense_rows(x), dense_rows(dt), dense_rows(B), dense_rows(C)
     A, state = A.contiguous(), state.contiguous()

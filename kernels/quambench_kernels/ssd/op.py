@@ -19,7 +19,7 @@ from quambench_kernels.ssd.reference import ssd_ref
 from quambench_kernels.upstream import register_upstream
 
 OP = "ssd"
-STATE = 6  # of the arguments
+STATE = 6  # the state's place among the arguments
 register(OP, "native", in_float32(cpu.native, STATE), dtypes=UP_TO_FLOAT32, why_not=why_not(cpu.SOURCE))
 register_upstream(OP, "mamba_ssm", upstream.ssd)
 register_triton(OP, Later(OP, "ssd"))
@@ -42,7 +42,7 @@ def ssd(
     chunk: int = 256,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Δ = clamp(softplus(dt + dt_bias)); h = exp(Δ A) h + Δ x B^T; y = h C + D x.
+    """Scan: Δ = clamp(softplus(dt + dt_bias)); h = exp(Δ A) h + Δ x B^T; y = h C + D x.
 
     One dtype throughout; beside narrower inputs, A, D, dt_bias and the state may be float32.
 
@@ -75,7 +75,7 @@ def check_shapes(
     state: Tensor,
     dt_bias: Tensor | None,
 ) -> None:
-    """Of ssd and int8_ssd."""
+    """Check the arguments that ssd and int8_ssd have in common. raises ValueError"""
     check.shape("x", x, None, None, None, None)
     batch, length, heads, head_dim = x.shape
     check.shape("B", B, batch, length, None, None)

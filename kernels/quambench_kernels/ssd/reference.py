@@ -20,12 +20,12 @@ def ssd_ref(
     dt_max: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence, one token at a time.
+    """Run the recurrence, one token at a time.
 
         Δ_t = clamp(softplus(dt_t + dt_bias))    h_t = exp(Δ_t A) h_{t-1} + Δ_t x_t B_t^T    y_t = h_t C_t + D x_t
 
     x (B, L, H, P); dt (B, L, H); A (H), negative; B, C (B, L, G, N); D (H) or (H, P); dt_bias (H); state (B, H, P, N)
-    dt_bias None: dt is Δ itself; D None: nothing is added; chunk is for those who work by chunks
+    dt_bias None: dt is Δ itself; D None: nothing is added; chunk is for implementations that work by chunks
     returns y (B, L, H, P) and the last h (B, H, P, N)
     """
     dt = step_sizes(dt, dt_bias, dt_min, dt_max)
@@ -41,10 +41,10 @@ def ssd_ref(
 
 
 def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_min: float, dt_max: float) -> Tensor:
-    """Δ."""
+    """Return Δ: clamp(softplus(dt + dt_bias)), or dt itself without a bias."""
     return dt if dt_bias is None else F.softplus(dt + dt_bias).clamp(dt_min, dt_max)
 
 
 def with_skip(y: Tensor, x: Tensor, D: Tensor | None) -> Tensor:
-    """y + D x."""
+    """Return y + D x, or y itself without D."""
     return y if D is None else y + x * (D[:, None] if D.ndim == 1 else D)

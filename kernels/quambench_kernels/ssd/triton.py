@@ -25,12 +25,13 @@ def ssd_kernel(
     length, heads, head_dim, heads_per_group, d_state, q_max,
     BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """BP channels of a head of a sequence: their states (BP, BN) stay in registers, and positions follow each other.
+    """Scan BP channels of a head of a sequence: their states (BP, BN) stay in registers, and positions follow each
+    other.
 
     x (B, L, H, P), dt (B, L, H), B, C (B, L, G, N) by their first two strides; A, dt_bias (H); D at h D_sh + p D_sp;
-    state and after (B, H, P, N), y (B, L, H, P) dense. Integers where there are scales: by steps of 0 or 1 along what
-    follows the second axis, the state's at h scale_sh + p scale_sp + n scale_sn. dt_bias and D may be None.
-    A position's inputs are read while the one before is worked on.
+    state and after (B, H, P, N), y (B, L, H, P) dense. Integers where there are scales: by steps of 0 or 1 along the
+    axes after the second, the state's at h scale_sh + p scale_sp + n scale_sn. dt_bias and D may be None. A position's
+    inputs are read while the one before is worked on.
     """
     b, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     p, n = tl.program_id(1) * BP + tl.arange(0, BP), tl.arange(0, BN)
@@ -56,7 +57,7 @@ def ssd_kernel(
     row, step = read(xs, in_p, of_x), read(dts, True, of_dt)
     b_row, c_row = read(Bs, in_n, of_B), read(Cs, in_n, of_C)
     for t in range(length):
-        more = tl.minimum(length - 1 - t, 1)  # after the last position comes itself once more, unused
+        more = tl.minimum(length - 1 - t, 1)  # the last position is read once more after itself, and not used
         xs += more * x_st
         dts += more * dt_st
         Bs += more * B_st
@@ -81,7 +82,7 @@ def ssd_kernel(
 
 @triton.jit
 def limited(x, low, high):
-    """From low to high; NaN stays NaN."""
+    """Clamp x from low to high; NaN stays NaN."""
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
 
@@ -99,7 +100,7 @@ def ssd(
     dt_max: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """ssd_ref's signature. It has no use for chunks."""
+    """Compute ssd_ref, with its signature. It has no use for chunks."""
     none = None, 0
     scales = none, none, none, none
     return run(x, dt, A, B, C, D, state, dt_bias, dt_min, dt_max, scales, (None, 0, 0, 0), 0, x.dtype)
@@ -121,7 +122,7 @@ def run(
     q_max: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """scales: of x, dt, B, C, with their steps; dtype is y's."""
+    """Start the kernel. scales: of x, dt, B, C, with their steps; dtype is y's"""
     x, dt, B, C = (dense_rows(m) for m in (x, dt, B, C))
     A, state = A.contiguous(), state.contiguous()
     D, dt_bias = (None if m is None else m.contiguous() for m in (D, dt_bias))
@@ -140,14 +141,14 @@ def run(
 
 
 def _steps(D: Tensor | None) -> tuple[int, int]:
-    """Of heads and of channels, in D (H) or (H, P)."""
+    """Return the steps of heads and of channels in D (H) or (H, P)."""
     if D is None:
         return 0, 0
     return (D.stride(0), D.stride(1)) if D.ndim == 2 else (D.stride(0), 0)
 
 
 def _tile(head_dim: int, d_state: int) -> dict[str, Any]:
-    """At most 2,048 states to a program, 16 to a lane: what counts is how many programs there are."""
+    """Return the tile: at most 2,048 states to a program, 16 to a lane, since many programs matter most."""
     across = ceil_power(d_state)
     channels = min(ceil_power(head_dim), max(1, 2048 // across))
     return {"BP": channels, "BN": across, "warps": min(4, max(1, channels * across // 512))}

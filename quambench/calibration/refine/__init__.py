@@ -1,4 +1,4 @@
-"""Refinements: scales that calibration made, trained further. One refinement a module."""
+"""Refinements: training that starts from calibrated scales. One refinement a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scales trained block by block on the block's own output, through soft rounding."""
+"""Training of scales block by block on the block's own output, through soft rounding."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SOFTEST = 0.2085  # 1 / (2 ln 11): above it soft rounding has jumps
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One block, or lm_head: what goes into it, and what the float model makes of that."""
+    """A block, or lm_head: its inputs, and the float model's output for them."""
 
     layer: int | None  # None: lm_head
     inputs: Tensor  # (B, L, D), normed
@@ -47,7 +47,7 @@ class Stage:
         return replace(self, inputs=self.inputs[rows], target=self.target[rows])
 
     def error(self, model: LanguageModel, length: int, tap: Tap) -> Tensor:
-        """Mean squared error of `model`'s output here, relative to the target's mean square."""
+        """Return the mean squared error of `model`'s output here, relative to the target's mean square."""
         return (self._output(model, length, tap) - self.target).square().mean() / self.target.square().mean()
 
     def _output(self, model: LanguageModel, length: int, tap: Tap) -> Tensor:
@@ -55,14 +55,14 @@ class Stage:
             out: Tensor = model.lm_head(tap(HEAD, self.inputs))
             return out
         outputs, state = [], None
-        for part in self.inputs.split(length, dim=1):  # so that the state's scale shows
+        for part in self.inputs.split(length, dim=1):  # the state is carried on, so that its scale shows
             inner, state = model.blocks[self.layer].mixer(part, state, in_layer(tap, self.layer))
             outputs.append(inner)
         return torch.cat(outputs, dim=1)
 
 
 def stages(model: LanguageModel, tokens: Tensor) -> Iterator[Stage]:
-    """The float model's blocks on tokens (B, L), first to last, then its lm_head."""
+    """Yield the float model's blocks on tokens (B, L), first to last, then its lm_head."""
     hidden = model.backbone.embedding(tokens)
     for i, block in enumerate(model.blocks):
         normed = block.norm(hidden)
@@ -78,7 +78,7 @@ def stages(model: LanguageModel, tokens: Tensor) -> Iterator[Stage]:
 class AdaRound(Trained):
     """Block-wise reconstruction (Li et al. 2021, arXiv:2102.05426) of scales instead of weights.
 
-    Label-free, and no gradient passes from block to block: each gets the float model's hidden states and
+    It needs no labels, and no gradient passes from block to block: each gets the float model's hidden states and
     is to give the float model's output. Rounding starts soft and hardens (`soft_round`), its
     temperature falling geometrically from `warm` to `cold`. A loss is a mean over blocks and lm_head of
     the squared error of the output, relative to the output's mean square.
@@ -105,7 +105,7 @@ class AdaRound(Trained):
             raise BadParameter(f"warm must be from cold, {self.cold}, to {SOFTEST} (got {self.warm!r})")
 
     def temperature(self, step: int) -> float:
-        """In steps of the grid; step from 1 to `steps`."""
+        """Return the temperature of a step, in steps of the grid; steps count from 1 to `steps`."""
         done = (step - 1) / max(self.steps - 1, 1)
         return float(self.warm * (self.cold / self.warm) ** done)
 
@@ -155,10 +155,10 @@ def _shifted(progress: Progress, before: int, total: int, done: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Of one stage."""
+    """The result of one stage's training."""
 
     best: Best
-    scales: Mapping[str, Tensor]  # of its own sites
+    scales: Mapping[str, Tensor]  # of the stage's own sites
     train_start: float
     train_end: float
 
@@ -194,6 +194,6 @@ class _Job:
         return _Found(best, own, self.judged(self.start, self.train), self.judged(best.calibration, self.train))
 
     def judged(self, calibration: Calibration, part: Stage) -> float:
-        """By hard rounding."""
+        """Return the error of a calibration on a part, by hard rounding."""
         tap = hard_tap(self.model.config, calibration, self.sites)
         return part.error(self.model, int(self.how.piece), tap).item()

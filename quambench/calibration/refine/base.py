@@ -1,4 +1,4 @@
-"""What a refinement is: from a Calibration to a better one, never to a worse one on its validation part."""
+"""The contract of a refinement: it returns a better Calibration, never one that is worse on its validation part."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ PARTS = ("train", "validation")
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """What training came to. Losses are means over their part, in the refinement's own unit."""
+    """The result of training. Losses are means over their part, in the refinement's own unit."""
 
     calibration: Calibration
     losses: Mapping[str, float]  # "train.start", "train.end", "validation.start", "validation.end"
     best_step: int  # 0: nothing was better than the start
     steps: int
     seconds: float
-    best_steps: Mapping[str, int] = field(default_factory=dict)  # where parts of the model train alone: of each
+    best_steps: Mapping[str, int] = field(default_factory=dict)  # of each part, where parts train alone
 
     @property
     def gap(self) -> float:
-        """Share of the start's loss that training removed, on its own part minus on the validation part.
+        """Return the share of the start's loss that training removed on its own part, minus that on the validation
+        part.
 
-        0.1: ten points of the gain were of its own data alone. The validation part chose the best step, so
-        even its own share is a little too good.
+        0.1 means that ten points of the gain hold for its own data alone. The validation part chose the best step, so
+        even its share is a little too good.
         """
         if self.best_step == 0:
             return 0.0
@@ -46,7 +47,7 @@ class Refined:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Return a line for people."""
         own, other = (" -> ".join(f"{self.losses[f'{p}.{at}']:.4g}" for at in ("start", "end")) for p in PARTS)
         return (
             f"{self.steps} steps in {self.seconds:.1f} s, best after {self.best_step}; loss {own} on the training"
@@ -55,7 +56,7 @@ class Refined:
 
 
 class Refinement(ABC):
-    """A subclass is a frozen dataclass; its fields are what a spec may set."""
+    """Base of all refinements. A subclass is a frozen dataclass; its fields are what a spec may set."""
 
     @abstractmethod
     def refine(
@@ -66,10 +67,10 @@ class Refinement(ABC):
         sequences: Tensor,
         progress: Progress = lambda done, total: None,
     ) -> Refined:
-        """start's scales, trained on part of `sequences` (S, L) and judged on the rest.
+        """Train start's scales on part of `sequences` (S, L) int64, and judge them on the rest.
 
-        prepared   the float model that the scales belong to: what is to be imitated
-        quantized  the INT8 model at the start: its weights are what training sees
+        prepared   the float model that the scales belong to: training imitates it
+        quantized  the INT8 model at the start, whose weights training sees
         """
 
 

@@ -1,4 +1,4 @@
-"""Scales trained on what the whole model says, through a straight-through estimator."""
+"""Training of scales on the whole model's output, through a straight-through estimator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOSSES = ("kl", "nll")
 @REFINEMENTS.register("learned")
 @dataclass(frozen=True)
 class Learned(Trained):
-    """LSQ's scales (Esser et al. 2020, arXiv:1902.08153), weights fixed as the INT8 model has them.
+    """Scales learned as in LSQ (Esser et al. 2020, arXiv:1902.08153), with weights fixed as the INT8 model has them.
 
     The defaults take 3 s of one core on mamba-tiny and mamba2-tiny (AVX-512; 11 s on AVX2). KL to float in
     nats/token on the evaluation part, prefill and decoding, before -> after, from percentile[alpha=0.9995]:
@@ -41,12 +41,12 @@ class Learned(Trained):
                      w8a6  0.164  -> 0.052    0.224  -> 0.069                   0.042  -> 0.026    0.059  -> 0.034
                      w8a4  6.8    -> 2.2      7.0    -> 2.6                     1.63   -> 0.30     1.97   -> 0.35
 
-    Of the loss's fall on the training part at most 0.03 of the start's loss did not carry over to the
-    validation part (`Refined.gap`): some tens of scales do not learn 768 tokens by heart. With loss=nll
-    mamba2-tiny did as well at w8a4, and at w8a8 no step bettered the start: so few labels are too noisy.
+    At most 0.03 of the start's loss was gained on the training part and not on the validation part (`Refined.gap`):
+    some tens of scales do not learn 768 tokens by heart. With loss=nll mamba2-tiny did as well at w8a4, and at w8a8
+    no step bettered the start: so few labels are too noisy.
     """
 
-    loss: str = "kl"  # of the float model's next-token distribution; nll: of the next token itself. nats/token
+    loss: str = "kl"  # kl: to the float model's next-token distribution; nll: of the next token itself. nats/token
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -101,11 +101,11 @@ class Learned(Trained):
         )
 
     def _log_probs(self, model: LanguageModel, tokens: Tensor, tap: Tap) -> Tensor:
-        """(B, L) -> (B, L, vocab_size) float64"""
+        """Return log-probabilities (B, L, vocab_size) float64 of tokens (B, L)."""
         return F.log_softmax(forward_in_pieces(model, tokens, int(self.piece), tap), -1)
 
     def _loss(self, log_probs: Tensor, tokens: Tensor, aim: Tensor) -> Tensor:
-        """nats/token"""
+        """Return the loss in nats/token."""
         if self.loss == "nll":
             return -log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
         return (aim.exp() * (aim - log_probs)).sum(-1).mean()

@@ -1,6 +1,6 @@
-"""What refinements share: two disjoint parts of the data, scales as parameters, descent that keeps the best.
+"""The shared part of refinements: two disjoint parts of the data, scales as parameters, descent that keeps the best.
 
-All of it in float64 and without randomness, so that two machines find the same scales up to rounding. That
+Everything is in float64 and without randomness, so that two machines find the same scales up to rounding. That
 takes more than equal arithmetic: a step of descent through rounding multiplies a difference by about five,
 and the last bits of a sum were six percent of a scale after 32 steps. So scales live on a grid (GRAIN).
 """
@@ -28,9 +28,9 @@ from quambench.models.config import ModelConfig
 from quambench.models.sites import architecture_of
 from quambench.observers.base import whole_number
 
-EVERY = 4  # of that many sequences the first validates
+EVERY = 4  # the first of so many sequences validates
 HEAD = "lm_head:input"
-# Of a log scale, after each step: 0.02 % of the scale, a twentieth of the last step's rate. What two machines
+# Grid of a log scale, after each step: 0.02 % of the scale, a twentieth of the last step's rate. What two machines
 # differ by (a gradient by 4e-11 of itself at most, measured, so a step by 6e-12) vanishes before it can grow,
 # unless it lies across the middle between two grid points: a chance of one in 400 for a thousand scales in a
 # hundred steps.
@@ -39,7 +39,7 @@ GRAIN = 2.0**-12
 
 @dataclass(frozen=True)
 class Trained(Refinement):
-    """A refinement by gradient descent; how long, and on what. A subclass says from which loss."""
+    """Base of refinements by gradient descent: how long they train, and on what. A subclass gives the loss."""
 
     steps: float = 32.0
     rate: float = 0.15  # largest change of a log scale in one step; falls to zero linearly
@@ -63,16 +63,16 @@ FakeQuantizer = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Sequences to train on and others to judge by."""
+    """The sequences to train on, and others to judge by."""
 
     train: Tensor  # (n, L) int64
     validation: Tensor  # (m, L)
 
     @classmethod
     def of(cls, sequences: Tensor, train: int, validation: int, length: int) -> Self:
-        """Every fourth sequence validates; of both parts as many as asked or there are, evenly spread.
+        """Divide sequences: every fourth one validates. Each part gets as many as asked or there are, evenly spread.
 
-        sequences  (S, L) int64; of each its first `length` tokens
+        sequences  (S, L) int64; the first `length` tokens of each are taken
         raises BadCorpus where nothing would be left for one part
         """
         if len(sequences) < 2 or sequences.shape[1] < 2:
@@ -84,7 +84,7 @@ class Parts:
         return cls(_spread(sequences[~validates, :length], train), _spread(sequences[validates, :length], validation))
 
     def rows(self, step: int, size: int) -> Tensor:
-        """(min(size, n)) indices of the training sequences of a step, from 1 on: all have their turn."""
+        """Return (min(size, n)) indices of the training sequences of a step, from 1 on; all have their turn."""
         n = len(self.train)
         return (torch.arange(min(size, n)) + (step - 1) * size) % n
 
@@ -95,13 +95,13 @@ def _spread(sequences: Tensor, count: int) -> Tensor:
 
 
 def check_symmetric(start: Calibration, name: str) -> None:
-    """raises BadParameter"""
+    """Check that a calibration has a symmetric grid. raises BadParameter"""
     if not start.symmetric:
         raise BadParameter(f"{name} must start from a symmetric calibration: it has no gradient for zero points")
 
 
 def check_positive(**values: float) -> None:
-    """raises BadParameter for the first that is not above 0 and finite"""
+    """Check that values are above 0 and finite. raises BadParameter for the first that is not"""
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise BadParameter(f"{name} must be above 0 and finite (got {value!r})")
@@ -109,7 +109,8 @@ def check_positive(**values: float) -> None:
 
 @torch.no_grad()
 def taught(prepared: LanguageModel, quantized: QuantizedModel) -> LanguageModel:
-    """A float64 copy of `prepared` that has what the INT8 model's integers stand for, and rounds no activation.
+    """Return a float64 copy of `prepared` with the values of the INT8 model's integer weights, which rounds no
+    activation.
 
     What the runtime keeps in float32, or half precision, is rounded to that.
     """
@@ -130,12 +131,12 @@ def taught(prepared: LanguageModel, quantized: QuantizedModel) -> LanguageModel:
 
 
 def trained_sites(quantized: QuantizedModel) -> list[str]:
-    """Sites that the INT8 model rounds, in forward order."""
+    """Return the sites that the INT8 model rounds, in forward order."""
     return [site for site, grid in quantized.grids.items() if isinstance(grid, SymmetricGrid)]
 
 
 def hard_tap(config: ModelConfig, calibration: Calibration, sites: list[str]) -> Tap:
-    """Rounds at `sites` as the runtime does, in float64."""
+    """Return a tap that rounds at `sites` as the runtime does, in float64."""
     grids = site_grids(calibration, config, calibration.act_bits, symmetric=True)
     return rounding_at({site: grids[site].double() for site in sites})
 
@@ -150,7 +151,7 @@ class Scales:
         self._first = {site: log.detach().clone() for site, log in self.logs.items()}
 
     def tap(self, fake_quantize: FakeQuantizer) -> Tap:
-        """Rounds at the sites by `fake_quantize`, with a gradient for `logs`."""
+        """Return a tap that rounds at the sites by `fake_quantize`, with a gradient for `logs`."""
         c = self.start
         layouts = {s: layout(c.granularities[s], s, self.config, groups_at(s, c.groups)) for s in self.logs}
         expanded = {s: layouts[s].expand(log.exp()) for s, log in self.logs.items()}
@@ -162,7 +163,7 @@ class Scales:
 
     @torch.no_grad()
     def stored(self) -> Calibration:
-        """The start with those scales in place of its own that moved, as an artefact has them: float32."""
+        """Return the start with each scale that moved replaced, in float32 as an artefact has it."""
         own = {
             site: torch.where(log == self._first[site], self.start.scales[site], log.exp().float().clamp(min=MIN_SCALE))
             for site, log in self.logs.items()
@@ -171,13 +172,13 @@ class Scales:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Onto the grid, and not below the least scale."""
+        """Move the scales onto the grid, and up to the least scale where they are below it."""
         for log in self.logs.values():
             log.copy_((log / GRAIN).round() * GRAIN).clamp_(min=math.log(MIN_SCALE))
 
 
 class Adam:
-    """Kingma & Ba 2015, arXiv:1412.6980. (Importing torch.optim takes longer than many a training here.)"""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980). Importing torch.optim would take longer than many a training here."""
 
     BETAS: ClassVar[tuple[float, float]] = (0.9, 0.99)
     EPS: ClassVar[float] = 1e-12  # of the gradient's unit, loss per unit of log scale; far below any that counts
@@ -190,7 +191,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: tuple[Tensor | None, ...], rate: float) -> None:
-        """Moves each parameter by about `rate`, against its gradient; not at all where that is None or 0."""
+        """Move each parameter by about `rate`, against its gradient; not at all where that is None or 0."""
         self._steps += 1
         first, second = (1 - beta**self._steps for beta in self.BETAS)
         for p, g, m, v in zip(self.parameters, gradients, self._mean, self._square, strict=True):
@@ -205,7 +206,7 @@ class Best:
     """The scales that did best on the validation part."""
 
     calibration: Calibration
-    loss: float  # theirs, on the validation part
+    loss: float  # of these scales, on the validation part
     start_loss: float
     step: int  # 0: the start's own
     steps: int  # done: fewer than asked where the loss stopped being a number
@@ -220,7 +221,7 @@ def descend(
     every: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Best:
-    """Adam from the start, its rate falling linearly to zero; every so many steps the scales are judged.
+    """Run Adam from the start, its rate falling linearly to zero; every `every` steps the scales are judged.
 
     loss   (step, from 1 on) -> the training loss, differentiable in `scales.logs`
     judge  the validation loss, by hard rounding
@@ -250,7 +251,7 @@ def descend(
 
 
 def straight_through(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """q * scale with q = round(clamp(x / scale)); its gradient is LSQ's (Esser et al. 2020, arXiv:1902.08153).
+    """Return q * scale with q = round(clamp(x / scale)); its gradient is LSQ's (Esser et al. 2020, arXiv:1902.08153).
 
     d/dx = 1 inside the grid and 0 outside; d/dscale = round(x/s) - x/s inside, and outside the end itself.
     Between the ends s * (x/s) has no gradient in s, so the detached remainder leaves just that.
@@ -261,7 +262,7 @@ def straight_through(x: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def soft_round(steps: Tensor, temperature: float) -> Tensor:
-    """floor + h(fraction): Nagel et al. 2020 (arXiv:2004.10568), but of activations, so that scales have a gradient.
+    """Return floor + h(fraction): Nagel et al. 2020 (arXiv:2004.10568) for activations, so that scales have a gradient.
 
     h(f) = clamp(1.2 sigmoid((f - 1/2) / temperature) - 0.1, 0, 1), a rectified sigmoid. Where f is
     temperature * ln 11 or more away from 1/2 it is 0 or 1: there, rounding is hard. Up to temperature
@@ -272,7 +273,9 @@ def soft_round(steps: Tensor, temperature: float) -> Tensor:
 
 
 def soft_quantizer(temperature: float) -> FakeQuantizer:
-    """`straight_through`'s place is taken by a function that is what its gradient says."""
+    """Return a fake quantizer by `soft_round`; unlike that of `straight_through`, its gradient is its own
+    derivative.
+    """
 
     def fake_quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
         top = q_max(bits)

@@ -1,4 +1,4 @@
-"""How each bundled model is trained: data in, one frozen value per model."""
+"""The training recipes of the bundled models: a frozen value for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOCAB_SIZE = 2048  # of prose
 
 @dataclass(frozen=True, slots=True)
 class Prose:
-    """Windows of the corpus' training part, every one once per epoch."""
+    """The data of a prose model: windows of the corpus' training part, each seen once per epoch."""
 
     epochs: int
     window: int = 512  # tokens
@@ -22,10 +22,10 @@ class Prose:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Sequences of the recall tasks, made anew for every step; only answers are learned.
+    """The data of a recall model: sequences made anew for every step, of which only answers are learned.
 
     The hardest rung drawn rises linearly to the ladder's top over the first `ramp` of the steps:
-    started at the top, a model does not find out how to recall at all.
+    a model that starts at the top never learns to recall.
     """
 
     steps: int
@@ -37,7 +37,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """AdamW with linear warm-up and cosine decay to zero, and what it is applied to."""
 
     config: ModelConfig
     data: Prose | Recall

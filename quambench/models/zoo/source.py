@@ -1,4 +1,4 @@
-"""What a bundled model learns from: a batch per step, and a held-out figure."""
+"""Training data of the bundled models: a batch per step, and a held-out figure."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _EPOCH_STRIDE = 1_000_003  # keeps the streams of two seeds apart
 
 
 class Source(ABC):
-    """Batches follow from the step alone."""
+    """A source of batches. A batch depends on nothing but its step."""
 
     total_steps: int
 
     @abstractmethod
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """inputs, targets (B, L) int64; a target of -1 is not learned."""
+        """Return inputs and targets, (B, L) int64; a target of -1 is not learned."""
 
     @abstractmethod
     def seen(self, steps: int) -> dict[str, int]:
-        """How much `steps` steps have shown, for the log."""
+        """Return how much data `steps` steps have shown, for the log."""
 
     @abstractmethod
     def validate(self, model: LanguageModel) -> dict[str, float]:
-        """Held-out figures, for the log."""
+        """Return held-out figures, for the log."""
 
 
 def source_of(recipe: Recipe, corpus: Corpus, folder: Path) -> Source:
-    """The recipe's source; leaves its tokenizer.json in `folder`."""
+    """Return the recipe's source, and leave its tokenizer.json in `folder`."""
     if isinstance(recipe.data, Recall):
         return _RecallSource(recipe.data, recipe.seed, folder)
     return _ProseSource(recipe.data, recipe.seed, corpus, folder)
 
 
 class _ProseSource(Source):
-    """All training documents, each followed by the start token, cut anew in every epoch."""
+    """A stream of all training documents, each followed by the start token, cut anew in every epoch."""
 
     def __init__(self, data: Prose, seed: int, corpus: Corpus, folder: Path) -> None:
         self.data, self.seed = data, seed
@@ -64,7 +64,7 @@ class _ProseSource(Source):
         self.total_steps = self.per_epoch * data.epochs
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The stream cut at an offset drawn per epoch, its windows in an order drawn per epoch."""
+        """Return windows of the stream; the offset of the cut and the order of windows are drawn per epoch."""
         epoch, index = divmod(step, self.per_epoch)
         window, size = self.data.window, self.data.batch
         generator = torch.Generator().manual_seed(self.seed * _EPOCH_STRIDE + epoch)
@@ -100,7 +100,7 @@ class _RecallSource(Source):
         return {"sequences": steps * self.data.batch}
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
-        """Share of sequences with every answer right, on each ladder's middle rung."""
+        """Return the share of sequences with every answer right, on each ladder's middle rung."""
         middle = {task: ladder[len(ladder) // 2] for task, ladder in recall.LADDERS.items()}
         return {
             f"{task}_{rung}": round(recall_accuracy(model, recall.sequences(task, rung, 200, "validation")), 4)
@@ -109,7 +109,7 @@ class _RecallSource(Source):
 
 
 def bits_per_byte(model: LanguageModel, windows: Windows, batch: int = 16) -> float:
-    """Summed negative log2-likelihood of all targets over the bytes they spell."""
+    """Return the summed negative log2-likelihood of all targets over the bytes they spell."""
     device = model.lm_head.weight.device
     nats = 0.0
     with torch.inference_mode():
@@ -124,7 +124,7 @@ def bits_per_byte(model: LanguageModel, windows: Windows, batch: int = 16) -> fl
 
 @torch.inference_mode()
 def recall_accuracy(model: LanguageModel, made: recall.RecallSequences, batch: int = 100) -> float:
-    """Share of sequences in which every answer is the argmax, in prefill."""
+    """Return the share of sequences in which every answer is the argmax, in prefill."""
     device = model.lm_head.weight.device
     right = 0
     for inputs, targets in zip(made.inputs.split(batch), made.targets.split(batch), strict=True):
@@ -134,7 +134,7 @@ def recall_accuracy(model: LanguageModel, made: recall.RecallSequences, batch: i
 
 
 def scored_rungs(model: LanguageModel, bar: float = 0.99, count: int = 400) -> dict[str, int]:
-    """Per task the hardest rung at which float still answers `bar` of the sequences whole.
+    """Return, for each task, the hardest rung at which float answers `bar` of the sequences without a fault.
 
     raises ValueError when a task has none
     """

@@ -1,7 +1,7 @@
 """Training of the bundled models: resumable, seeded, logged.
 
-Nothing here depends on where a run was stopped: what is learned from follows from (seed, step), and
-so do the dropout masks, so a resumed run sees what an unbroken one would have seen.
+Nothing here depends on where a run was stopped: batches and dropout masks follow from (seed, step), so a resumed run
+sees what an unbroken one would have seen.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def train(
 
 
 def publish(model: LanguageModel, recipe: Recipe, folder: Path) -> None:
-    """config.json and half-precision weights in the state-spaces layout, beside the tokenizer.
+    """Write config.json and half-precision weights in the state-spaces layout, beside the tokenizer.
 
     A recall model gets recall.json: the rung of each task at which it is scored.
     raises ValueError when a recall model has not learned a task
@@ -109,7 +109,7 @@ def _dropout(recipe: Recipe, step: int, device: str) -> Tap:
 
 
 def _optimizer(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
-    """Weight decay on matrices; none on gains, biases, A_log and D."""
+    """Return AdamW with weight decay on matrices alone: none on gains, biases, A_log and D."""
     named = list(model.named_parameters())
     matrices = [p for n, p in named if p.ndim >= 2 and not n.endswith("A_log")]
     chosen = {id(p) for p in matrices}
