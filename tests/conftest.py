@@ -46,6 +46,23 @@ def typical_error(logits: Tensor, exact: Tensor) -> float:
     return (logits - exact).double().square().mean(-1).sqrt().log().mean().exp().item()
 
 
+# What starts programs, builds kernels or trains: right to run before a commit, and too long between two edits.
+LONG = {"cli", "compare", "contract", "docs", "examples", "fuzz", "harness", "kills", "packaging", "plugin", "selftest"}
+LONG |= {"claims", "kernels", "mutants", "run", "session", "zoo", "bench", "refine"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as smoke the first of each test's parameters, where it is neither slow nor of what is LONG."""
+    seen = set()
+    for item in items:
+        folders = set(item.path.parent.relative_to(Path(__file__).parent).parts)
+        test = item.path, getattr(item, "originalname", item.name)
+        if test not in seen and not folders & LONG and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.smoke)
+        seen.add(test)
+
+
 @pytest.fixture(scope="session", name="typical_error")
 def _typical_error() -> Callable[[Tensor, Tensor], float]:
     return typical_error
