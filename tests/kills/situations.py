@@ -29,6 +29,7 @@ from pathlib import Path
 from runs import SUITE, make_project
 from tabulate import tabulate
 
+from quambench.core.files import is_begun
 from quambench.gate.baselines import read_baseline
 
 ENTRY = "import sys; from quambench.cli.main import main; sys.exit(main())"
@@ -59,6 +60,7 @@ COMMANDS = {
     "pytest --qb-update -n 2": Command([*GATE, "-n", "2"], "one", "baselines", is_pytest=True),
     "pytest --qb-report": Command([*GATE[:-1], "--qb-report", "out/r.md"], "r.md", is_pytest=True),
     "calibrate": Command(["calibrate", "tiny", "--out", "out/scales", *SMALL], "scales"),
+    "quantize": Command(["quantize", "tiny", "--out", "out/quantized", *SMALL], "quantized"),
     "export": Command(["export", "scales", "--format", "quamba", "--out", "out/q.pt"], "q.pt"),
     "import": Command(["import", "quamba.pt", "--format", "quamba", "--model", "tiny", "--out", "out/again"], "again"),
     "claims": Command(["claims", "--stored", "--model", "tiny", "--baselines", "stored", "--out", "out/c.md"], "c.md"),
@@ -202,7 +204,7 @@ def scratch_of(project: Path) -> Path:
 
 def unreadable(place: Path) -> list[str]:
     wrong = []
-    for path in sorted(place.rglob("*.json")):
+    for path in sorted(file for file in place.rglob("*.json") if not is_begun(file.relative_to(place))):
         try:
             read_baseline(path) if place.name == "baselines" else json.loads(path.read_text(encoding="utf-8"))
         except Exception as error:
