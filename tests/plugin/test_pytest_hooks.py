@@ -133,7 +133,7 @@ def test_what_a_test_found_goes_with_its_report_and_only_once():
         assert done.value.value is report
         for of in (worker, config):
             plugin._Ends(of, of.stash[plugin.COLLECTED]).pytest_runtest_logreport(report)
-        assert len(config.stash[plugin.SESSION].verdicts) == (when == "teardown")
+        assert len(config.stash[plugin.SESSION].verdicts) == (when != "setup")
     assert_has_all(config, verdict)
     assert worker.stash[plugin.SESSION].verdicts == []
     assert worker.stash[plugin.SESSION].to_write == {}
