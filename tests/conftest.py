@@ -54,9 +54,11 @@ LONG |= {"claims", "kernels", "mutants", "run", "session", "zoo", "bench", "refi
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as smoke the first of each test's parameters, where it is neither slow nor of what is LONG."""
-    seen = set()
+    seen, here = set(), Path(__file__).parent
     for item in items:
-        folders = set(item.path.parent.relative_to(Path(__file__).parent).parts)
+        if not item.path.is_relative_to(here):
+            continue  # suites/ in the same run: this hook is handed all items
+        folders = set(item.path.parent.relative_to(here).parts)
         test = item.path, getattr(item, "originalname", item.name)
         if test not in seen and not folders & LONG and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.smoke)

@@ -18,7 +18,7 @@ from torch import Tensor
 from quambench.core.errors import BadArtefact, BadParameter
 from quambench.core.files import locked, write
 from quambench.core.pointers import check_fetched
-from quambench.core.reading import Unreadable, is_file, mappings, read_bytes, read_json, shown, text
+from quambench.core.reading import Unreadable, is_file, mappings, read_bytes, read_json, read_pair, shown, text
 from quambench.grids.granularity import GRANULARITIES, GROUPS, UNQUANTIZED, groups_at, scale_shape
 from quambench.grids.grid import check_steps, check_zero_points
 from quambench.grids.precision import FLOAT_BITS
@@ -95,14 +95,7 @@ class Calibration:
         raises BadArtefact when a file is missing, corrupt, of another schema, not the other's twin, or when it holds
         what no calibration can make (`check_calibration`)
         """
-        while True:
-            before = _text_of(folder)
-            try:
-                return cls._loaded(folder)
-            except BadArtefact:
-                if _text_of(folder) == before:
-                    raise
-                # another calibration was saved between the reading of the two files
+        return read_pair(lambda: _text_of(folder), lambda _: cls._loaded(folder))
 
     @classmethod
     def _loaded(cls, folder: Path) -> Calibration:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from quambench.calibration.scales import Calibration, check_calibration
 from quambench.core.errors import BadArtefact, BadParameter, NotWritten, QuambenchError
 from quambench.core.files import locked, remove, write
 from quambench.core.pointers import check_fetched
-from quambench.core.reading import Unreadable, is_file, mappings, parse_json, read_bytes, shown
+from quambench.core.reading import Unreadable, is_file, mappings, parse_json, read_bytes, read_pair, shown
 from quambench.grids.grid import check_steps
 from quambench.grids.precision import Bits, Precision
+from quambench.int8.held import content_of
 from quambench.int8.model import QuantizedModel
 from quambench.int8.source import StoredWeights, weight_shapes
 from quambench.int8.w4 import GroupedWeight
@@ -80,14 +81,7 @@ class StoredModel:
 
         raises BadArtefact where a file is missing, damaged, of another schema, or holds what no model can be
         """
-        while True:
-            before = _text_of(folder)
-            try:
-                return _loaded(folder, before)
-            except BadArtefact:
-                if _text_of(folder) == before:
-                    raise
-                # another model was saved between the reading of the two files
+        return read_pair(lambda: _text_of(folder), lambda content: _loaded(folder, content))
 
 
 def _text_of(folder: Path) -> bytes:
@@ -190,15 +184,13 @@ def _check_weights(weights: Mapping[str, Weight], config: ModelConfig) -> None:
 
 
 def _tensors(weight: Weight) -> dict[str, Tensor]:
-    parts = {field.name: getattr(weight, field.name) for field in fields(weight)}  # type: ignore[arg-type]
-    return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    return {name: part for name, part in content_of(weight).items() if isinstance(part, Tensor)}
 
 
 def _rest(weight: Weight) -> dict[str, Any]:
     """Return the weight's kind, and its fields that are no arrays."""
     kind = next(name for name, of in _KINDS.items() if isinstance(weight, of))
-    parts = {field.name: getattr(weight, field.name) for field in fields(weight)}  # type: ignore[arg-type]
-    return {"kind": kind} | {name: part for name, part in parts.items() if not isinstance(part, Tensor)}
+    return {"kind": kind} | {name: part for name, part in content_of(weight).items() if not isinstance(part, Tensor)}
 
 
 def _precision_to_json(precision: Precision) -> dict[str, Any]:

@@ -15,10 +15,12 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from quambench.core.errors import QuambenchError
+from quambench.core.errors import BadArtefact, QuambenchError
 from quambench.core.plain_text import plain
+
+T = TypeVar("T")
 
 MIB = 1 << 20
 JSON_LIMIT = 64 * MIB  # bytes; the largest that comes with quambench has one
@@ -175,6 +177,20 @@ def check_archive(path: Path) -> None:
         raise Unreadable(path, f"its archive is corrupt ({shown(error)})") from None
     if unpacked > path.stat().st_size:
         raise Unreadable(path, f"its archive would unpack to {unpacked / MIB:,.0f} MiB, and torch.save packs nothing")
+
+
+def read_pair(first: Callable[[], bytes], whole: Callable[[bytes], T]) -> T:
+    """Return whole(first()): what two files say that change as one, `first` reading the one that names the other.
+
+    Where that fails and the first file was replaced meanwhile, the new pair is read. raises BadArtefact
+    """
+    while True:
+        before = first()
+        try:
+            return whole(before)
+        except BadArtefact:
+            if first() == before:
+                raise
 
 
 def mappings(document: Any, *keys: str) -> bool:

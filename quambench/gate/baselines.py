@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from quambench.core.errors import BadArtefact, NewerSchema, NotWritten
 from quambench.core.files import locked, remove, write
 from quambench.core.pointers import check_fetched
-from quambench.core.reading import Unreadable, is_file, parse_json, read_bytes, shown
+from quambench.core.reading import Unreadable, is_file, parse_json, read_bytes, read_pair, shown
 from quambench.gate.forms import check_arrays, check_entry, check_scales
 from quambench.gate.migrations import SCHEMA, migrated
 from quambench.gate.noise import SITE_ROWS, Noise
@@ -196,14 +196,7 @@ def read_baseline(path: Path) -> dict[str, Record]:
 
     raises BadArtefact when unreadable, corrupt, from a newer schema, or without its evidence
     """
-    while True:
-        text = _text(path)
-        try:
-            return _parsed(path, text)
-        except BadArtefact:
-            if _text(path) == text:
-                raise
-            # the pair was replaced between the reading of the two files: the new pair is whole
+    return read_pair(lambda: _text(path), lambda text: _parsed(path, text))
 
 
 def _text(path: Path) -> bytes:

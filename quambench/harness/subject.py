@@ -55,15 +55,25 @@ def saved_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: to
     """Return the INT8 model of scales that `quambench calibrate --out` wrote. raises BadArtefact"""
     calibration = Calibration.load(folder)
     _, model = saved_model(checkpoint, calibration, device)
-    digest = digest_of(checkpoint, model, calibration)
-    return quantized_subject(checkpoint, on_host(model, device), digest, f"{checkpoint.name}/{folder}", starts)
+    return _of_folder(checkpoint, folder, model, calibration, starts, device)
 
 
 def stored_subject(checkpoint: Checkpoint, folder: Path, starts: bool, device: torch.device = CPU) -> Subject:
     """Return the INT8 model that `quambench quantize --out` wrote. raises BadArtefact"""
     stored = StoredModel.load(folder)
-    model = stored_model(checkpoint, stored, device)[1]
-    digest = digest_of(checkpoint, model, stored.calibration)
+    _, model = stored_model(checkpoint, stored, device)
+    return _of_folder(checkpoint, folder, model, stored.calibration, starts, device)
+
+
+def _of_folder(
+    checkpoint: Checkpoint,
+    folder: Path,
+    model: QuantizedModel,
+    calibration: Calibration,
+    starts: bool,
+    device: torch.device,
+) -> Subject:
+    digest = digest_of(checkpoint, model, calibration)
     return quantized_subject(checkpoint, on_host(model, device), digest, f"{checkpoint.name}/{folder}", starts)
 
 

@@ -21,7 +21,7 @@ from quambench.models.sites import architecture_of
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a block is built from, beside its model's config."""
+    """The parts that a block is built from, beside its model's config."""
 
     grids: Mapping[str, SiteGrid]  # by the site's name in its block
     source: WeightSource
@@ -58,12 +58,12 @@ class QuantizedBlock(Runtime):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """What a precision speaks of, by the names that artefacts and reports use, in forward order."""
+        """The weights that a precision speaks of, by the names that artefacts and reports use, in forward order."""
         return {name: held.value for name, held in self._rounded.items()}
 
     @property
     def plain(self) -> dict[str, Weight]:
-        """What is never rounded to a grid: other biases, a norm's gain."""
+        """The weights that are never rounded to a grid: other biases, a norm's gain."""
         return {name: held.value for name, held in self._plain.items()}
 
     def keep(self, name: str, weight: Weight) -> Held[Weight]:

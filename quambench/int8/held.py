@@ -48,7 +48,7 @@ class Held(Part, Generic[V]):
     def __init__(self, value: V, kept: bool = True) -> None:
         super().__init__()
         self.value = value
-        for name, content in _content(value).items():
+        for name, content in content_of(value).items():
             if isinstance(content, Tensor):
                 self.register_buffer(name, content, persistent=kept)
 
@@ -60,12 +60,12 @@ class Held(Part, Generic[V]):
 
 def on_cpu(value: V) -> V:
     """The value with its tensors there; itself where they are."""
-    away = {n: t.cpu() for n, t in _content(value).items() if isinstance(t, Tensor) and t.device.type != "cpu"}
+    away = {n: t.cpu() for n, t in content_of(value).items() if isinstance(t, Tensor) and t.device.type != "cpu"}
     return cast(V, replace(cast("DataclassInstance", value), **away)) if away else value
 
 
-def _content(value: object) -> dict[str, Any]:
-    """The fields of a dataclass; no type says of a protocol that dataclasses alone keep it."""
+def content_of(value: object) -> dict[str, Any]:
+    """Return the fields of a dataclass by name; no type says of a protocol that dataclasses alone keep it."""
     return {field.name: getattr(value, field.name) for field in fields(cast("DataclassInstance", value))}
 
 

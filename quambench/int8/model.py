@@ -25,7 +25,7 @@ from quambench.int8.mamba2 import QuantizedMamba2
 from quambench.int8.ops import Disturb, QuantizedLinear, Runtime, undisturbed
 from quambench.int8.recipe import WeightRecipe
 from quambench.int8.site_grid import SiteScales, Unquantized, site_grids
-from quambench.int8.source import FloatModel, WeightSource
+from quambench.int8.source import RoundedWeights, WeightSource
 from quambench.int8.weights import QuantizedTensor, Weight
 from quambench.models.backbone import LanguageModel, LayerState, Tap, in_layer, no_tap
 from quambench.models.config import ModelConfig
@@ -59,7 +59,7 @@ def quantize_model(
     raises BadParameter
     """
     precision.check_layers(prepared.config.n_layers)
-    source = FloatModel(prepared, precision, recipe, hessians or {})
+    source = RoundedWeights(prepared, precision, recipe, hessians or {})
     return QuantizedModel(prepared.config, calibration, precision, source, disturb).to(device)
 
 

@@ -46,7 +46,7 @@ class Span(Part):
 
     @property
     def grids(self) -> list[SiteGrid]:
-        """Of the sites."""
+        """The grids of the sites, in their order."""
         return [held.value for held in self._held]
 
     def _scale(self) -> Tensor | None:
@@ -105,7 +105,7 @@ class QuantizedLinear(Part):
 
     @property
     def grid(self) -> SiteGrid:
-        """Its input's."""
+        """The grid of its input."""
         return self._grid.value
 
     def forward(self, x_q: Tensor) -> Tensor:

@@ -31,16 +31,16 @@ class WeightSource(Protocol):
         """A weight that stays finer where others take 4 bits (`WeightQuantizer.narrow`)."""
 
     def other(self, name: str, splits: Sequence[int] = ()) -> Weight:
-        """What is added or exponentiated (`WeightQuantizer.other`)."""
+        """A weight that is added or exponentiated (`WeightQuantizer.other`)."""
 
     def rows(self, name: str, bits: int | None) -> Weight:
         """The embedding (`WeightQuantizer.rows`)."""
 
     def plain(self, name: str) -> FloatWeight:
-        """What is never rounded to a grid, in float32."""
+        """A weight that is never rounded to a grid, in float32."""
 
 
-class FloatModel:
+class RoundedWeights:
     """The weights of a prepared model (int8/fuse.py), rounded when they are asked for."""
 
     def __init__(
@@ -99,24 +99,19 @@ class StoredWeights:
         return name in self._weights
 
     def projection(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
-        return self._stored(name)
+        return self._weights[name]
 
     def narrow(self, name: str, splits: Sequence[int] = (), usual: bool = False) -> Weight:
-        return self._stored(name)
+        return self._weights[name]
 
     def other(self, name: str, splits: Sequence[int] = ()) -> Weight:
-        return self._stored(name)
+        return self._weights[name]
 
     def rows(self, name: str, bits: int | None) -> Weight:
-        return self._stored(name)
+        return self._weights[name]
 
     def plain(self, name: str) -> FloatWeight:
-        weight = self._stored(name)
+        weight = self._weights[name]
         if not isinstance(weight, FloatWeight):
             raise BadParameter(f"{name} must be stored as floats")
         return weight
-
-    def _stored(self, name: str) -> Weight:
-        if name not in self._weights:
-            raise BadParameter(f"{name} is missing")
-        return self._weights[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quambench.metrics.base import Column, Evidence, Judged, Terms, add_exp_of_mean, add_mean, per_token
-from quambench.metrics.divergence import add_quantile
+from quambench.metrics.divergence import add_kl, add_quantile
 
 
 def _gap(evidence: Evidence) -> Terms:
@@ -20,17 +20,7 @@ add_exp_of_mean(
     in_nats=True,
     in_eval=True,
 )
-add_mean(
-    "decode_kl",
-    "nats/token",
-    "lower",
-    per_token("decode", "kl"),
-    judged=Judged.BY_DOCUMENT,
-    continuous=True,
-    in_nats=True,
-    column=Column("decode KL\nmnat/token", 1e3, 4),
-    in_eval=True,
-)
+add_kl("decode_kl", "decode", Column("decode KL\nmnat/token", 1e3, 4))
 add_quantile("decode_", "p50", "decode")
 add_quantile("decode_", "p90", "decode")
 add_quantile("decode_", "p99", "decode", in_eval=True)

@@ -18,17 +18,22 @@ def add_quantile(prefix: str, quantile: str, phase: str, column: Column | None =
     add(Metric(name=name, unit="nats", better="lower", version=1, measure=measure, column=column, in_eval=in_eval))
 
 
-add_mean(
-    "kl",
-    "nats/token",
-    "lower",
-    per_token("prefill", "kl"),
-    judged=Judged.BY_DOCUMENT,
-    continuous=True,
-    in_nats=True,
-    column=Column("KL\nmnat/token", 1e3, 2),
-    in_eval=True,
-)
+def add_kl(name: str, phase: str, column: Column) -> None:
+    """Register the mean of KL over tokens."""
+    add_mean(
+        name,
+        "nats/token",
+        "lower",
+        per_token(phase, "kl"),
+        judged=Judged.BY_DOCUMENT,
+        continuous=True,
+        in_nats=True,
+        column=column,
+        in_eval=True,
+    )
+
+
+add_kl("kl", "prefill", Column("KL\nmnat/token", 1e3, 2))
 add_quantile("", "p50", "prefill", in_eval=True)
 add_quantile("", "p90", "prefill")
 add_quantile("", "p99", "prefill", Column("KL 99 %\nmnat", 1e3, 3), in_eval=True)

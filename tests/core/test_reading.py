@@ -11,8 +11,18 @@ import pytest
 import torch
 
 from quambench.calibration.scales import Calibration
-from quambench.core.errors import BadParameter, QuambenchError
-from quambench.core.reading import DEEPEST, MIB, Unreadable, check_archive, parse_json, read_bytes, read_json, shown
+from quambench.core.errors import BadArtefact, BadParameter, QuambenchError
+from quambench.core.reading import (
+    DEEPEST,
+    MIB,
+    Unreadable,
+    check_archive,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_pair,
+    shown,
+)
 from quambench.data.corpus import load_corpus
 from quambench.gate.baselines import BaselineStore, read_baseline
 from quambench.grids.precision import Precision
@@ -198,3 +208,16 @@ def test_read_json_says_which_file(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(Unreadable, match=r"cannot read .*x\.json: it is not JSON"):
         read_json(tmp_path / "x.json")
+
+
+def test_a_pair_that_changed_meanwhile_is_read_again_and_a_broken_one_is_told():
+    firsts = iter([b"old", b"new", b"new"])
+
+    def whole(first):
+        if first == b"old":
+            raise BadArtefact("the second file is the new one's")
+        return first
+
+    assert read_pair(lambda: next(firsts), whole) == b"new"
+    with pytest.raises(BadArtefact, match="the second file"):
+        read_pair(lambda: b"old", whole)
