@@ -132,7 +132,10 @@ def _parser(called: Collection[str | None]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
-            name, help=command.help, description=command.help.capitalize() + ".", epilog=f"example: {command.example}"
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=f"example: {command.example}",
         )
         if name in called:
             with at_once():
