@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from quambench.core.stopping import as_interrupts, at_once
+from quambench.core.stopping import as_interrupts, at_once, held_back
 
 with at_once():  # torch takes seconds
     from quambench.case import Case, Protocol
@@ -135,13 +135,17 @@ class _Ends:
     def __init__(self, config: pytest.Config, collected: Collected) -> None:
         self._config, self._collected = config, collected
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        sent = report.__dict__.get("quambench")  # by a worker, where this is its controller
-        if sent and not hasattr(self._config, "workeroutput"):
-            _take_over(self._config, sent)
-        self._collected.end(
-            report.nodeid, report.outcome, report.when == "call", expected=getattr(report, "wasxfail", None)
-        )
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, object, object]:
+        """Take over what a test found. A test that pytest counts as passed has its row, whenever Ctrl-C comes."""
+        with held_back():
+            sent = report.__dict__.get("quambench")  # by a worker, where this is its controller
+            if sent and not hasattr(self._config, "workeroutput"):
+                _take_over(self._config, sent)
+            self._collected.end(
+                report.nodeid, report.outcome, report.when == "call", expected=getattr(report, "wasxfail", None)
+            )
+            return (yield)
 
     def pytest_keyboard_interrupt(self) -> None:
         """Ctrl-C, or pytest.exit with whatever code."""
@@ -480,9 +484,10 @@ def pytest_testnodedown(node: Any, error: object) -> None:
         node.config.stash[COLLECTED].lost.append(f"the worker {node.gateway.id}")
         return
     found, collected, ran = sent
-    _take_over(node.config, found)
-    node.config.stash[COLLECTED].merge(pickle.loads(collected))
-    node.config.stash[RAN].append(pickle.loads(ran))
+    with held_back():
+        _take_over(node.config, found)
+        node.config.stash[COLLECTED].merge(pickle.loads(collected))
+        node.config.stash[RAN].append(pickle.loads(ran))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from quambench.core.stopping import SIGNALS, Stopped, as_interrupts, at_once, code_of
+from quambench.core.stopping import SIGNALS, Stopped, as_interrupts, at_once, code_of, held_back
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +143,25 @@ def test_in_another_thread_nothing_is_set():
     thread.start()
     thread.join()
     assert seen == [signal.SIG_DFL]
+
+
+@pytest.mark.parametrize(("sent", "raised"), [([signal.SIGINT], KeyboardInterrupt), ([*SIGNALS, signal.SIGINT], Stopped)])
+def test_what_is_held_back_ends_and_then_the_first_signal_is_heard(sent, raised):
+    done = []
+    with as_interrupts():
+        before = [signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        try:
+            with pytest.raises(raised), held_back():
+                for number in sent:
+                    signal.raise_signal(number)
+                done.append(True)
+        finally:
+            for number, handler in zip((signal.SIGINT, *SIGNALS), before, strict=True):
+                signal.signal(number, handler)
+    assert done
+
+
+def test_an_error_is_not_hidden_by_what_was_held_back():
+    with as_interrupts(), pytest.raises(ZeroDivisionError), held_back():
+        _ = 1 / 0

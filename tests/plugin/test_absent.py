@@ -702,18 +702,50 @@ def test_a_signal_while_the_table_is_printed_costs_nothing(whole, own_signals, m
     assert "4 passed" in result.outlines[-1]
 
 
+# A line of a worker's test is in the controller.
+TELLS = """
+def pytest_runtest_logreport(report):
+    import pathlib
+    if report.when == "call":
+        pathlib.Path("told").touch()
+"""
+STOPS = """
+def pytest_sessionstart(session):
+    import os, pickle, signal
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    loads = pickle.loads
+    def stopped(sent):
+        pickle.loads = loads
+        os.kill(os.getpid(), signal.{name})
+        return loads(sent)
+    pickle.loads = stopped
+    session.config.add_cleanup(lambda: setattr(pickle, "loads", loads))
+"""
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_interruption_between_two_tests_shows_what_was_finished(run, pytester, own_signals, name, workers):
     """As a terminal or a batch system does it: the signal goes to the process that was started."""
     once = "import os, pathlib, signal, time; pathlib.Path('sent').exists() or (pathlib.Path('sent').touch(), "
-    stopping = f"{once}os.kill(os.getppid() if {workers} else os.getpid(), signal.{name}), time.sleep(5))"
+    told = f"[time.sleep(0.02) for _ in range(1000) if {workers} and not pathlib.Path('told').exists()]"
+    stopping = f"{once}{told}, os.kill(os.getppid() if {workers} else os.getpid(), signal.{name}), time.sleep(5))"
     (pytester.path / "suites" / "test_beta.py").write_text(BETA.replace("    judge", f"    {stopping}\n    judge"))
-    result = run("--qb-new-only", workers=workers)
+    result = run("--qb-new-only", more=TELLS, workers=workers)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert "Traceback" not in text(result)
     assert sum(line.startswith(f"{RUNNING_MAX} ") for line in result.outlines) == 1
     assert "the run ended early: nothing was stored" in text(result)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_while_a_test_is_told_breaks_no_test_in_two(run, own_signals, name):
+    """The signal comes after pytest has counted a test as passed and while its row is taken over."""
+    result = run("--qb-new-only", more=STOPS.format(name=name), workers=1)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert " 1 passed" in result.outlines[-1]
+    assert sum(line.startswith("tiny-model/") for line in result.outlines) == 1
 
 
 FULL = """
