@@ -31,7 +31,7 @@ from quambench.models.backbone import LayerState, no_tap
 from quambench.models.sites import sites_of
 
 Evidence = Mapping[str, Tensor]
-"""Name -> tensor; the names are listed in `evaluate`."""
+"""Name -> tensor; the names are listed in `evaluate`, and what each is in quambench/evaluation/fields.py."""
 KL_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 

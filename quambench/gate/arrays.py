@@ -1,60 +1,20 @@
-"""Rules by which each array of evidence is compared with the stored one; every array has a rule.
-
-exact      counts and labels: equal on every machine
-reference  output and weights of the float model: computed in float64, stored by way of float32
-noisy      output of the INT8 model: within a multiple of the distance between repetitions of the case
-quantiles  as noisy, and never finer than their own standard error: a quantile hangs on few tokens
-elsewhere  compared by a finder of its own in quambench/gate/verdicts.py
-"""
+"""How far an array of evidence moved from the stored one. Every array has a rule (quambench/evaluation/fields.py)."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
+from quambench.evaluation.fields import Rule, field_of
+
 Evidence = Mapping[str, Tensor]
 
 
-class Rule(enum.Enum):
-    """The way in which an array is compared."""
-
-    EXACT = "exact"
-    REFERENCE = "reference"
-    NOISY = "noisy"
-    QUANTILES = "quantiles"
-    ELSEWHERE = "elsewhere"
-
-
-# The first pattern that fits a name says its rule.
-RULES: tuple[tuple[str, Rule], ...] = (
-    ("groups.*", Rule.ELSEWHERE),
-    ("sites.signal", Rule.REFERENCE),
-    ("sites.*", Rule.ELSEWHERE),
-    ("decode.accumulated", Rule.ELSEWHERE),
-    ("scales.*", Rule.ELSEWHERE),
-    ("model.bytes", Rule.ELSEWHERE),
-    ("*.nll_float", Rule.REFERENCE),
-    ("*.kl_quantiles", Rule.QUANTILES),
-    ("*.kl_left_out", Rule.QUANTILES),
-    ("*.tokens", Rule.EXACT),
-    ("*.document", Rule.EXACT),
-    ("prefill.bytes", Rule.EXACT),
-    ("items.correct_float", Rule.EXACT),
-    ("recall.*.right_float", Rule.EXACT),
-    ("recall.*.asked", Rule.EXACT),
-    ("task.*.weight", Rule.EXACT),
-    ("task.*.unit", Rule.EXACT),
-    ("task.*.higher_is_better", Rule.EXACT),
-)
-
-
 def rule_of(name: str) -> Rule:
-    """Return the rule of an array. An array without a pattern here is output of the INT8 model, and so noisy."""
-    return next((rule for pattern, rule in RULES if fnmatchcase(name, pattern)), Rule.NOISY)
+    """Return the rule of an array, as its field says."""
+    return field_of(name).rule
 
 
 # Bound for a float64 result that is stored by way of float32: each side is rounded once (eps / 2 relative), to

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from quambench.calibration.channels import SITE
-from quambench.gate.arrays import REFERENCE_TOLERANCE, Evidence, Rule, lost, moved, rule_of
+from quambench.evaluation.fields import Rule
+from quambench.gate.arrays import REFERENCE_TOLERANCE, Evidence, lost, moved, rule_of
 from quambench.gate.comparisons import LEAST_CHANGE, Comparison, least_change, sensitive
 from quambench.gate.deciding import beyond, larger
 from quambench.gate.noise import BEYOND, SITE_ROWS, Noise, site_moved, terms_of, unit_moved

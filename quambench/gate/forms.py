@@ -6,52 +6,14 @@ sign it anew. What then stands there is of the form that the judge works with, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quambench.core.reading import number, scalar, shown, text
-
-Axis = int | str
-"""A length; or a letter: one length for all arrays of a group, those whose names begin alike."""
-
-SITES = "S"  # the one axis that groups share
-_FLOATS = (torch.float64, torch.float32)
-_WHOLE = (torch.int32, torch.int64, torch.uint8)
-_EITHER = _FLOATS + _WHOLE
-
-# The first pattern that fits a name says what its array is. An array without one belongs to a metric from outside.
-FORMS: tuple[tuple[str, tuple[torch.dtype, ...], tuple[Axis, ...]], ...] = (
-    ("noise.*", _FLOATS, (SITES,)),
-    ("groups.*", _EITHER, ("layers", "E")),
-    ("sites.accumulated", _FLOATS, (SITES, "windows")),
-    ("sites.*", _FLOATS, (SITES,)),
-    ("decode.accumulated", _FLOATS, (SITES, "last")),
-    ("*.kl_quantiles", _FLOATS, (4, 2)),
-    ("*.kl_left_out", _FLOATS, (4, "D")),
-    ("decode.kl_by_step", _FLOATS, ("steps",)),
-    ("scales.*", _EITHER, ()),
-    ("model.bytes", _EITHER, ()),
-    ("*.document", _WHOLE, ("W",)),
-    ("prefill.*", _FLOATS, ("W",)),
-    ("decode.*", _FLOATS, ("W",)),
-    ("items.*", _EITHER, ("W",)),
-    ("recall.*", _EITHER, ("W",)),
-    ("long.state_error", _FLOATS, ("layers", "times", "W")),
-    ("refinement.losses", _FLOATS, (4,)),
-    ("task.*.unit", _EITHER, ()),
-    ("task.*.higher_is_better", (*_EITHER, torch.bool), ()),
-    ("task.*", (*_EITHER, torch.bool), ("W",)),
-)
-
-
-_COUNTS = ("groups.*", "items.*", "recall.*")  # whole, whatever their type
-
-# Mean squares, shares and counts; what was not measured is NaN.
-_NEVER_NEGATIVE = ("sites.*", "decode.accumulated", "long.state_error", "*.tokens", "*.bytes", "scales.*", "recall.*")
+from quambench.evaluation.fields import SITES, Axis, field_of
 
 _LARGEST = 1e100  # squares of it, and sums of those, are still numbers
 
@@ -109,31 +71,27 @@ def check_arrays(evidence: Mapping[str, Tensor], n_sites: int | None) -> None:
     """
     lengths: dict[tuple[str, Axis], int] = {} if n_sites is None else {("", SITES): n_sites}
     for name, array in evidence.items():
-        types, axes = next(((t, a) for pattern, t, a in FORMS if fnmatchcase(name, pattern)), (_EITHER, None))
-        if array.dtype not in types:
+        field = field_of(name)
+        if array.dtype not in field.dtypes:
             raise ValueError(f"{shown(name)} cannot be of type {str(array.dtype).removeprefix('torch.')}")
-        if array.is_floating_point() and _is_one(name, _COUNTS) and not torch.equal(array, array.round()):
+        if array.is_floating_point() and field.counts and not torch.equal(array, array.round()):
             raise ValueError(f"{shown(name)} holds counts, and not all of its numbers are whole")
         if name.startswith("noise.") and not bool(((array >= 0) & array.isfinite()).all()):
             raise ValueError(f"{shown(name)} must be numbers of 0 or more")
-        if _is_one(name, _NEVER_NEGATIVE) and bool((array < 0).any()):
+        if field.from_zero and bool((array < 0).any()):
             raise ValueError(f"{shown(name)} cannot be below 0")
         if array.is_floating_point() and bool((array.isfinite() & (array.abs() > _LARGEST)).any()):
             raise ValueError(f"{shown(name)} has a number beyond {_LARGEST:g}, which no measurement comes to")
-        if axes is None:
+        if field.axes is None:
             continue
         group = name.rpartition(".")[0]
-        keys = [("" if axis == SITES else group, axis) for axis in axes]
+        keys = [("" if axis == SITES else group, axis) for axis in field.axes]
         shape = tuple(
             axis if isinstance(axis, int) else lengths.setdefault(key, n)
-            for axis, key, n in zip(axes, keys, array.shape, strict=False)
+            for axis, key, n in zip(field.axes, keys, array.shape, strict=False)
         )
-        if len(axes) != array.ndim or shape != tuple(array.shape):
+        if len(field.axes) != array.ndim or shape != tuple(array.shape):
             raise ValueError(f"{shown(name)} cannot have shape {tuple(array.shape)} beside the other arrays")
-
-
-def _is_one(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _demand(fits: bool, what: str, got: Any) -> None:

@@ -145,7 +145,9 @@ def test_in_another_thread_nothing_is_set():
     assert seen == [signal.SIG_DFL]
 
 
-@pytest.mark.parametrize(("sent", "raised"), [([signal.SIGINT], KeyboardInterrupt), ([*SIGNALS, signal.SIGINT], Stopped)])
+@pytest.mark.parametrize(
+    ("sent", "raised"), [([signal.SIGINT], KeyboardInterrupt), ([*SIGNALS, signal.SIGINT], Stopped)]
+)
 def test_what_is_held_back_ends_and_then_the_first_signal_is_heard(sent, raised):
     done = []
     with as_interrupts():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quambench.core.errors import BadArtefact, NewerSchema, NonFinite
 from quambench.core.scratch import scratch
+from quambench.evaluation.fields import Rule
 from quambench.gate import arrays, baselines, comparisons, deciding, findings, noise, recount, stats, verdicts
 from quambench.gate import probes as asking
 from quambench.gate import record as recording
@@ -441,12 +442,12 @@ def _references(old: Record) -> Iterator[str]:
     whole = dict(old.evidence) | records.tasks()
     for name, array in whole.items():
         rule = arrays.rule_of(name)
-        if rule is arrays.Rule.REFERENCE:
+        if rule is Rule.REFERENCE:
             changed = {str(t): array * (1 + t * 2 * EPS) for t in (WITHIN, BEYOND)}
             one = array.clone()
             one[-1] *= 1 + BEYOND * 2 * EPS
             changed["the last alone"] = one
-        elif rule is arrays.Rule.EXACT:
+        elif rule is Rule.EXACT:
             one = array.clone()
             one.view(-1)[-1] += 1
             changed = {"by one": one}
@@ -509,13 +510,13 @@ def _moved_arrays(old: Record) -> Iterator[str]:
     quiet = dict.fromkeys(old.noise.arrays, 0.0)
     for name, array in old.evidence.items():
         rule = arrays.rule_of(name)
-        if rule is arrays.Rule.NOISY:
+        if rule is Rule.NOISY:
             for floors, limit, what in ((old.noise.arrays, 3 * ARRAY, ""), (quiet, 1e-3, " without noise")):
                 for times in (WITHIN, BEYOND):
                     new = {name: array.double() * (1 + times * limit)}
                     found = findings.first_moved_array({name: array}, new, Noise(arrays=floors))
                     yield f"{name} {times}{what}: {_at(found)}"
-        if rule is arrays.Rule.QUANTILES:
+        if rule is Rule.QUANTILES:
             yield from _moved_quantiles(old, name, quiet)
 
 

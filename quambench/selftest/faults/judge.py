@@ -18,6 +18,7 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
 
+from quambench.evaluation import fields
 from quambench.gate import arrays, baselines, comparisons, deciding, findings, noise, probes, recount, stats, verdicts
 from quambench.gate.baselines import BaselineStore
 from quambench.gate.noise import Noise
@@ -148,12 +149,13 @@ def _() -> AbstractContextManager[Any]:
 
 @judging("arrays that nobody named are compared by no rule", "arrays")
 def _() -> AbstractContextManager[Any]:
-    return planted(arrays, "RULES", (*arrays.RULES, ("*", arrays.Rule.ELSEWHERE)))
+    return planted(fields, "FROM_OUTSIDE", replace(fields.FROM_OUTSIDE, rule=fields.Rule.ELSEWHERE))
 
 
 @judging("documents may be others", "arrays")
 def _() -> AbstractContextManager[Any]:
-    return planted(arrays, "RULES", (("*.document", arrays.Rule.ELSEWHERE), *arrays.RULES))
+    document = replace(fields.field_of("prefill.document"), rule=fields.Rule.ELSEWHERE)
+    return planted(fields, "FIELDS", (document, *fields.FIELDS))
 
 
 @judging("infinity is no failed measurement", "noise")
