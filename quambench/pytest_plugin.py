@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -135,9 +135,9 @@ class _Ends:
     def __init__(self, config: pytest.Config, collected: Collected) -> None:
         self._config, self._collected = config, collected
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, object, object]:
-        """Take over what a test found. A test that pytest counts as passed has its row, whenever Ctrl-C comes."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take over what a test found, before pytest counts it: what passed has its row, whenever Ctrl-C comes."""
         with held_back():
             sent = report.__dict__.get("quambench")  # by a worker, where this is its controller
             if sent and not hasattr(self._config, "workeroutput"):
@@ -145,7 +145,6 @@ class _Ends:
             self._collected.end(
                 report.nodeid, report.outcome, report.when == "call", expected=getattr(report, "wasxfail", None)
             )
-            return (yield)
 
     def pytest_keyboard_interrupt(self) -> None:
         """Ctrl-C, or pytest.exit with whatever code."""

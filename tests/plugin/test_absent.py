@@ -741,10 +741,9 @@ def test_an_interruption_between_two_tests_shows_what_was_finished(run, pytester
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interruption_while_a_test_is_told_breaks_no_test_in_two(run, own_signals, name):
-    """The signal comes after pytest has counted a test as passed and while its row is taken over."""
+    """The signal comes while a row is taken over from a worker."""
     result = run("--qb-new-only", more=STOPS.format(name=name), workers=1)
     assert result.ret == pytest.ExitCode.INTERRUPTED
-    assert " 1 passed" in result.outlines[-1]
     assert sum(line.startswith("tiny-model/") for line in result.outlines) == 1
 
 
