@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from quambench_kernels.hadamard_quantize import cpu
 from quambench_kernels.native import why_not
-from scipy import stats
 
 from quambench.bench.interleave import Make, Ratio, samples
 from quambench.core.errors import BadArtefact
@@ -108,6 +107,8 @@ def measured(make: Make) -> Ratio:
         taken = samples([make() for _ in range(SETS)], ROUNDS, FEWEST_ROUNDS, MEASURED_SECONDS)
     fastest = taken.min(dim=0).values  # (SETS, 2)
     logs = (fastest[:, 0] / fastest[:, 1]).log()
+    from scipy import stats  # here: importing it takes a second and a half
+
     reach = float(stats.t.isf(0.025, SETS - 1)) * logs.std().item() / SETS**0.5
     mean, seconds = logs.mean().item(), fastest.median(dim=0).values
     value, low, high = (math.exp(x) for x in (mean, mean - reach, mean + reach))

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import quantile_test
 from torch import Tensor
 
 Call = Callable[[], object]
@@ -56,6 +55,8 @@ def interleaved(call: Call, counterpart: Call, rounds: int | None = None) -> Rat
     most, fewest = (rounds, rounds) if rounds else (ROUNDS, FEWEST_ROUNDS)
     taken = samples([(call, counterpart)], most, fewest, ROW_SECONDS)[:, 0]
     logs = (taken[:, 0] / taken[:, 1]).log()
+    from scipy.stats import quantile_test  # here: importing it takes a second and a half
+
     interval = quantile_test(logs.numpy(), p=0.5).confidence_interval(CONFIDENCE)
     seconds = taken.median(dim=0).values
     return Ratio(

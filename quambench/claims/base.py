@@ -15,7 +15,6 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, ParamSpec, Self
 
-from scipy import stats
 from torch import Tensor
 
 from quambench.core.registry import Registry
@@ -53,6 +52,8 @@ class Interval:
         """Return the interval by Student's t, n - 1 degrees of freedom."""
         if n < 2 or math.isnan(standard_error):
             return cls(estimate, -math.inf, math.inf)
+        from scipy import stats  # here: importing it takes a second and a half
+
         reach = float(stats.t.isf(level / 2, n - 1)) * standard_error
         return cls(estimate, estimate - reach, estimate + reach)
 

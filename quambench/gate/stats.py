@@ -2,7 +2,8 @@
 
 scipy has the distributions and the tests. This module says how they are asked: over documents,
 since windows of one document are alike; two-sided, since a change for the better is news too; and
-with Holm's correction, which scipy lacks.
+with Holm's correction, which scipy lacks. Importing scipy.stats takes a second and a half, which results
+that are equal to the last bit need not wait for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from quambench.metrics import Terms
@@ -60,6 +60,8 @@ def paired(old: Terms, new: Terms, level: float) -> Paired:
 
 def sign_flip_p(differences: Tensor) -> tuple[float, float]:
     """Return (two-sided p of sum(differences) under random signs, the least p that this many can give)."""
+    from scipy import stats
+
     drawn = stats.permutation_test(
         (differences.numpy(),),
         lambda x, axis: np.sum(x, axis=axis),
@@ -86,10 +88,14 @@ def mcnemar(old: Tensor, new: Tensor, level: float) -> Paired:
     """
     n = len(old)
     gained, lost = int((new > old).sum()), int((new < old).sum())
-    p_value = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    p_value = 1.0
+    if gained + lost:
+        from scipy import stats
+
+        p_value = float(stats.binomtest(gained, gained + lost).pvalue)
     error = math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0)) / n
     one_way = math.floor(math.log2(2 / level)) + 1  # 2 * 2^-k < level
-    return Paired((gained - lost) / n, error, float(p_value), one_way / n, n)
+    return Paired((gained - lost) / n, error, p_value, one_way / n, n)
 
 
 def holm(p_values: Mapping[str, float], level: float) -> set[str]:
@@ -109,6 +115,8 @@ def _t_test(mean: float, error: float, n: int, level: float) -> Paired:
         return Paired(mean, math.nan, 1.0, math.inf, n)
     if error == 0:
         return Paired(mean, 0.0, 0.0, 0.0, n)
+    from scipy import stats
+
     p_value = 2 * stats.t.sf(abs(mean) / error, n - 1)
     detectable = (stats.t.isf(level / 2, n - 1) + stats.t.ppf(POWER, n - 1)) * error
     return Paired(mean, error, float(p_value), float(detectable), n)
