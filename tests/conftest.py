@@ -8,15 +8,22 @@ independent implementation, whose own rounding error is the yardstick.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
+import os
 import random
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from quambench_kernels import kept
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +32,7 @@ from quambench.models import LanguageModel, ModelConfig, build
 from quambench.models.backbone import LayerState
 from quambench.models.checkpoint import load_checkpoint, save_checkpoint
 
+BUILT = kept.cache_folder()  # of the user who runs the tests
 EPS32, EPS64 = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
 
 Pair = Callable[[torch.dtype], tuple[Tensor, Tensor]]
@@ -63,6 +71,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if test not in seen and not folders & LONG and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.smoke)
         seen.add(test)
+
+
+class Warm:
+    """Starts pytest in a fork of a process that has imported torch (tests/warm_python.py), as subprocess.Popen does."""
+
+    def __init__(self) -> None:
+        script = str(Path(__file__).with_name("warm_python.py"))
+        self._process = subprocess.Popen([sys.executable, script], stdin=PIPE, stdout=PIPE, text=True)
+
+    def start(self, arguments: Sequence[str], out: Path, err: Path) -> SimpleNamespace:
+        paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, "PYTHONPATH": paths}
+        request = {"arguments": arguments, "folder": os.getcwd(), "environment": environment, "out": str(out)}
+        print(json.dumps({**request, "err": str(err)}), file=self._process.stdin, flush=True)
+        return SimpleNamespace(stdin=None, wait=lambda timeout=None: int(self._process.stdout.readline()))
+
+    def end(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Callable[[], Warm]]:
+    """Made when the first test needs it."""
+    made = functools.cache(Warm)
+    yield made
+    if made.cache_info().currsize:
+        made().end()
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, warm, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """pytest's own; what it starts in a process of its own waits neither for torch nor for a compiler.
+
+    pytester gives each test a home of its own, where no kernel is built yet.
+    """
+    monkeypatch.setenv(kept.VARIABLE, str(BUILT))
+    plainly = pytester.popen
+
+    def popen(command, stdout=PIPE, stderr=PIPE, **more):
+        paths = map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        if tuple(command[:2]) != (sys.executable, "-mpytest") or any((p / "sitecustomize.py").exists() for p in paths):
+            return plainly(command, stdout=stdout, stderr=stderr, **more)
+        return warm().start(command[2:], Path(stdout.name), Path(stderr.name))
+
+    monkeypatch.setattr(pytester, "popen", popen)
+    return pytester
 
 
 @pytest.fixture(scope="session", name="typical_error")
