@@ -61,6 +61,8 @@ def check_named(spec):
     except QuambenchError as error:
         named, reason = None, str(error).replace("\n", " ")
     assert named is not None, f"{spec}: let a case read percentile/{spec} (got: {reason})"
+    own = {GroupingSpec: "grouping", PolicySpec: "policy", RefinementSpec: "refinement"}[type(spec)]
+    assert str(getattr(named, own)) == str(spec), f"{spec}: choose a name that no other part of a case has already"
     again = Case.parse("m", named.id.removeprefix("m/"))
     assert again == named, f"{spec}: let a case's own name be read as the same case (got {again.id} from {named.id})"
 
@@ -145,13 +147,25 @@ class FaultSpec(Spec):
         ("silent", check_documented, "give the class Silent a docstring"),
         ("unset", check_parameters, "give factor a default"),
         ("picky", check_parameters, "take its own defaults, written picky[factor=0.25]"),
-        ("silent", check_named, "let a case read percentile/silent"),
     ],
 )
 def test_the_contract_catches(fault, caught_by, says, rejected, monkeypatch):
     monkeypatch.setitem(BASES, FaultSpec, Policy)
     with rejected(says):
         caught_by(FaultSpec(fault))
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (GroupingSpec("no_such"), "let a case read percentile/no_such"),
+        (GroupingSpec("uniform"), "choose a name that no other part of a case has"),
+    ],
+    ids=str,
+)
+def test_a_name_that_a_case_cannot_have_is_noticed(spec, says, rejected):
+    with rejected(says):
+        check_named(spec)
 
 
 @pytest.mark.parametrize("rule", [check_class, check_documented, check_parameters], ids=lambda rule: rule.__name__)
