@@ -29,10 +29,10 @@ class Checks:
             wanted = ", ".join("any" if n is None else str(n) for n in sizes)
             self.refuse(f"{name} must be ({wanted}) (got {tuple(x.shape)})")
 
-    def scale(self, name: str, x: Tensor, *sizes: int) -> None:
-        """Check that x is float32 of one of the sizes; 0 stands for a single scale, of shape ()."""
-        if x.dtype != torch.float32 or not ((x.ndim == 0 and 0 in sizes) or (x.ndim == 1 and x.shape[0] in sizes)):
-            wanted = " or ".join("()" if n == 0 else f"({n},)" for n in sizes)
+    def scale(self, name: str, x: Tensor, *sizes: int | None) -> None:
+        """Check that x is float32 of one of the sizes; None stands for a single scale, of shape ()."""
+        if x.dtype != torch.float32 or not ((x.ndim == 0 and None in sizes) or (x.ndim == 1 and x.shape[0] in sizes)):
+            wanted = " or ".join("()" if n is None else f"({n},)" for n in sizes)
             self.refuse(f"{name} must be {wanted} float32 (got {tuple(x.shape)} {x.dtype})")
 
     def broadcasts(self, name: str, x: Tensor, *sizes: int) -> None:

@@ -19,7 +19,7 @@ from quambench.int8.weights import LARGEST
 from quambench.interchange.outside import find_calibration
 from quambench.observers import ObserverSpec
 from quambench.policy import POLICIES, PolicySpec
-from quambench.policy.base import check_grouping, groupings, is_clustering
+from quambench.policy.base import check_grouping, clusterings, groupings, is_clustering
 
 QUAMBA = PolicySpec("quamba")
 _TASKS = "tasks="
@@ -204,7 +204,7 @@ def _part(text: str) -> dict[str, Any]:
     if name in groupings() or is_clustering(text) or GroupingSpec.miswritten(text):
         check_grouping(text)
         return {"grouping": text}
-    known = [*groupings(), "4x4", "adaptive", *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]
+    known = [*groupings(), "4x4", *clusterings(), *POLICIES, *REFINEMENTS, *SIZES, "gptq", "weights=channel", "w8a8"]
     raise UnknownName("part of a case", text, known)
 
 

@@ -20,7 +20,7 @@ from quambench.models.checkpoint import bundled_names
 from quambench.models.sites import ARCHITECTURES
 from quambench.observers import OBSERVERS
 from quambench.policy import POLICIES
-from quambench.policy.base import PER_TENSOR, groupings
+from quambench.policy.base import PER_TENSOR, clusterings, groupings
 
 Rows = list[dict[str, object]]
 
@@ -48,10 +48,10 @@ def _groupings() -> Rows:
     rows: Rows = [{"name": PER_TENSOR, "parameters": "-", "what": "One scale."}]
     finer = [n for n in groupings() if n != PER_TENSOR]
     rows += [{"name": n, "parameters": "-", "what": _first_line(GRANULARITIES[n])} for n in finer]
-    clusterings = {"2x2, 4x4, NxM": GroupingSpec("2x2"), "adaptive": GroupingSpec("adaptive")}
-    for name, spec in clusterings.items():
+    clustered = {"2x2, 4x4, NxM": GroupingSpec("2x2"), **{name: GroupingSpec(name) for name in clusterings()}}
+    for name, spec in clustered.items():
         parameters = ", ".join(f"{f.name}={written(cast(Value, f.default))}" for f in spec.settable().values())
-        rows.append({"name": name, "parameters": parameters, "what": "Mamba2: " + _first_line(spec.found())})
+        rows.append({"name": name, "parameters": parameters or "-", "what": "Mamba2: " + _first_line(spec.found())})
     in_order = [n for n in GROUPINGS if n in finer]
     rows += [
         {"name": f"{n}/quamba2", "parameters": "-", "what": "Mamba2: " + _first_line(GROUPINGS[n])} for n in in_order

@@ -11,7 +11,7 @@ from quambench.core.errors import BadParameter, UnknownName
 from quambench.core.registry import Registry
 from quambench.core.spec import Spec
 from quambench.grids.granularity import GRANULARITIES, GROUPS, UNQUANTIZED
-from quambench.grouping import GroupingSpec
+from quambench.grouping import GROUPINGS, GroupingSpec
 from quambench.grouping.outside import is_outside
 from quambench.models.config import ModelConfig
 from quambench.models.sites import Site, sites_of
@@ -78,6 +78,11 @@ def groupings() -> tuple[str, ...]:
     return (PER_TENSOR, *(name for name in GRANULARITIES if name != "tensor"))
 
 
+def clusterings() -> tuple[str, ...]:
+    """Return the names of registered groupings that are no granularity; "clustered" goes by its numbers."""
+    return tuple(name for name in GROUPINGS if name not in (*groupings(), "clustered"))
+
+
 def check_grouping(name: str) -> None:
     """Check that a case may name this grouping. raises UnknownName, BadParameter"""
     if name in groupings():
@@ -86,14 +91,14 @@ def check_grouping(name: str) -> None:
     if bare in groupings():
         raise BadParameter(f"the grouping {bare} takes no parameters: write {bare} (got {name!r})")
     if not is_clustering(bare) and not GroupingSpec.miswritten(name):
-        raise UnknownName("grouping", name, (*groupings(), "2x2", "4x4", "8x8", "16x16", "adaptive"))
+        raise UnknownName("grouping", name, (*groupings(), "2x2", "4x4", "8x8", "16x16", *clusterings()))
     GroupingSpec.parse(name)
 
 
 def is_clustering(name: str) -> bool:
-    """Whether a grouping clusters heads and channels by what calibration saw: "4x4", "adaptive", one from outside."""
+    """Whether a grouping is one of heads and channels: "4x4", "adaptive" and its like, one from outside."""
     bare = name.partition("[")[0]
-    return bool(GroupingSpec(bare).numbers and name != PER_TENSOR) or bare == "adaptive" or is_outside(bare)
+    return bool(GroupingSpec(bare).numbers and name != PER_TENSOR) or bare in clusterings() or is_outside(bare)
 
 
 def observer_at(site: Site, observer: ObserverSpec) -> ObserverSpec:

@@ -50,7 +50,9 @@ def calls():
 
 
 def test_all_operations_were_called(calls):
-    assert {name for name, _ in calls} == OPERATIONS
+    called = {name for name, _ in calls}
+    assert not called - OPERATIONS, f"write {called - OPERATIONS} into OPERATIONS above, so that they are judged here"
+    assert not OPERATIONS - called, f"call {OPERATIONS - called} in a probe, in quambench/gate/probes/operators.py"
 
 
 def by_each(name, args):

@@ -40,7 +40,7 @@ def hadamard_quantize(x: Tensor, scale: Tensor, base: Tensor, *, q_max: int = 12
     times, rest = divmod(x.shape[-1] if x.ndim else 0, len(base))
     if rest or times < 1 or times & (times - 1):
         check.refuse(f"x must be (..., {len(base)} * 2^k) (got {tuple(x.shape)})")
-    check.scale("scale", scale, 0)
+    check.scale("scale", scale, None)
     check.q_max(q_max)
     check.together(x=x, scale=scale, base=base)
     return _run(x, scale, base, q_max, impl)

@@ -48,7 +48,7 @@ def int8_causal_conv1d(
     """
     check = Checks(OP)
     _check_inputs(check, x_q, x_scale, weight, bias, history_q, q_max)
-    check.scale("out_scale", out_scale, 0, x_q.shape[2])
+    check.scale("out_scale", out_scale, None, x_q.shape[2])
     check.together(x_q=x_q, out_scale=out_scale)
     return _run(x_q, x_scale, weight, bias, history_q, out_scale, q_max, impl)
 
@@ -102,7 +102,7 @@ def _check_inputs(
     check.dtype("x_q", x_q, torch.int8)
     check.dtype("history_q", history_q, torch.int8)
     check.dtype("weight", weight, torch.float32)
-    check.scale("x_scale", x_scale, 0, x_q.shape[2])
+    check.scale("x_scale", x_scale, None, x_q.shape[2])
     check.q_max(q_max)
     check.together(x_q=x_q, x_scale=x_scale, weight=weight, bias=bias, history_q=history_q)
 

@@ -56,11 +56,11 @@ def int8_linear(
         check.refuse("a bias or an out_scale needs a scale, without which the integers stand for nothing")
     n = w_q.shape[0]
     if scale is not None:
-        check.scale("scale", scale, 0, n)
+        check.scale("scale", scale, None, n)
     if bias is not None:
         check.scale("bias", bias, n)
     if out_scale is not None:
-        check.scale("out_scale", out_scale, 0, n)
+        check.scale("out_scale", out_scale, None, n)
     check.q_max(q_max)
     check.together(x_q=x_q, w_q=w_q, scale=scale, bias=bias, out_scale=out_scale)
     return _run(x_q, w_q, scale, bias, out_scale, q_max, impl)

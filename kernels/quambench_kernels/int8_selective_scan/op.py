@@ -71,9 +71,9 @@ def int8_selective_scan(
     for name, x in (("u_q", u_q), ("dt_q", dt_q), ("B_q", B_q), ("C_q", C_q), ("z_q", z_q), ("state_q", state_q)):
         check.dtype(name, x, torch.int8)
     for name, x in (("u_scale", u_scale), ("B_scale", B_scale), ("C_scale", C_scale)):
-        check.scale(name, x, 0)
-    check.scale("dt_scale", dt_scale, 0, width)
-    check.scale("z_scale", z_scale, 0, width)
+        check.scale(name, x, None)
+    check.scale("dt_scale", dt_scale, None, width)
+    check.scale("z_scale", z_scale, None, width)
     check.broadcasts("state_scale", state_scale, width, n)
     check.q_max(q_max)
     check.together(u_q=u_q, u_scale=u_scale, dt_q=dt_q, dt_scale=dt_scale, A=A, B_q=B_q, B_scale=B_scale, C_q=C_q,

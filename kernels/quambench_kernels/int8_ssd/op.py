@@ -66,7 +66,7 @@ def int8_ssd(
     for name, x in (("A", A), ("D", D), ("dt_bias", dt_bias)):
         check.dtype(name, x, torch.float32)
     for name, q, scale in (("x", x_q, x_scale), ("dt", dt_q, dt_scale), ("B", B_q, B_scale), ("C", C_q, C_scale)):
-        check.scale(f"{name}_scale", scale, 0, q.shape[2:].numel())
+        check.scale(f"{name}_scale", scale, None, q.shape[2:].numel())
     check.broadcasts("state_scale", state_scale, *state_q.shape[1:])
     check.q_max(q_max)
     inputs = (x_q, x_scale, dt_q, dt_scale, A, B_q, B_scale, C_q, C_scale, D, dt_bias, state_q, state_scale)

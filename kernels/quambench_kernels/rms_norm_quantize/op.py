@@ -96,7 +96,7 @@ def gated_rms_norm_quantize(
     check.shape("z", z, *x.shape)
     check.dtype("z", z, x.dtype if z_scale is None else torch.int8)
     if z_scale is not None:
-        check.scale("z_scale", z_scale, 0, x.shape[-1])
+        check.scale("z_scale", z_scale, None, x.shape[-1])
     check.together(x=x, z=z, z_scale=z_scale)
     _check(check, x, gain, n_groups, scale, q_max)
     if records_gradients(OP, impl, x, z, gain):
@@ -112,7 +112,7 @@ def _check(check: Checks, x: Tensor, gain: Tensor | None, n_groups: int, scale: 
         check.shape("gain", gain, x.shape[-1])
         check.alike(x=x, gain=gain)
     if scale is not None:
-        check.scale("scale", scale, 0)
+        check.scale("scale", scale, None)
     check.q_max(q_max)
     check.together(x=x, scale=scale)
 

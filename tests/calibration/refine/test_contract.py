@@ -15,15 +15,20 @@ from quambench.grids.precision import Precision
 from quambench.models.sites import sites_of
 
 SMALL = "steps=8,batch=2,train=6,validation=3,length=9,piece=3,every=2,rate=0.1"
-KINDS = {
-    "kl": f"learned[{SMALL}]",
-    "nll": f"learned[loss=nll,{SMALL}]",
-    "adaround": f"adaround[{SMALL}]",
-}
+OURS = {"kl": f"learned[{SMALL}]", "nll": f"learned[loss=nll,{SMALL}]", "adaround": f"adaround[{SMALL}]"}
+
+
+def few_steps(name):
+    """A registered refinement with those parameters of SMALL that it has."""
+    known = RefinementSpec(name).settable()
+    return f"{name}[{','.join(part for part in SMALL.split(',') if part.partition('=')[0] in known)}]"
+
+
+KINDS = OURS | {name: few_steps(name) for name in REFINEMENTS if name not in ("learned", "adaround")}
 PIECES = (adaround, learned, training)  # modules that a fault is planted in
 
 
-@pytest.fixture(params=["kl", "adaround"])  # nll differs from kl in one line, which test_learned judges
+@pytest.fixture(params=[kind for kind in KINDS if kind != "nll"])  # which differs from kl in a line: see test_learned
 def refinement(request):
     return spec(request.param)
 
@@ -32,14 +37,22 @@ def spec(kind, **changes):
     return dataclasses.replace(RefinementSpec.parse(KINDS[kind]).build(), **changes)
 
 
+def changed(refinement, **values):
+    """The refinement with other values for those of these parameters that it has."""
+    known = {field.name for field in dataclasses.fields(refinement)}
+    return dataclasses.replace(refinement, **{name: value for name, value in values.items() if name in known})
+
+
 def plant(monkeypatch, name, fault):
     for module in PIECES:
         if hasattr(module, name):
             monkeypatch.setattr(module, name, fault)
 
 
-def test_every_refinement_is_judged_here():
+def test_every_refinement_is_judged_here(refinement):
     assert {RefinementSpec.parse(text).name for text in KINDS.values()} == set(REFINEMENTS)
+    assert changed(refinement, no_such_parameter=1.0) == refinement
+    assert few_steps("learned") == OURS["kl"]
 
 
 # The validation part
@@ -74,15 +87,17 @@ def assert_parts_keep_apart(setting, refinement):
     """Other validation sequences: the training part's loss at the start is the same; and the reverse."""
     validates = torch.arange(len(setting.sequences)) % 4 == 0
     usual = setting.refined(refinement)
-    for changed, kept, moved in ((validates, "train", "validation"), (~validates, "validation", "train")):
-        tokens = torch.where(changed[:, None], (setting.sequences + 7) % 50, setting.sequences)
+    for turned, kept, moved in ((validates, "train", "validation"), (~validates, "validation", "train")):
+        tokens = torch.where(turned[:, None], (setting.sequences + 7) % 50, setting.sequences)
         found = dataclasses.replace(setting, sequences=tokens).refined(refinement)
-        assert found.losses[f"{kept}.start"] == usual.losses[f"{kept}.start"]
-        assert found.losses[f"{moved}.start"] != usual.losses[f"{moved}.start"]
+        for part, same in ((kept, True), (moved, False)):
+            assert (found.losses[f"{part}.start"] == usual.losses[f"{part}.start"]) == same, (
+                f"{type(refinement).__name__}: take every fourth sequence to validate, by Parts.of, and no other"
+            )
 
 
 def test_no_loss_is_over_both_parts(setting, refinement):
-    assert_parts_keep_apart(setting, dataclasses.replace(refinement, steps=1.0))
+    assert_parts_keep_apart(setting, changed(refinement, steps=1.0))
 
 
 @pytest.mark.parametrize("kind", ["kl", "adaround"])
@@ -98,7 +113,8 @@ def test_judging_by_the_training_part_is_noticed(setting, kind, monkeypatch):
         assert_parts_keep_apart(setting, spec(kind, steps=1.0))
 
 
-def test_what_trains_is_the_training_part(setting, refinement):
+@pytest.mark.parametrize("kind", ["kl", "adaround"])  # which train by `descend`
+def test_what_trains_is_the_training_part(setting, kind):
     """With the judges' sequences changed, the same scales are proposed: seen where judgement accepts all."""
     validates = torch.arange(len(setting.sequences)) % 4 == 0
     found = []
@@ -106,7 +122,7 @@ def test_what_trains_is_the_training_part(setting, refinement):
         tokens = torch.where(validates[:, None], (setting.sequences + shift) % 50, setting.sequences)
         with pytest.MonkeyPatch.context() as patch:
             plant(patch, "descend", last_wins)
-            found.append(dataclasses.replace(setting, sequences=tokens).refined(refinement).calibration)
+            found.append(dataclasses.replace(setting, sequences=tokens).refined(spec(kind)).calibration)
     assert found[0].digest == found[1].digest != setting.start.digest
 
 
@@ -128,22 +144,24 @@ def last_wins(scales, loss, judge, steps, rate, every, progress=lambda done: Non
 
 def assert_the_best_is_kept(setting, refinement):
     """What is handed back is what was judged, and no worse than the start by the judges' own measure."""
-    found = setting.refined(refinement)
+    found, name = setting.refined(refinement), type(refinement).__name__
     losses = found.losses
-    assert losses["validation.end"] <= losses["validation.start"]
-    again = dataclasses.replace(setting, start=found.calibration).refined(dataclasses.replace(refinement, steps=1.0))
-    assert again.losses["validation.start"] == losses["validation.end"]
-    assert again.losses["train.start"] == losses["train.end"]
-    if found.best_step == 0:
-        assert found.calibration is setting.start
-        assert losses["validation.end"] == losses["validation.start"]
-    else:
-        assert losses["validation.end"] < losses["validation.start"]
+    better = losses["validation.end"] < losses["validation.start"]
+    assert better or losses["validation.end"] == losses["validation.start"], (
+        f"{name}: give back the start where no step was better on the validation part"
+    )
+    again = dataclasses.replace(setting, start=found.calibration).refined(changed(refinement, steps=1.0))
+    for part in ("validation", "train"):
+        assert again.losses[f"{part}.start"] == losses[f"{part}.end"], (
+            f"{name}: tell the {part} loss of the scales that are given back, not of others"
+        )
+    assert better == (found.best_step > 0), f"{name}: set best_step to 0 where nothing was better, and there alone"
+    assert better or found.calibration is setting.start, f"{name}: give back the start itself where nothing was better"
 
 
 @pytest.mark.parametrize("rate", [0.02, 20.0])
 def test_the_best_is_kept(setting, refinement, rate):
-    assert_the_best_is_kept(setting, dataclasses.replace(refinement, rate=rate))
+    assert_the_best_is_kept(setting, changed(refinement, rate=rate))
 
 
 @pytest.mark.parametrize("kind", ["kl", "adaround"])  # the labels are too few to tell good scales from bad
@@ -154,8 +172,9 @@ def test_the_last_instead_of_the_best_is_noticed(setting, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e300])
-def test_an_absurd_rate_gives_back_the_start(setting, refinement, rate):
-    found = setting.refined(dataclasses.replace(refinement, rate=rate))
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "rate" in KINDS[kind] and kind != "nll"])
+def test_an_absurd_rate_gives_back_the_start(setting, kind, rate):
+    found = setting.refined(spec(kind, rate=rate))
     assert found.best_step == 0
     assert found.calibration is setting.start
     assert found.losses["validation.end"] == found.losses["validation.start"]
@@ -220,25 +239,88 @@ def test_a_gradient_of_the_wrong_sign_is_noticed(make_setting, kind, monkeypatch
 # What else is owed
 
 
-def test_twice_is_the_same_to_the_bit_and_nobodys_randomness_is_touched(setting, refinement):
-    first = setting.refined(refinement)
+def assert_twice_is_the_same(setting, refinement):
+    """To the bit, whatever torch's own stream of chance is at, and that stream stays there."""
+    name, first = type(refinement).__name__, setting.refined(refinement)
     with torch.random.fork_rng():
         torch.manual_seed(1234)
         before = torch.random.get_rng_state()
         second = setting.refined(refinement)
-        assert torch.equal(torch.random.get_rng_state(), before)
-    assert first.losses == second.losses
-    assert first.best_step == second.best_step
-    assert first.calibration.digest == second.calibration.digest
+        untouched = torch.equal(torch.random.get_rng_state(), before)
+    assert untouched, f"{name}: draw from a torch.Generator of your own, not from torch's stream"
+    one, other = ((found.losses, found.best_step, found.calibration.digest) for found in (first, second))
+    assert one == other, f"{name}: give equal scales and losses for equal arguments; seed whatever draws"
+
+
+def test_twice_is_the_same_to_the_bit_and_nobodys_randomness_is_touched(setting, refinement):
+    assert_twice_is_the_same(setting, refinement)
+
+
+def assert_what_is_given_is_left_alone(setting, refinement):
+    whose, weights = type(refinement).__name__, {n: p.clone() for n, p in setting.prepared.named_parameters()}
+    before = setting.start.digest
+    setting.refined(refinement)
+    assert setting.start.digest == before, f"{whose}: train a copy of the start's scales, not these themselves"
+    for name, p in setting.prepared.named_parameters():
+        kept = torch.equal(p, weights[name]) and p.grad is None and not p.requires_grad
+        assert kept, f"{whose}: leave the float model's {name} alone, its gradient too"
 
 
 def test_the_float_model_and_the_start_are_left_alone(setting, refinement):
-    weights = {name: p.clone() for name, p in setting.prepared.named_parameters()}
-    before = setting.start.digest
-    setting.refined(refinement)
-    assert setting.start.digest == before
-    for name, p in setting.prepared.named_parameters():
-        assert torch.equal(p, weights[name]) and p.grad is None and not p.requires_grad, name
+    assert_what_is_given_is_left_alone(setting, refinement)
+
+
+class Faulty:
+    """A refinement that does something on the way; a subclass says what."""
+
+    def refine(self, prepared, quantized, start, sequences, progress):
+        self.spoil(prepared, start)
+        return spec("kl", steps=1.0).refine(prepared, quantized, start, sequences, progress)
+
+
+class Draws(Faulty):
+    def spoil(self, prepared, start):
+        torch.rand(1)
+
+
+class GoesOn(Faulty):
+    """Scales that depend on how often it was called."""
+
+    times = 0
+
+    def spoil(self, prepared, start):
+        self.times += 1
+        start.scales[HEAD].mul_(1 + self.times)
+
+
+class WritesToTheStart(Faulty):
+    def spoil(self, prepared, start):
+        start.scales[HEAD].mul_(2)
+
+
+class WritesToTheModel(Faulty):
+    def spoil(self, prepared, start):
+        next(iter(prepared.parameters())).add_(1)
+
+
+class LeavesGradients(Faulty):
+    def spoil(self, prepared, start):
+        next(iter(prepared.parameters())).requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("fault", "caught_by", "says"),
+    [
+        (Draws, assert_twice_is_the_same, "draw from a torch.Generator of your own"),
+        (GoesOn, assert_twice_is_the_same, "give equal scales and losses"),
+        (WritesToTheStart, assert_what_is_given_is_left_alone, "train a copy of the start's scales"),
+        (WritesToTheModel, assert_what_is_given_is_left_alone, "leave the float model's"),
+        (LeavesGradients, assert_what_is_given_is_left_alone, "its gradient too"),
+    ],
+)
+def test_what_does_more_than_refine_is_noticed(make_setting, fault, caught_by, says):
+    with pytest.raises(AssertionError, match=says):
+        caught_by(make_setting("mamba"), fault())
 
 
 @pytest.mark.parametrize("grain", [1, 3])  # 0 is everybody else's
@@ -331,10 +413,10 @@ def test_what_makes_no_sense_is_refused_in_one_line(text):
         RefinementSpec.parse(text)
 
 
-@pytest.mark.parametrize("name", REFINEMENTS)
+@pytest.mark.parametrize("name", ["learned", "adaround"])
 def test_a_default_written_out_is_the_same_refinement(name):
+    """Of every refinement tests/contract/test_specs.py asks the rest."""
     bare = RefinementSpec(name).complete
-    assert RefinementSpec.parse(str(bare)).complete == bare
     assert RefinementSpec.parse(f"{name}[steps={bare.build().steps:g}]").complete == bare
 
 
