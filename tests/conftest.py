@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -81,11 +82,17 @@ class Warm:
         self._process = subprocess.Popen([sys.executable, script], stdin=PIPE, stdout=PIPE, text=True)
 
     def start(self, arguments: Sequence[str], out: Path, err: Path) -> SimpleNamespace:
+        """Return what pytester uses of a Popen; one is waited for before the next is started."""
         paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
         environment = {**os.environ, "PYTHONPATH": paths}
         request = {"arguments": arguments, "folder": os.getcwd(), "environment": environment, "out": str(out)}
         print(json.dumps({**request, "err": str(err)}), file=self._process.stdin, flush=True)
-        return SimpleNamespace(stdin=None, wait=lambda timeout=None: int(self._process.stdout.readline()))
+        return SimpleNamespace(stdin=None, wait=self._wait, kill=self._process.kill)
+
+    def _wait(self, timeout: float | None = None) -> int:
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("pytest", timeout)
+        return int(self._process.stdout.readline())
 
     def end(self) -> None:
         self._process.communicate()
