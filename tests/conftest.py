@@ -74,6 +74,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         seen.add(test)
 
 
+def interpreters_own() -> dict[str, str]:
+    """Variables that an interpreter reads when it starts, and a fork of one does not."""
+    own = ("PYTHON", "LC_", "LANG")
+    return {name: value for name, value in os.environ.items() if name.startswith(own) and name != "PYTHONPATH"}
+
+
+AT_FIRST = interpreters_own()
+
+
 class Warm:
     """Starts pytest in a fork of a process that has imported torch (tests/warm_python.py), as subprocess.Popen does."""
 
@@ -118,7 +127,8 @@ def pytester(pytester: pytest.Pytester, warm, monkeypatch: pytest.MonkeyPatch) -
 
     def popen(command, stdout=PIPE, stderr=PIPE, **more):
         paths = map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        if tuple(command[:2]) != (sys.executable, "-mpytest") or any((p / "sitecustomize.py").exists() for p in paths):
+        new = interpreters_own() != AT_FIRST or any((path / "sitecustomize.py").exists() for path in paths)
+        if new or tuple(command[:2]) != (sys.executable, "-mpytest"):
             return plainly(command, stdout=stdout, stderr=stderr, **more)
         return warm().start(command[2:], Path(stdout.name), Path(stderr.name))
 

@@ -712,7 +712,7 @@ def pytest_runtest_logreport(report):
 STOPS = """
 def pytest_sessionstart(session):
     import os, pickle, signal
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(session.config, "workerinput"):
         return
     loads = pickle.loads
     def stopped(sent):
