@@ -28,6 +28,8 @@ def site():
         yield argparse.Namespace(check=check, commands=commands, docstrings=docstrings, make=make)
     finally:
         sys.path.remove(str(SITE))
+        for name in ("check", "commands", "docstrings", "make"):  # tests/mutants has a make of its own
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
