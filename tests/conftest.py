@@ -14,6 +14,7 @@ import math
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +135,16 @@ def pytester(pytester: pytest.Pytester, warm, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(pytester, "popen", popen)
     return pytester
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """Ctrl-C, TERM and HUP as a new process has them: tests run under the plug-in, which has handlers of its own."""
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", name="typical_error")

@@ -17,16 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-SLOW = (
-    "torch",
-    "torch.export",
-    "scipy.stats",
-    "scipy.optimize",
-    "safetensors.torch",
-    "tokenizers",
-    "tabulate",
-    "pytest",
-)
+SLOW = ("torch", "scipy.stats", "safetensors.torch", "tokenizers", "tabulate", "pytest")
 
 
 def serve() -> None:
@@ -47,9 +38,9 @@ def _begin(request: Mapping[str, Any]) -> None:
         opened = os.open(path, os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY)
         os.dup2(opened, number)
         os.close(opened)
-    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        signal.signal(number, default)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])

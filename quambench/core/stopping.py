@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+ENDING = (signal.SIGINT, *SIGNALS)
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -46,8 +47,8 @@ def as_interrupts() -> Iterator[Callable[[], None]]:
         late.append(number)
 
     with ExitStack() as stack:
-        stack.enter_context(_handled({number: stop for number in SIGNALS}, only=(signal.SIG_DFL,)))
-        noted = {number: note for number in (signal.SIGINT, *SIGNALS)}
+        stack.enter_context(_handled(dict.fromkeys(SIGNALS, stop), only=(signal.SIG_DFL,)))
+        noted = dict.fromkeys(ENDING, note)
         yield lambda: stack.enter_context(_handled(noted, only=(stop, signal.default_int_handler)))
     for number in late:
         if number != signal.SIGINT:
@@ -65,7 +66,7 @@ def held_back() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
 
-    with _handled({number: note for number in (signal.SIGINT, *SIGNALS)}):
+    with _handled(dict.fromkeys(ENDING, note)):
         yield
     if came:
         signal.raise_signal(came[0])
@@ -79,7 +80,7 @@ def at_once() -> Iterator[None]:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nquambench: interrupted while it was starting\n")
         os._exit(128 + number)
 
-    with _handled({number: leave for number in (signal.SIGINT, *SIGNALS)}):
+    with _handled(dict.fromkeys(ENDING, leave)):
         yield
 
 

@@ -26,7 +26,7 @@ WITH_BOOL = (*NUMBERS, torch.bool)
 
 
 class Rule(enum.Enum):
-    """What an array does when its case is repeated, and so the way in which the gate compares it.
+    """The rule by which the gate compares an array; it follows from what a repetition of the case does to the array.
 
     EXACT      counts and labels: equal on every machine
     REFERENCE  output and weights of the float model: computed in float64, stored by way of float32
@@ -44,7 +44,7 @@ class Rule(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class EvidenceField:
-    """What is known of the arrays whose names fit a pattern.
+    """The form and the meaning of all arrays whose names fit a pattern.
 
     name           a pattern of names, with * for any letters
     what           the quantity, in words

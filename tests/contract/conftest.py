@@ -1,4 +1,4 @@
-"""What the suites of several registries share. A rule is a function `check_...`; its twin is a fault."""
+"""Fixtures that the suites of several registries share. A rule is a function `check_...`; its twin is a fault."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def results(found):
 
 
 def refusal(function, arguments):
-    """What is raised, or None."""
+    """Return the exception that a call raises, or None."""
     try:
         function(**arguments)
     except Exception as error:

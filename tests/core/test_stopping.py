@@ -12,15 +12,7 @@ import pytest
 
 from quambench.core.stopping import SIGNALS, Stopped, as_interrupts, at_once, code_of, held_back
 
-
-@pytest.fixture(autouse=True)
-def untouched():
-    """These tests run under the plug-in, which has its own handlers set."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
+pytestmark = pytest.mark.usefixtures("own_signals")
 
 # What runs in the background has inherited that Ctrl-C and HUP are ignored.
 OWN = """
@@ -150,17 +142,10 @@ def test_in_another_thread_nothing_is_set():
 )
 def test_what_is_held_back_ends_and_then_the_first_signal_is_heard(sent, raised):
     done = []
-    with as_interrupts():
-        before = [signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)]
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-        try:
-            with pytest.raises(raised), held_back():
-                for number in sent:
-                    signal.raise_signal(number)
-                done.append(True)
-        finally:
-            for number, handler in zip((signal.SIGINT, *SIGNALS), before, strict=True):
-                signal.signal(number, handler)
+    with as_interrupts(), pytest.raises(raised), held_back():
+        for number in sent:
+            signal.raise_signal(number)
+        done.append(True)
     assert done
 
 

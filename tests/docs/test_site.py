@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from quambench.gate.verdicts import Status
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "site"
+MODULES = ("check", "commands", "docstrings", "make")
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +22,10 @@ def site():
     """The modules of docs/site, which are no package."""
     sys.path.insert(0, str(SITE))
     try:
-        import check
-        import commands
-        import docstrings
-        import make
-
-        yield argparse.Namespace(check=check, commands=commands, docstrings=docstrings, make=make)
+        yield argparse.Namespace(**{name: import_module(name) for name in MODULES})
     finally:
         sys.path.remove(str(SITE))
-        for name in ("check", "commands", "docstrings", "make"):  # tests/mutants has a make of its own
+        for name in MODULES:  # tests/mutants has a make of its own
             sys.modules.pop(name, None)
 
 

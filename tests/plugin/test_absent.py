@@ -122,17 +122,6 @@ def all_stored(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own_signals():
-    """These tests run under the plug-in, which has handlers set; a run in this process sets its own."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
-    before = [signal.signal(number, handler) for number, handler in zip(numbers, handlers, strict=True)]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
-@pytest.fixture
 def whole(run, pytester, all_stored):
     """`run`, with all cases stored."""
     if not all_stored.exists():

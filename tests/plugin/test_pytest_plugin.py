@@ -65,8 +65,8 @@ def run(pytester, world):
     (suites / "test_alpha.py").write_text(SUITE)
 
     def go(*options, fault="", model=True, asked=None):
-        unasked = "" if asked or (asked is None and fault) else UNASKED
-        pytester.makeconftest(CONFTEST.format(fault=unasked + fault))
+        asks = bool(fault) if asked is None else asked
+        pytester.makeconftest(CONFTEST.format(fault=fault if asks else UNASKED + fault))
         fixed = ["--qb-corpus", str(world / "corpus"), "-p", "no:cacheprovider", "--import-mode=importlib"]
         if model:
             fixed += ["--qb-model", str(world / "tiny-model")]

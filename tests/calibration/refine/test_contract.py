@@ -415,7 +415,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(text):
 
 @pytest.mark.parametrize("name", ["learned", "adaround"])
 def test_a_default_written_out_is_the_same_refinement(name):
-    """Of every refinement tests/contract/test_specs.py asks the rest."""
+    """The rest is asked of every refinement in tests/contract/test_specs.py."""
     bare = RefinementSpec(name).complete
     assert RefinementSpec.parse(f"{name}[steps={bare.build().steps:g}]").complete == bare
 
